@@ -1,0 +1,1 @@
+"""The API accepts queries and relays what becomes of them. It knows HTTP and no agent."""

@@ -1,0 +1,59 @@
+"""`python -m api`: serve the API until told to stop. Start as many as you like behind any load balancer."""
+
+from __future__ import annotations
+
+import logging
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from api.app import create_app
+from shared import logs
+from shared.settings import WrongSettings, read
+
+STOP_SECONDS = 5
+
+
+class Server(uvicorn.Server):
+    """uvicorn, with streams that end at an event boundary when it is told to stop."""
+
+    def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop taking requests, and let go of followers; they resume elsewhere."""
+        if hasattr(self._app.state, "parts"):
+            self._app.state.parts.relay.close()
+        super().handle_exit(sig, frame)
+
+
+def main() -> None:
+    """Serve."""
+    settings = read()
+    if not settings.api_keys:
+        raise WrongSettings(["API_KEYS is not set: nobody could call. `python -m shared.keys TENANT` makes a key."])
+    logs.configure(settings)
+    logging.getLogger("uvicorn.error").setLevel(settings.log_level)
+    app = create_app(settings)
+    server = Server(
+        app,
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+        ),
+    )
+    server.run()
+
+
+if __name__ == "__main__":
+    main()

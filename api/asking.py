@@ -1,0 +1,58 @@
+"""Take a query in, ring for a worker, and wait for its end where the caller does."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+from api.dependencies import Parts
+from api.identity import Owner
+from api.problems import invalid
+from api.resources import NewQuery
+from api.run_rows import owned_run
+from shared.runs import Query, accept
+
+
+async def ask(service: Parts, caller: Owner, new: NewQuery) -> Any:
+    """Store the query as a run, ring, and return its row; once this returns, it will be answered.
+
+    Raises:
+        Refused: 422, the deadline is further away than this service allows.
+        Refusal: there is no such thread or agent, or the thread is busy.
+    """
+    settings = service.settings
+    deadline = new.deadline_s or settings.run_deadline_seconds
+    if deadline > settings.max_run_deadline_seconds:
+        raise invalid("/deadline_s", "less_than_equal", f"At most {settings.max_run_deadline_seconds:g} seconds")
+    accepted = await accept(
+        service.database,
+        Query(
+            tenant=caller.tenant,
+            user_id=caller.user_id,
+            thread_id=new.thread_id,
+            agent_type=new.agent_type,
+            query=new.query,
+            deadline_seconds=deadline,
+            reject_if_busy=new.multitask_strategy == "reject",
+            metadata=new.metadata,
+        ),
+    )
+    await service.lanes.ring([accepted.ring])
+    return await owned_run(service.database, caller, accepted.run_id)
+
+
+async def ended(service: Parts, run: Any, seconds: float) -> bool:
+    """Wait until a run has ended and its end is stored; False if it has not within so many seconds."""
+    try:
+        async with asyncio.timeout(seconds), service.relay.follow(run) as feed:
+            while not feed.ended and not service.relay.closing:
+                await feed.changed(seconds)
+            return feed.ended
+    except TimeoutError:
+        return False
+
+
+def run_url(run_id: UUID) -> str:
+    """Say where a run is."""
+    return f"/api/v1/runs/{run_id}"

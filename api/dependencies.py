@@ -1,0 +1,34 @@
+"""What routes are given: the parts that `app.py` put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.relay import Relay
+from shared.event_log import EventLog
+from shared.lanes import Lanes
+from shared.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of an API process."""
+
+    settings: Settings
+    database: AsyncEngine
+    redis: Redis
+    lanes: Lanes
+    event_log: EventLog
+    relay: Relay
+
+
+def _parts(request: Request) -> Parts:
+    return cast("Parts", request.app.state.parts)
+
+
+Service = Annotated[Parts, Depends(_parts)]

@@ -1,0 +1,219 @@
+"""What is known of one followed run, shared by all its followers: its newest text, and the events it told.
+
+Pure bookkeeping: entries go in, whether from the log or live, and it says what a follower at a given id is still to be
+told. It knows neither Redis nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from shared.event_log import BEFORE_ALL, CREATED, Entry, Id, digest, end_entry, final_text
+from shared.growth import Growth
+
+KEPT_EVENTS = 256
+"""Events that a feed keeps; a follower that is further behind has them read from the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something to be told that is not a text."""
+
+    id: Id
+    name: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The text as it was at an id."""
+
+    id: Id
+    whole: str
+    before: Id | None
+    """The id of the text that `growth` grew out of."""
+    growth: Growth | None
+
+
+class Feed:
+    """One run, as far as this process knows."""
+
+    def __init__(self, run: Any) -> None:
+        self.run_id: UUID = run.id
+        self.top = CREATED
+        """The last id taken in."""
+        self.text: Text | None = None
+        self.ended = False
+        """Whether everything was told; `done` is the last event then."""
+        self.touched = asyncio.get_running_loop().time()
+        """When the last news came."""
+        self._base: tuple[Id, str] | None = None
+        """The text that the next growth is of; None after a hole, until a whole text comes."""
+        self._message_id = str(run.message_id)
+        created = {"message": {"id": str(run.user_message_id), "role": "user"}, "run_id": str(run.id)}
+        self._created = Event(CREATED, "message_created", created)
+        self._events: deque[Event] = deque()
+        self._forgotten = BEFORE_ALL
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def take_log(self, entries: Iterable[Entry]) -> bool:
+        """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
+        known = self._take(entries, holes=True)
+        self.wake()
+        return known
+
+    def take_live(self, entries: Iterable[Entry]) -> bool:
+        """Take in what was announced; False where something between is missing: read the log."""
+        known = self._take(entries, holes=False)
+        self.wake()
+        return known
+
+    def settle(self, run: Any) -> None:
+        """Take in the end from the run's row, which is the truth; what is missing before it is gone."""
+        if self.ended:
+            return
+        last, text = Id(run.attempt, run.last_entry), final_text(run)
+        if self.top.attempt < last.attempt:
+            self._begin_attempt()
+        if self.top < last and last.n > 0:
+            missed = text is not None and (self._base is None or self._base[1] != text)
+            hole = Id(last.attempt, last.n - 1) if missed else last
+            if self.top < hole and self.top != CREATED:  # With no log at all it has expired: there is nothing to miss.
+                self._tell(Event(hole, "gap", {}))
+            if missed and text is not None:
+                self.text = Text(last, text, None, None)
+        self._end(end_entry(run))
+        self.wake()
+
+    def _take(self, entries: Iterable[Entry], *, holes: bool) -> bool:
+        for entry in entries:
+            if entry.id <= self.top or self.ended:
+                continue
+            self.touched = asyncio.get_running_loop().time()
+            if entry.is_end:
+                if not self._knows_all_before(entry):
+                    return False
+                self._end(entry)
+                continue
+            if entry.id.attempt > self.top.attempt:
+                self._begin_attempt()
+            if entry.id.n != (self.top.n + 1 if entry.id.attempt == self.top.attempt else 1):
+                if not holes:
+                    return False
+                self._base = None
+                self._tell(Event(Id(entry.id.attempt, entry.id.n - 1), "gap", {}))
+            self.top = entry.id
+            if entry.event is None:
+                self._take_text(entry)
+            else:
+                self._tell(self._event(entry))
+        return True
+
+    def _take_text(self, entry: Entry) -> None:
+        grown = entry.growth
+        if grown is None:
+            whole, before = entry.text or "", None
+        elif self._base is None:
+            return
+        else:
+            before, base = self._base
+            whole = grown.of(base)
+        self._base = (entry.id, whole)
+        self.text = Text(entry.id, whole, before, grown)
+
+    def _begin_attempt(self) -> None:
+        """What the attempt before told is obsolete."""
+        self._base = None
+        self.text = None
+        self._events.clear()
+        self._forgotten = BEFORE_ALL
+
+    def _knows_all_before(self, end: Entry) -> bool:
+        body = end.body
+        attempt = end.id.attempt - 1
+        if self.top.attempt != attempt:
+            return body["last"] == 0 and "digest" not in body
+        if self.top.n < body["last"]:
+            return False
+        if self.top.n > body["last"] or "digest" not in body:
+            return True
+        return (
+            self._base is not None and len(self._base[1]) == body["length"] and digest(self._base[1]) == body["digest"]
+        )
+
+    def _end(self, entry: Entry) -> None:
+        self._tell(self._event(entry))
+        self._tell(Event(Id(entry.id.attempt, 1), "done", {"status": entry.body["status"]}))
+        self.top = Id(entry.id.attempt, 1)
+        self.ended = True
+
+    def _event(self, entry: Entry) -> Event:
+        body = entry.body
+        match entry.event:
+            case "message_started":
+                fields = {"attempt": entry.id.attempt, "reason": body["reason"]}
+            case "tool_call":
+                fields = {key: body[key] for key in ("tool_call_id", "tool_name", "args")}
+            case "tool_result":
+                fields = {key: body[key] for key in ("tool_call_id", "tool_name", "content")}
+            case "message_complete":
+                fields = {"usage": body["usage"]}
+            case "cancelled":
+                fields = {"partial": body["partial"]}
+            case "error":
+                return Event(entry.id, "error", {"error": body["error"]})
+            case other:
+                raise ValueError(f"the log of run {self.run_id} holds an unknown event {other!r}")
+        return Event(entry.id, str(entry.event), {"message_id": self._message_id, **fields})
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        if len(self._events) > KEPT_EVENTS:
+            self._forgotten = self._events.popleft().id
+
+    def has_forgotten(self, cursor: Id) -> bool:
+        """Whether a follower there must have events read from the log."""
+        return cursor < self._forgotten
+
+    def recall(self, entries: Iterable[Entry]) -> list[Event]:
+        """Turn entries read from the log back into the events that were forgotten."""
+        return [
+            self._event(entry)
+            for entry in entries
+            if entry.event is not None and entry.id.attempt == self._forgotten.attempt and entry.id <= self._forgotten
+        ]
+
+    def after(self, cursor: Id) -> Iterator[Event | Text]:
+        """Say, in order, what a follower at that id is still to be told; of the texts, the newest."""
+        if cursor < CREATED:
+            yield self._created
+        text = self.text if self.text is not None and self.text.id > cursor else None
+        for event in list(self._events):
+            if event.id <= cursor:
+                continue
+            if text is not None and text.id < event.id:
+                yield text
+                text = None
+            yield event
+        if text is not None:
+            yield text
+
+    async def changed(self, seconds: float) -> bool:
+        """Wait for news; False if there are none for so long."""
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        done, _ = await asyncio.wait([waiting], timeout=seconds)
+        self._waiting.discard(waiting)
+        return bool(done)
+
+    def wake(self) -> None:
+        """Have every follower look."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+        self._waiting.clear()

@@ -1,0 +1,70 @@
+"""Answer with the stream of a run: cursor and framing are checked before the first byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import Header, Query, Response
+
+from api.dependencies import Parts
+from api.framing import Framing, negotiate
+from api.problems import Refused
+from api.stream import Stream
+from shared.event_log import BEFORE_ALL, Id
+from shared.tables import TERMINAL
+
+CursorParameter = Annotated[str | None, Query(description="Go on after the event of this id.")]
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="The same; it counts if both are given.")]
+
+_ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})")
+
+
+def follow(
+    service: Parts,
+    run: Any,
+    *,
+    accept: str | None,
+    cursor: str | None,
+    headers: dict[str, str] | None = None,
+    hung_up: Callable[[], Awaitable[None]] | None = None,
+) -> Response:
+    """Stream a run from a cursor on.
+
+    Raises:
+        Refused: 406, the caller takes no stream; 400, the cursor is none that this run ever had.
+    """
+    framing = negotiate(accept)
+    after = cursor_of(run, cursor)
+    if run.status in TERMINAL and after == Id(run.attempt + 1, 1):
+        if framing is Framing.SSE:
+            return Response(status_code=204)
+        return Response(b"", media_type=framing.value)
+    return Stream(
+        service.relay,
+        run,
+        after,
+        framing,
+        deltas=False,
+        keepalive_seconds=service.settings.keepalive_seconds,
+        headers=headers or {},
+        hung_up=hung_up,
+    )
+
+
+def cursor_of(run: Any, cursor: str | None) -> Id:
+    """Read where a reader got to.
+
+    Raises:
+        Refused: 400, it is malformed, or beyond what the run has told.
+    """
+    if cursor is None or not cursor:
+        return BEFORE_ALL
+    if not _ID.fullmatch(cursor):
+        raise Refused(400, "The cursor is not an event id.", code="malformed_cursor")
+    given = Id.parse(cursor)
+    end = Id(run.attempt + 1, 1) if run.status in TERMINAL else Id(run.attempt + 1, 0)
+    if given > end or given == BEFORE_ALL or (given.attempt == 0 and given.n > 1):
+        raise Refused(400, "The cursor is beyond what this run has told.", code="impossible_cursor")
+    return given

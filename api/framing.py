@@ -1,0 +1,72 @@
+"""How events are written: one object each, framed for SSE or as a line of NDJSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from pydantic_core import to_json
+
+from api.problems import Refused
+from shared.event_log import Id
+
+
+_SEPARATORS = [(character.encode(), b"\\u%04x" % ord(character)) for character in "\x85\u2028\u2029"]
+
+
+class Framing(Enum):
+    """The two framings."""
+
+    NDJSON = "application/x-ndjson"
+    SSE = "text/event-stream"
+
+    @property
+    def opening(self) -> bytes:
+        """What a stream begins with: SSE clients are told how soon to come back."""
+        return b"retry: 1000\n\n" if self is Framing.SSE else b""
+
+    @property
+    def keepalive(self) -> bytes:
+        """What breaks a silence."""
+        return b":\n\n" if self is Framing.SSE else b"\n"
+
+    def frame(self, event_id: Id, name: str, fields: Mapping[str, Any]) -> bytes:
+        """Write one event. `EventSource` uses `error` for itself, so there a failed run is called `run_failed`."""
+        data = _one_line(to_json({"id": str(event_id), "event": name, **fields}))
+        if self is Framing.NDJSON:
+            return data + b"\n"
+        sse_name = "run_failed" if name == "error" else name
+        return b"id: %d-%d\nevent: %s\ndata: %s\n\n" % (*event_id, sse_name.encode(), data)
+
+
+def _one_line(data: bytes) -> bytes:
+    """Escape what JSON allows in a string and many a client's `splitlines` takes for the end of a line."""
+    for separator, escaped in _SEPARATORS:
+        if separator in data:
+            data = data.replace(separator, escaped)
+    return data
+
+
+def negotiate(accept: str | None) -> Framing:
+    """Choose the framing by the `Accept` header: SSE where it is asked for, else NDJSON.
+
+    Raises:
+        Refused: 406, the caller takes neither.
+    """
+    accepted = {_media_type(part) for part in (accept or "*/*").split(",") if not _refused(part)}
+    if Framing.SSE.value in accepted:
+        return Framing.SSE
+    if accepted & {Framing.NDJSON.value, "application/*", "*/*", "application/json", "application/jsonl"}:
+        return Framing.NDJSON
+    if "text/*" in accepted:
+        return Framing.SSE
+    raise Refused(406, "A stream is text/event-stream or application/x-ndjson.")
+
+
+def _media_type(part: str) -> str:
+    return part.partition(";")[0].strip().lower()
+
+
+def _refused(part: str) -> bool:
+    return part.replace(" ", "").lower().endswith((";q=0", ";q=0.0", ";q=0.00", ";q=0.000"))

@@ -1,0 +1,109 @@
+"""One pub/sub connection for the whole process, however many its clients, and a canary that tells when it is dead.
+
+It delivers what is published on the channels that are wanted, never waits for whoever hears it, and says of a channel
+when it is subscribed, again after every reconnect: from then on nothing is missed, and what came before must be read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+from shared.clock import new_id
+
+log = logging.getLogger(__name__)
+
+CANARY_SECONDS = 1.0
+SILENCE_SECONDS = 3.0
+"""A canary unheard for so long means that the connection is dead, whatever it says."""
+BACK_OFF_SECONDS = 0.25
+CHANNELS_A_COMMAND = 500
+
+
+class Hub:
+    """Channels that this process listens to."""
+
+    def __init__(self, redis: Redis, heard: Callable[[str, bytes], None], subscribed: Callable[[str], None]) -> None:
+        self._redis = redis
+        self._heard = heard
+        self._subscribed = subscribed
+        self._canary = f"canary:{new_id()}"
+        self._wanted: set[str] = set()
+        self._sent: set[str] = set()
+        self._changed = asyncio.Event()
+        self._echo = 0.0
+        self.connected = False
+        """Whether news arrive."""
+
+    def want(self, channel: str) -> None:
+        """Subscribe soon; `subscribed` is called once Redis has acknowledged it."""
+        self._wanted.add(channel)
+        self._changed.set()
+
+    def drop(self, channel: str) -> None:
+        """Unsubscribe soon."""
+        self._wanted.discard(channel)
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Listen for ever, on one connection after the other."""
+        while True:
+            try:
+                await self._listen()
+            except (RedisError, OSError, TimeoutError) as broken:
+                log.warning("hub.broken error=%r", broken)
+            self.connected = False
+            await asyncio.sleep(BACK_OFF_SECONDS)
+
+    async def _listen(self) -> None:
+        """Listen on one connection until it breaks."""
+        async with self._redis.pubsub() as pubsub:
+            await pubsub.subscribe(self._canary)
+            self._sent = set()
+            self._changed.set()
+            self._echo = asyncio.get_running_loop().time()
+            async with asyncio.TaskGroup() as together:
+                together.create_task(self._read(pubsub))
+                together.create_task(self._subscribe(pubsub))
+                together.create_task(self._sing())
+
+    async def _read(self, pubsub: PubSub) -> None:
+        while True:
+            message = cast("dict[str, Any] | None", await pubsub.get_message(timeout=CANARY_SECONDS))
+            if message is None:
+                continue
+            channel = message["channel"].decode()
+            if channel == self._canary:
+                self._echo = asyncio.get_running_loop().time()
+                self.connected = True
+            elif channel not in self._wanted:
+                continue
+            elif message["type"] == "message":
+                self._heard(channel, message["data"])
+            elif message["type"] == "subscribe":
+                self._subscribed(channel)
+
+    async def _subscribe(self, pubsub: PubSub) -> None:
+        """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""
+        while await self._changed.wait():
+            self._changed.clear()
+            added, dropped = list(self._wanted - self._sent), list(self._sent - self._wanted)
+            self._sent = set(self._wanted)
+            for first in range(0, len(added), CHANNELS_A_COMMAND):
+                await pubsub.subscribe(*added[first : first + CHANNELS_A_COMMAND])
+            if dropped:
+                await pubsub.unsubscribe(*dropped)
+
+    async def _sing(self) -> None:
+        while True:
+            await self._redis.publish(self._canary, b"")
+            await asyncio.sleep(CANARY_SECONDS)
+            silence = asyncio.get_running_loop().time() - self._echo
+            if silence > SILENCE_SECONDS:
+                raise TimeoutError(f"no echo for {silence:.1f} s")

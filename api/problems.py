@@ -1,0 +1,230 @@
+"""Errors as clients see them: problem documents (RFC 9457). The one place that knows which status a refusal has."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from api.request_id import HEADER as REQUEST_ID_HEADER
+from api.request_id import request_id_of
+from shared.database import is_away
+from shared.errors import NotFound, Refusal, ThreadBusy, UnknownAgent
+from shared.failures import FailureCode
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+MOST_ERRORS = 100
+
+FAILURE_STATUS: dict[FailureCode, int] = {
+    FailureCode.MODEL_UNAVAILABLE: 502,
+    FailureCode.OUTPUT_INVALID: 502,
+    FailureCode.AGENT_ERROR: 502,
+    FailureCode.USAGE_LIMIT_EXCEEDED: 502,
+    FailureCode.WORKER_CRASHED: 502,
+    FailureCode.DEADLINE_EXCEEDED: 504,
+    FailureCode.CANCELLED: 409,
+}
+"""The status of a blocking call whose run failed."""
+
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    404: "not_found",
+    405: "method_not_allowed",
+    406: "not_acceptable",
+    409: "conflict",
+    413: "body_too_large",
+    415: "unsupported_media_type",
+    422: "invalid_request",
+    500: "internal_error",
+    503: "service_unavailable",
+}
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with a request."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    pointer: str
+    """Where: a JSON Pointer into the body, or `?name` for a query parameter."""
+    code: str
+    """What kind of error, stable."""
+    message: str
+    """What is wrong, for people."""
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    """A URN that names the kind of problem."""
+    title: str
+    """The HTTP status in words."""
+    status: int
+    """The HTTP status."""
+    detail: str
+    """What is wrong, for people."""
+    instance: str
+    """The path that was called."""
+    code: str
+    """The kind of problem, stable: what programs should look at."""
+    request_id: str
+    """What the service's logs call this request; also in `X-Request-ID`."""
+    errors: list[FieldError] | None = None
+    """With 422: what is wrong where, the first hundred."""
+    run_id: str | None = None
+    """Where a run is the problem: which."""
+    thread_id: str | None = None
+    """The thread of that run."""
+
+
+class Refused(Exception):
+    """A request that is refused; nothing of it was stored."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+        errors: Sequence[FieldError] = (),
+        **members: str | None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.code = code or _CODES[status]
+        self.headers = headers or {}
+        self.errors = list(errors)[:MOST_ERRORS]
+        self.members = members
+
+
+def invalid(pointer: str, code: str, message: str) -> Refused:
+    """Refuse one part of a well-formed request."""
+    return Refused(422, "The request is not valid.", errors=[FieldError(pointer=pointer, code=code, message=message)])
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document problem responses of a route, besides those that every route can give."""
+    every = {400, 401, 422, 503}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "model": Problem, "content": {MEDIA_TYPE: {}}}
+        for status in sorted(every | set(statuses))
+    }
+
+
+def respond(request: Request, refused: Refused) -> Response:
+    """Write the problem document."""
+    problem = Problem(
+        type=f"urn:agent-relay:problem:{refused.code}",
+        title=HTTPStatus(refused.status).phrase,
+        status=refused.status,
+        detail=refused.detail,
+        instance=request.url.path,
+        code=refused.code,
+        request_id=request_id_of(request.scope),
+        errors=refused.errors or None,
+        **refused.members,
+    )
+    return Response(
+        problem.model_dump_json(exclude_none=True),
+        status_code=refused.status,
+        media_type=MEDIA_TYPE,
+        headers={REQUEST_ID_HEADER: problem.request_id, "Cache-Control": "no-store", **refused.headers},
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of the application answered with a problem document."""
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(Refusal, _refusal)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(SQLAlchemyError, _database)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)  # noqa: S101
+    return respond(request, error)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    match error:
+        case NotFound():
+            refused = Refused(404, str(error))
+        case UnknownAgent():
+            refused = invalid("/agent_type", "unknown_agent", str(error))
+        case ThreadBusy(run_id=run_id):
+            refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
+        case _:
+            raise error
+    return respond(request, refused)
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101
+    details: list[dict[str, Any]] = list(error.errors())
+    for detail in details:
+        if detail["loc"][0] == "path":  # An id that cannot be one is as unknown as any other.
+            return respond(request, Refused(404, str(NotFound(str(detail["loc"][-1]).removesuffix("_id")))))
+    errors = [
+        FieldError(pointer=_pointer(detail["loc"]), code=detail["type"], message=_without_input(detail["msg"]))
+        for detail in details
+    ]
+    return respond(request, Refused(422, "The request is not valid.", errors=errors))
+
+
+def _pointer(location: Sequence[str | int]) -> str:
+    place, *path = location
+    if place == "body":
+        return "".join(f"/{pointer_step(step)}" for step in path)
+    return f"?{pointer_step(path[0])}" if place == "query" else f"{place}:{path[0]}"
+
+
+def pointer_step(step: str | int) -> str:
+    """Write one step of a JSON Pointer (RFC 6901); of a name that the caller made up, the beginning is enough."""
+    return str(step)[:64].encode(errors="replace").decode().replace("~", "~0").replace("/", "~1")
+
+
+def _without_input(message: str) -> str:
+    """Leave out what pydantic quotes of the input: it is never echoed."""
+    return message.split(", input", maxsplit=1)[0].split(" [", maxsplit=1)[0]
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101
+    known = error.status_code if error.status_code in _CODES else 400
+    return respond(request, Refused(known, f"{error.detail}.", headers=dict(error.headers or {})))
+
+
+async def _database(request: Request, error: Exception) -> Response:
+    if not is_away(error):
+        raise error
+    log.warning("problems.database_away path=%s error=%r", request.url.path, error)
+    return respond(request, unavailable())
+
+
+def unavailable(detail: str = "The database cannot be reached.") -> Refused:
+    """Refuse for now."""
+    return Refused(503, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    log.error("problems.unexpected path=%s", request.url.path, exc_info=error)
+    return respond(request, Refused(500, "Something is wrong on our side."))

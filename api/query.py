@@ -1,0 +1,122 @@
+"""Routes: ask an agent and stay on the line, for the whole answer or for every partial of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import JSONResponse
+
+from api.asking import ask, ended, run_url
+from api.dependencies import Parts, Service
+from api.following import follow
+from api.framing import negotiate
+from api.identity import Caller
+from api.problems import FAILURE_STATUS, Refused, responses
+from api.resources import Answer, AttendedQuery, Run
+from api.run_cancel import cancel_run
+from api.run_rows import owned_run
+from api.runs import shown
+from api.stream import disconnected
+from api.strict import StrictRoute
+from shared.failures import SENTENCES, FailureCode
+from shared.tables import TERMINAL, RunStatus
+
+router = APIRouter(prefix="/agent", tags=["ask"], route_class=StrictRoute)
+
+DEFAULT_WAIT_SECONDS = 60
+LONGEST_WAIT_SECONDS = 300
+
+_WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
+
+
+@router.post(
+    "/query",
+    summary="Ask, and wait for the answer",
+    response_model=Answer,
+    responses={
+        **responses(404, 409, 413, 415, 502, 504),
+        202: {"model": Run, "description": "It takes longer than you wanted to wait: here is the run."},
+    },
+)
+async def query(
+    request: Request,
+    new: AttendedQuery,
+    service: Service,
+    caller: Caller,
+    prefer: Annotated[str | None, Header(description="`wait=N`: seconds to wait, 60 by default, at most 300.")] = None,
+) -> Response:
+    """Ask and block until the answer is stored. If the run fails, the problem says why, with `run_id`."""
+    row = await ask(service, caller, new)
+    hung_up = asyncio.create_task(_hung_up(request, service, row)) if new.on_disconnect == "cancel" else None
+    wanted = _WAIT.search(prefer or "")
+    seconds = min(int(wanted[1]), LONGEST_WAIT_SECONDS) if wanted else DEFAULT_WAIT_SECONDS
+    try:
+        if await ended(service, row, seconds):
+            row = await owned_run(service.database, caller, row.id)
+    finally:
+        if hung_up is not None:
+            hung_up.cancel()
+    headers = {"Location": run_url(row.id), **({"Preference-Applied": f"wait={seconds}"} if wanted else {})}
+    if row.status not in TERMINAL:
+        return JSONResponse((await shown(service, row)).model_dump(mode="json"), 202, headers)
+    if row.status != RunStatus.SUCCEEDED:
+        raise _failed(row)
+    answer = Answer(thread_id=row.thread_id, message_id=row.message_id, run_id=row.id, response=row.output)
+    return JSONResponse(answer.model_dump(mode="json"), 200, headers)
+
+
+@router.post(
+    "/stream",
+    summary="Ask, and follow the answer as it is written",
+    response_class=Response,
+    responses={
+        **responses(404, 406, 409, 413, 415),
+        200: {
+            "description": "The run's events, see *The stream* above.",
+            "content": {"text/event-stream": {}, "application/x-ndjson": {}},
+        },
+    },
+)
+async def stream(
+    new: AttendedQuery,
+    service: Service,
+    caller: Caller,
+    accept: Annotated[str | None, Header(description="`text/event-stream` for SSE, else NDJSON.")] = None,
+) -> Response:
+    """Ask and get every event as it is born. `Content-Location` names the run: when the line breaks, go on there."""
+    negotiate(accept)
+    row = await ask(service, caller, new)
+    url = run_url(row.id)
+    return follow(
+        service,
+        row,
+        accept=accept,
+        cursor=None,
+        headers={"Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
+        hung_up=_cancelling(service, row) if new.on_disconnect == "cancel" else None,
+    )
+
+
+async def _hung_up(request: Request, service: Parts, row: Any) -> None:
+    """Cancel the run once its caller has hung up."""
+    await disconnected(request.receive)
+    await cancel_run(service, row.id)
+
+
+def _cancelling(service: Parts, row: Any) -> Callable[[], Awaitable[None]]:
+    async def hung_up() -> None:
+        await cancel_run(service, row.id)
+
+    return hung_up
+
+
+def _failed(row: Any) -> Refused:
+    """Say as a problem how a run failed."""
+    code = FailureCode(row.error["code"]) if row.error else FailureCode.CANCELLED
+    detail = row.error["message"] if row.error else SENTENCES[FailureCode.CANCELLED]
+    thread_id = None if row.thread_id is None else str(row.thread_id)
+    return Refused(FAILURE_STATUS[code], detail, code=code, run_id=str(row.id), thread_id=thread_id)

@@ -1,0 +1,198 @@
+"""The relay: what workers announce, handed to whoever follows a run in this process.
+
+Subscribe, then read: a feed is subscribed first, then the log is read, then it goes live. A jump, a reconnect and a
+new subscription all mean the same: read the log. Where Redis is away or silent, the rows tell how runs ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.feed import Event, Feed
+from api.hub import Hub
+from shared.event_log import Entry, EventLog, Id, key, parse_announcement
+from shared.tables import TERMINAL
+
+log = logging.getLogger(__name__)
+
+READS_AT_ONCE = 16
+"""After a reconnect every feed reads its log; no more than so many at a time."""
+FIRST_READ_SECONDS = 1.0
+"""A follower waits so long for its first look at the log; without Redis it goes on with what the row says."""
+ROWS_SECONDS = 1.0
+QUIET_SECONDS = 2.0
+"""A feed without news for so long has its run's row looked at."""
+ROWS_AT_ONCE = 1000
+MOST_PENDING = 1000
+
+_ENDED = text("""
+    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM runs
+    WHERE id = ANY(CAST(:ids AS uuid[])) AND finished_at IS NOT NULL
+""")
+
+
+class _Followed:
+    """A feed, and how far it is with reading its log."""
+
+    def __init__(self, run: Any) -> None:
+        self.feed = Feed(run)
+        self.followers = 0
+        self.read_once = asyncio.Event()
+        self.reading: asyncio.Task[None] | None = None
+        self.again = False
+        self.pending: list[Entry] = []
+
+
+class Relay:
+    """All runs that are followed in this process."""
+
+    def __init__(self, database: AsyncEngine, redis: Redis, event_log: EventLog) -> None:
+        self._database = database
+        self._event_log = event_log
+        self._hub = Hub(redis, self._heard, self._subscribed)
+        self._followed: dict[str, _Followed] = {}
+        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self.closing = False
+
+    async def run(self) -> None:
+        """Relay for ever."""
+        async with asyncio.TaskGroup() as together:
+            together.create_task(self._hub.run())
+            together.create_task(self._watch_rows())
+
+    def close(self) -> None:
+        """Have every follower stop at the next event boundary."""
+        self.closing = True
+        for followed in self._followed.values():
+            followed.feed.wake()
+
+    def __len__(self) -> int:
+        return len(self._followed)
+
+    @asynccontextmanager
+    async def follow(self, run: Any) -> AsyncGenerator[Feed]:
+        """Share the feed of a run for as long as somebody follows it; it has read its log by then, if there is one."""
+        if run.status in TERMINAL:
+            yield await self._feed_of_the_past(run)
+            return
+        channel = key(run.id)
+        followed = self._followed.get(channel)
+        if followed is None:
+            followed = self._followed[channel] = _Followed(run)
+            self._hub.want(channel)
+        followed.followers += 1
+        try:
+            await _wait(followed.read_once, FIRST_READ_SECONDS)
+            yield followed.feed
+        finally:
+            followed.followers -= 1
+            if not followed.followers:
+                del self._followed[channel]
+                self._hub.drop(channel)
+
+    async def recall(self, feed: Feed, cursor: Id) -> list[Event]:
+        """Read events again that a feed no longer keeps."""
+        return feed.recall(await self._event_log.read(feed.run_id, after=cursor))
+
+    async def _feed_of_the_past(self, run: Any) -> Feed:
+        feed = Feed(run)
+        try:
+            feed.take_log(await self._event_log.read(run.id))
+        except (RedisError, OSError) as away:
+            log.warning("relay.redis_away error=%r", away)
+        feed.settle(run)
+        return feed
+
+    def _heard(self, channel: str, message: bytes) -> None:
+        followed = self._followed.get(channel)
+        if followed is None:
+            return
+        entries = parse_announcement(message)
+        if followed.reading is not None or not followed.read_once.is_set():
+            followed.pending += entries
+            if len(followed.pending) > MOST_PENDING:
+                followed.pending.clear()
+                followed.again = True
+        elif not followed.feed.take_live(entries):
+            self._read(channel)
+
+    def _subscribed(self, channel: str) -> None:
+        if channel in self._followed:
+            self._read(channel)
+
+    def _read(self, channel: str) -> None:
+        """Have a feed read its log, once more if it is reading already."""
+        followed = self._followed[channel]
+        if followed.reading is None:
+            followed.reading = asyncio.create_task(self._read_log(channel, followed))
+        else:
+            followed.again = True
+
+    async def _read_log(self, channel: str, followed: _Followed) -> None:
+        feed = followed.feed
+        try:
+            async with self._reads:
+                entries = await self._event_log.read(feed.run_id, after=feed.top)
+            known = feed.take_log(entries)
+            pending, followed.pending = followed.pending, []
+            followed.again |= known and not feed.take_live(pending)
+            followed.read_once.set()
+            if not known:
+                await self._settle([feed.run_id])
+        except (RedisError, OSError, SQLAlchemyError) as away:
+            log.warning("relay.read_failed run=%s error=%r", feed.run_id, away)
+        finally:
+            followed.reading = None
+            if followed.again and self._followed.get(channel) is followed:
+                followed.again = False
+                self._read(channel)
+
+    async def _watch_rows(self) -> None:
+        """Look at the rows of quiet runs, all in one query: an end that nobody announced is told from there."""
+        while True:
+            await asyncio.sleep(ROWS_SECONDS)
+            now = asyncio.get_running_loop().time()
+            quiet = [
+                followed.feed.run_id
+                for followed in self._followed.values()
+                if not followed.feed.ended and now - followed.feed.touched > QUIET_SECONDS
+            ]
+            for first in range(0, len(quiet), ROWS_AT_ONCE):
+                try:
+                    await self._settle(quiet[first : first + ROWS_AT_ONCE])
+                except (SQLAlchemyError, OSError) as away:
+                    log.warning("relay.database_away error=%r", away)
+
+    async def _settle(self, run_ids: Sequence[UUID]) -> None:
+        """End the feeds of those runs that have ended, after a last look at their logs."""
+        async with self._database.connect() as connection:
+            rows = (await connection.execute(_ENDED, {"ids": list(run_ids)})).all()
+        for row in rows:
+            followed = self._followed.get(key(row.id))
+            if followed is None or followed.feed.ended:
+                continue
+            try:
+                followed.feed.take_log(await self._event_log.read(row.id, after=followed.feed.top))
+            except (RedisError, OSError) as away:
+                log.warning("relay.redis_away error=%r", away)
+            followed.feed.settle(row)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    if event.is_set():
+        return
+    try:
+        await asyncio.wait_for(event.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,233 @@
+"""The resources, as clients send and see them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic_core import PydanticCustomError, from_json
+
+from shared.failures import FailureCode
+from shared.tables import RunStatus
+
+Metadata = dict[str, JsonValue]
+
+
+class Resource(BaseModel):
+    """What a response shows."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Request(BaseModel):
+    """What a request asks; a field that is not known is refused."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
+
+
+class Agent(Resource):
+    """An agent that workers serve."""
+
+    agent_type: str
+    """The name to ask it by."""
+    description: str
+    """What it is for."""
+    output_schema: dict[str, Any]
+    """JSON Schema of its output."""
+
+
+class NewThread(Request):
+    """A conversation to be begun."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"agent_type": "bank_support"}})
+
+    agent_type: str = Field(max_length=63)
+    """The agent to talk to, see `GET /agents`."""
+    metadata: Metadata = Field(default_factory=dict)
+    """Anything of yours; the agent's dependencies may use it."""
+
+
+class Thread(Resource):
+    """A conversation of one user with one agent."""
+
+    id: UUID
+    """The thread's id."""
+    user_id: UUID
+    """The user whose thread it is."""
+    agent_type: str
+    """The agent that answers."""
+    created_at: datetime
+    """When it was begun."""
+    updated_at: datetime
+    """When a query or an answer came last."""
+    metadata: Metadata
+    """What you gave when you began it."""
+
+
+class Message(Resource):
+    """One message of a thread."""
+
+    id: UUID
+    """The message's id; of an answer, the run's `message_id`."""
+    role: Literal["user", "assistant", "system"]
+    """Who speaks."""
+    content: str
+    """The query; or the validated output as JSON text (of a text agent: the text)."""
+    created_at: datetime
+    """When it was stored."""
+    metadata: Metadata
+    """`run_id`; of an answer also `usage`, `model`, and `status: "interrupted"` where its run was cancelled."""
+
+
+class ThreadWithMessages(Thread):
+    """A thread and its last messages."""
+
+    messages: list[Message]
+    """The last 100, in the order of the conversation."""
+
+
+class RunError(Resource):
+    """Why a run failed."""
+
+    code: FailureCode
+    """One of a closed list."""
+    message: str
+    """What happened, for people."""
+    retryable: bool
+    """Whether asking the same again may help."""
+
+
+class Usage(Resource):
+    """What a run used, all attempts summed."""
+
+    requests: int = 0
+    """Requests to the model."""
+    input_tokens: int = 0
+    """Tokens that the model read."""
+    output_tokens: int = 0
+    """Tokens that the model wrote."""
+
+
+class NewQuery(Request):
+    """A query for an agent, in a thread or without one."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {"thread_id": "0198c5a4-7c9e-7000-8000-000000000000", "query": "What is my balance?"}
+        }
+    )
+
+    thread_id: UUID | None = None
+    """The thread to ask in."""
+    agent_type: str | None = Field(default=None, max_length=63)
+    """Instead of a thread: the agent to ask, once and without a memory."""
+    query: str = Field(min_length=1)
+    """What is asked."""
+    multitask_strategy: Literal["enqueue", "reject"] | None = None
+    """When the thread has an unfinished run: wait behind it (`enqueue`, the default) or refuse (`reject`, 409)."""
+    metadata: Metadata = Field(default_factory=dict)
+    """Anything of yours; the agent's dependencies may use it."""
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds from acceptance after which the run fails as `deadline_exceeded`."""
+
+    @model_validator(mode="after")
+    def _one_target(self) -> NewQuery:
+        if (self.thread_id is None) == (self.agent_type is None):
+            raise PydanticCustomError("one_target", "Give either thread_id or agent_type")
+        if self.thread_id is None and self.multitask_strategy is not None:
+            raise PydanticCustomError("strategy_without_thread", "multitask_strategy needs a thread_id")
+        return self
+
+
+class AttendedQuery(NewQuery):
+    """A query that its caller stays on the line for."""
+
+    on_disconnect: Literal["continue", "cancel"] = "continue"
+    """What becomes of the run when the caller hangs up before its end."""
+
+
+class Answer(Resource):
+    """A finished answer."""
+
+    thread_id: UUID | None
+    """The thread that it stands in."""
+    message_id: UUID
+    """The answer's message."""
+    run_id: UUID
+    """The run that gave it."""
+    response: str
+    """The validated output as JSON text (of a text agent: the text)."""
+
+
+class Run(Resource):
+    """One query from its acceptance to its end."""
+
+    id: UUID
+    """The run's id."""
+    thread_id: UUID | None
+    """The thread that was asked in; null for a run without one."""
+    agent_type: str
+    """The agent that was asked."""
+    query: str
+    """What was asked."""
+    status: RunStatus
+    """`queued`, `running`, or the end: `succeeded`, `failed`, `cancelled`. The end never changes."""
+    attempt: int
+    """How many times a worker has begun to answer."""
+    output: JsonValue
+    """The validated output, once it succeeded (of a text agent: the text)."""
+    partial_output: JsonValue
+    """The newest valid partial of a run that has not succeeded, at most a heartbeat old."""
+    error: RunError | None
+    """Why it failed."""
+    usage: Usage
+    """What it used, at most a heartbeat old while it runs."""
+    message_id: UUID
+    """The id of the answer, fixed from the beginning."""
+    queue_position: int | None
+    """How many runs are before it while it is queued, where that is known."""
+    metadata: Metadata
+    """What you gave with the query."""
+    retry_of: UUID | None
+    """The run that this one repeats."""
+    batch_id: UUID | None
+    """The batch that it belongs to."""
+    custom_id: str | None
+    """Your own id of it within the batch."""
+    created_at: datetime
+    """When it was accepted."""
+    started_at: datetime | None
+    """When a worker first began."""
+    finished_at: datetime | None
+    """When it ended."""
+
+
+def run_of(row: Any, queue_position: int | None = None) -> Run:
+    """Show a run's row."""
+    return Run(
+        id=row.id,
+        thread_id=row.thread_id,
+        agent_type=row.agent_type,
+        query=row.query,
+        status=RunStatus(row.status),
+        attempt=row.attempt,
+        output=_output(row.output, text_output=row.text_output),
+        partial_output=_output(row.partial_output, text_output=row.text_output),
+        error=None if row.error is None else RunError(**row.error),
+        usage=Usage(**row.usage),
+        message_id=row.message_id,
+        queue_position=queue_position,
+        metadata=row.metadata,
+        retry_of=row.retry_of,
+        batch_id=row.batch_id,
+        custom_id=row.custom_id,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _output(text: str | None, *, text_output: bool) -> JsonValue:
+    return text if text is None or text_output else from_json(text)

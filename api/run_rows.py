@@ -1,0 +1,70 @@
+"""Reads of runs, always by their owner."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.identity import Owner
+from shared.errors import NotFound
+from shared.tables import RunStatus
+
+_VISIBLE = """
+    SELECT runs.*, extract(epoch FROM runs.created_at) AS turn FROM runs LEFT JOIN threads ON threads.id = thread_id
+    WHERE runs.tenant = :tenant AND runs.user_id = :user_id AND threads.deleted_at IS NULL
+"""
+
+_ONE = text(f"{_VISIBLE} AND runs.id = :id")
+
+_PAGE = text(f"""
+    {_VISIBLE}
+      AND (CAST(:thread_id AS uuid) IS NULL OR thread_id = :thread_id)
+      AND (CAST(:status AS text) IS NULL OR status = :status)
+      AND (CAST(:at AS timestamptz) IS NULL OR (runs.created_at, runs.id) < (:at, :id))
+    ORDER BY runs.created_at DESC, runs.id DESC LIMIT :limit
+""")
+
+
+async def owned_run(database: AsyncEngine, caller: Owner, run_id: UUID) -> Any:
+    """Read the row of a run.
+
+    Raises:
+        NotFound: it is not there, or not this caller's.
+    """
+    async with database.connect() as connection:
+        owner = {"id": run_id, "tenant": caller.tenant, "user_id": caller.user_id}
+        row = (await connection.execute(_ONE, owner)).one_or_none()
+    if row is None:
+        raise NotFound("run")
+    return row
+
+
+async def owned_runs(
+    database: AsyncEngine,
+    caller: Owner,
+    *,
+    thread_id: UUID | None,
+    status: RunStatus | None,
+    before: tuple[datetime | None, UUID | None],
+    limit: int,
+) -> Sequence[Any]:
+    """Read the rows of the caller's runs, newest first, from a place on."""
+    async with database.connect() as connection:
+        rows = await connection.execute(
+            _PAGE,
+            {
+                "tenant": caller.tenant,
+                "user_id": caller.user_id,
+                "thread_id": thread_id,
+                "status": status,
+                "at": before[0],
+                "id": before[1],
+                "limit": limit,
+            },
+        )
+        return rows.all()

@@ -1,0 +1,144 @@
+"""Routes: runs, each one query from its acceptance to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse
+
+from api.asking import ask, ended, run_url
+from api.dependencies import Parts, Service
+from api.following import CursorParameter, LastEventId, follow
+from api.identity import Caller
+from api.pages import Cursor, Limit, Page, page, place_of
+from api.problems import responses
+from api.resources import NewQuery, Run, run_of
+from api.run_cancel import cancel_run
+from api.run_rows import owned_run, owned_runs
+from api.strict import StrictRoute
+from shared.lanes import Ring
+from shared.tables import TERMINAL, RunStatus
+
+router = APIRouter(prefix="/runs", tags=["runs"], route_class=StrictRoute)
+
+LONGEST_WAIT_SECONDS = 60
+
+Wait = Annotated[
+    float, Query(ge=0, le=LONGEST_WAIT_SECONDS, description="Seconds to wait for the run's end before answering.")
+]
+
+
+@router.post("", status_code=202, summary="Ask, and do not wait", responses=responses(404, 409, 413, 415))
+async def create_run(new: NewQuery, service: Service, caller: Caller, response: Response) -> Run:
+    """Store a query; a worker takes it at once. Poll the run, or follow its stream."""
+    row = await ask(service, caller, new)
+    response.headers["Location"] = run_url(row.id)
+    return await shown(service, row)
+
+
+@router.get("", summary="List your runs", responses=responses())
+async def list_runs(
+    service: Service,
+    caller: Caller,
+    thread_id: Annotated[UUID | None, Query(description="Only those of this thread.")] = None,
+    status: Annotated[RunStatus | None, Query(description="Only those in this status.")] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[Run]:
+    """The user's runs, newest first."""
+    at, run_id = place_of(cursor, datetime.fromisoformat, UUID)
+    rows = await owned_runs(
+        service.database, caller, thread_id=thread_id, status=status, before=(at, run_id), limit=limit + 1
+    )
+    positions = await _positions(service, [row for row in rows if row.status == RunStatus.QUEUED])
+    return page(
+        rows, limit, lambda row: run_of(row, positions.get(row.id)), lambda row: [row.created_at.isoformat(), row.id]
+    )
+
+
+@router.get(
+    "/{run_id}",
+    summary="Read a run",
+    response_model=Run,
+    responses={**responses(404), 304: {"description": "It is still as `If-None-Match` says."}},
+)
+async def read_run(
+    run_id: UUID,
+    service: Service,
+    caller: Caller,
+    wait: Wait = 0,
+    if_none_match: Annotated[str | None, Header(description="The `ETag` of the answer before.")] = None,
+) -> Response:
+    """The run as it is now; with `wait`, once it has ended or so many seconds have passed."""
+    row = await owned_run(service.database, caller, run_id)
+    if wait and row.status not in TERMINAL and await ended(service, row, wait):
+        row = await owned_run(service.database, caller, run_id)
+    body = (await shown(service, row)).model_dump_json().encode()
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    known = {tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")}
+    if etag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type="application/json", headers=headers)
+
+
+@router.get(
+    "/{run_id}/stream",
+    summary="Follow a run",
+    response_class=Response,
+    responses={
+        **responses(404, 406),
+        200: {
+            "description": "The run's events, see *The stream* above.",
+            "content": {"text/event-stream": {}, "application/x-ndjson": {}},
+        },
+        204: {"description": "SSE: there is nothing after this id, and never will be."},
+    },
+)
+async def stream_run(
+    run_id: UUID,
+    service: Service,
+    caller: Caller,
+    after: CursorParameter = None,
+    last_event_id: LastEventId = None,
+    accept: Annotated[str | None, Header(description="`text/event-stream` for SSE, else NDJSON.")] = None,
+) -> Response:
+    """The events of a run of any age: from the start, or after the id that you saw last."""
+    row = await owned_run(service.database, caller, run_id)
+    return follow(service, row, accept=accept, cursor=last_event_id if last_event_id is not None else after)
+
+
+@router.post(
+    "/{run_id}/cancel",
+    summary="Cancel a run",
+    response_model=Run,
+    responses={**responses(404), 202: {"model": Run, "description": "It still runs; its worker has been told."}},
+)
+async def cancel(run_id: UUID, service: Service, caller: Caller, wait: Wait = 5) -> Response:
+    """200 and the run once it has ended, also if it already had; 202 if it has not within `wait` seconds.
+
+    An answer that was stored before the request came through wins: look at `status`.
+    """
+    row = await owned_run(service.database, caller, run_id)
+    if row.status not in TERMINAL:
+        following = asyncio.create_task(ended(service, row, wait))
+        await cancel_run(service, run_id)
+        await following
+        row = await owned_run(service.database, caller, run_id)
+    status = 200 if row.status in TERMINAL else 202
+    return JSONResponse((await shown(service, row)).model_dump(mode="json"), status, {"Location": run_url(run_id)})
+
+
+async def shown(service: Parts, row: Any) -> Run:
+    """Show a run, with its place in the queue."""
+    queued = [row] if row.status == RunStatus.QUEUED else []
+    return run_of(row, (await _positions(service, queued)).get(row.id))
+
+
+async def _positions(service: Parts, rows: list[Any]) -> dict[UUID, int]:
+    return await service.lanes.positions([Ring(row.id, row.ring, row.pool, row.lane, float(row.turn)) for row in rows])

@@ -1,0 +1,115 @@
+"""A stream to one follower, pulled by its socket: a slow reader gets fewer, later texts and keeps nobody waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from fastapi.responses import Response
+from redis.exceptions import RedisError
+from starlette.types import Receive, Scope, Send
+
+from api.feed import Event, Feed, Text
+from api.framing import Framing
+from api.relay import Relay
+from shared.event_log import Id
+from shared.growth import growth
+
+log = logging.getLogger(__name__)
+
+
+class Stream(Response):
+    """Follow a run and write what it tells, from a cursor on, until its end."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        run: Any,
+        cursor: Id,
+        framing: Framing,
+        *,
+        deltas: bool,
+        keepalive_seconds: float,
+        headers: Mapping[str, str],
+        hung_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        super().__init__(media_type=framing.value)
+        self._relay = relay
+        self._run = run
+        self._cursor = cursor
+        self._framing = framing
+        self._deltas = deltas
+        self._keepalive = keepalive_seconds
+        self._hung_up = hung_up
+        self._seen: str | None = None
+        """The text that the follower has, once it was sent one whole."""
+        self._seen_id: Id | None = None
+        del self.headers["content-length"]
+        self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
+
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+        """Write until the run ends, the service stops or the follower hangs up."""
+        writing = asyncio.create_task(self._write(send))
+        listening = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait([writing, listening], return_when=asyncio.FIRST_COMPLETED)
+            if writing.done():
+                writing.result()
+            elif self._hung_up is not None:
+                await self._hung_up()
+        finally:
+            writing.cancel()
+            listening.cancel()
+
+    async def _write(self, send: Send) -> None:
+        async with self._relay.follow(self._run) as feed:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            body = self._framing.opening
+            while True:
+                if feed.has_forgotten(self._cursor):
+                    body += await self._recall(feed)
+                body += b"".join(self._frame(item) for item in feed.after(self._cursor))
+                if body:
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    body = b""
+                    continue
+                if feed.ended or self._relay.closing:
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    return
+                if not await feed.changed(self._keepalive):
+                    body = self._framing.keepalive
+
+    async def _recall(self, feed: Feed) -> bytes:
+        try:
+            events = await self._relay.recall(feed, self._cursor)
+        except (RedisError, OSError) as away:
+            log.warning("stream.recall_failed run=%s error=%r", feed.run_id, away)
+            return b""
+        return b"".join(self._frame(event) for event in events)
+
+    def _frame(self, item: Event | Text) -> bytes:
+        self._cursor = item.id
+        if isinstance(item, Event):
+            return self._framing.frame(item.id, item.name, item.fields)
+        return self._framing.frame(item.id, "text_delta", {"message_id": str(self._run.message_id), **self._text(item)})
+
+    def _text(self, text: Text) -> dict[str, Any]:
+        """Say a text: whole, or what it grew by since the one that this follower has."""
+        grown = None
+        if (
+            self._deltas
+            and self._seen is not None
+            and self._seen_id is not None
+            and self._seen_id.attempt == text.id.attempt
+        ):
+            grown = text.growth if text.before == self._seen_id else growth(self._seen, text.whole)
+        self._seen, self._seen_id = text.whole, text.id
+        return {"token": text.whole} if grown is None else {"drop": grown.drop, "append": grown.append}
+
+
+async def disconnected(receive: Receive) -> None:
+    """Wait until the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,161 @@
+"""Routes: threads, the conversations of a user with an agent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Response
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.dependencies import Service
+from api.identity import Caller, Owner
+from api.pages import Cursor, Limit, Page, page, place_of
+from api.problems import responses
+from api.resources import Message, NewThread, Thread, ThreadWithMessages
+from api.run_cancel import cancel_run
+from api.strict import StrictRoute
+from shared.clock import new_id
+from shared.errors import NotFound, UnknownAgent
+
+router = APIRouter(prefix="/threads", tags=["threads"], route_class=StrictRoute)
+
+LAST_MESSAGES = 100
+
+_CREATE = text("""
+    INSERT INTO threads (id, tenant, user_id, agent_type, metadata)
+    SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS jsonb) FROM agents WHERE agent_type = :agent_type
+    RETURNING *
+""")
+
+_PAGE = text("""
+    SELECT * FROM threads
+    WHERE tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
+      AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
+    ORDER BY created_at DESC, id DESC LIMIT :limit
+""")
+
+_OWNED = text("SELECT * FROM threads WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL")
+
+_LAST_MESSAGES = text(f"""
+    SELECT * FROM (
+        SELECT * FROM messages WHERE thread_id = :id ORDER BY position DESC LIMIT {LAST_MESSAGES}
+    ) AS last ORDER BY position
+""")  # noqa: S608  (a constant)
+
+_MESSAGES = text("""
+    SELECT * FROM messages
+    WHERE thread_id = :id AND (CAST(:position AS bigint) IS NULL OR position > :position)
+    ORDER BY position LIMIT :limit
+""")
+
+_DELETE = text("""
+    UPDATE threads SET deleted_at = now()
+    WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL RETURNING id
+""")
+
+_UNFINISHED = text("SELECT id FROM runs WHERE thread_id = :id AND status IN ('queued', 'running') ORDER BY seq DESC")
+
+
+@router.post("", status_code=201, summary="Begin a thread", responses=responses(413, 415))
+async def create_thread(new: NewThread, service: Service, caller: Caller, response: Response) -> Thread:
+    """Begin a conversation with an agent."""
+    async with service.database.begin() as connection:
+        result = await connection.execute(
+            _CREATE,
+            {
+                "id": new_id(),
+                "tenant": caller.tenant,
+                "user_id": caller.user_id,
+                "agent_type": new.agent_type,
+                "metadata": to_json(new.metadata).decode(),
+            },
+        )
+        row = result.one_or_none()
+    if row is None:
+        raise UnknownAgent(new.agent_type)
+    response.headers["Location"] = f"/api/v1/threads/{row.id}"
+    return _thread(row)
+
+
+@router.get("", summary="List your threads", responses=responses())
+async def list_threads(service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None) -> Page[Thread]:
+    """The user's threads, newest first."""
+    at, thread_id = place_of(cursor, datetime.fromisoformat, UUID)
+    async with service.database.connect() as connection:
+        rows = await connection.execute(
+            _PAGE,
+            {"tenant": caller.tenant, "user_id": caller.user_id, "at": at, "id": thread_id, "limit": limit + 1},
+        )
+    return page(rows.all(), limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
+
+
+@router.get("/{thread_id}", summary="Read a thread", responses=responses(404))
+async def read_thread(thread_id: UUID, service: Service, caller: Caller) -> ThreadWithMessages:
+    """The thread and its last 100 messages, in the order of the conversation."""
+    row = await owned_thread(service.database, caller, thread_id)
+    async with service.database.connect() as connection:
+        messages = (await connection.execute(_LAST_MESSAGES, {"id": thread_id})).all()
+    return ThreadWithMessages(**_thread(row).model_dump(), messages=[_message(message) for message in messages])
+
+
+@router.get("/{thread_id}/messages", summary="Page through a thread's messages", responses=responses(404))
+async def list_messages(
+    thread_id: UUID, service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None
+) -> Page[Message]:
+    """All messages, in the order of the conversation."""
+    (position,) = place_of(cursor, int)
+    await owned_thread(service.database, caller, thread_id)
+    async with service.database.connect() as connection:
+        rows = await connection.execute(_MESSAGES, {"id": thread_id, "position": position, "limit": limit + 1})
+    return page(rows.all(), limit, _message, lambda row: [row.position])
+
+
+@router.delete("/{thread_id}", status_code=204, summary="Delete a thread", responses=responses(404))
+async def delete_thread(thread_id: UUID, service: Service, caller: Caller) -> None:
+    """Gone at once for every reader. Its unfinished runs are cancelled, and open streams end properly."""
+    owner = {"id": thread_id, "tenant": caller.tenant, "user_id": caller.user_id}
+    async with service.database.begin() as connection:
+        if await connection.scalar(_DELETE, owner) is None:
+            raise NotFound("thread")
+    for run_id in await _unfinished(service.database, thread_id):
+        await cancel_run(service, run_id)
+
+
+async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) -> Any:
+    """Read the row of a thread.
+
+    Raises:
+        NotFound: it is not there, or not this caller's.
+    """
+    async with database.connect() as connection:
+        owner = {"id": thread_id, "tenant": caller.tenant, "user_id": caller.user_id}
+        row = (await connection.execute(_OWNED, owner)).one_or_none()
+    if row is None:
+        raise NotFound("thread")
+    return row
+
+
+async def _unfinished(database: AsyncEngine, thread_id: UUID) -> Sequence[UUID]:
+    """List the unfinished runs, the last first, so that none of them begins while those before it end."""
+    async with database.connect() as connection:
+        return (await connection.scalars(_UNFINISHED, {"id": thread_id})).all()
+
+
+def _thread(row: Any) -> Thread:
+    return Thread(
+        id=row.id,
+        user_id=row.user_id,
+        agent_type=row.agent_type,
+        created_at=row.created_at,
+        updated_at=row.updated_at,
+        metadata=row.metadata,
+    )
+
+
+def _message(row: Any) -> Message:
+    return Message(id=row.id, role=row.role, content=row.content, created_at=row.created_at, metadata=row.metadata)

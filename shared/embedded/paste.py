@@ -1,0 +1,18 @@
+"""The lines that a newcomer pastes into another terminal."""
+
+
+def lines_to_paste(port: int, api_key: str, user_id: str) -> str:
+    """Return a sentence and the lines: who is calling, a thread, a question, and the same question streamed."""
+    curl = 'curl -s -H "X-API-Key: $API_KEY" -H "X-User-ID: $USER_ID" -H "Content-Type: application/json"'
+    first_id = """python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])'"""
+    query = r"""-d '{"thread_id": "'"$THREAD_ID"'", "query": "What is my balance?"}'"""
+    return f"""
+Paste into another terminal, from `ready` on:
+
+export BASE_URL=http://127.0.0.1:{port}/api/v1
+export API_KEY={api_key}
+export USER_ID={user_id}
+export THREAD_ID=$({curl} "$BASE_URL/threads" -d '{{"agent_type": "bank_support"}}' | {first_id})
+{curl} "$BASE_URL/agent/query" {query}; echo
+{curl.replace("-s", "-sN", 1)} "$BASE_URL/agent/stream" {query}
+"""

@@ -1,0 +1,33 @@
+"""What can be refused, in the words of the domain; `api/problems.py` tells which HTTP status each has."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class Refusal(Exception):
+    """A call that is refused and leaves nothing behind."""
+
+
+class NotFound(Refusal):
+    """It does not exist, or it is somebody else's, which is the same."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"There is no such {what}.")
+        self.what = what
+
+
+class UnknownAgent(Refusal):
+    """No worker has registered an agent of that name."""
+
+    def __init__(self, agent_type: str) -> None:
+        super().__init__("No worker serves an agent of that name.")
+        self.agent_type = agent_type
+
+
+class ThreadBusy(Refusal):
+    """The thread has an unfinished run, and the caller asked not to wait behind it."""
+
+    def __init__(self, run_id: UUID) -> None:
+        super().__init__(f"Run {run_id} of this thread has not ended.")
+        self.run_id = run_id

@@ -1,0 +1,216 @@
+"""The event log: one Redis stream a run, which refuses what must not be written, and the channel that announces it.
+
+Entries have ids `<attempt>-<n>`, `n` from 1 without holes; the end of a run whose last attempt was A stands at
+`(A+1)-0`. A write and its announcement are one atomic act.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+from pydantic_core import from_json, to_json
+from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
+
+from shared.growth import Growth
+from shared.tables import RunStatus
+
+
+class Id(NamedTuple):
+    """Where an event stands; ids only grow."""
+
+    attempt: int
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.attempt}-{self.n}"
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> Id:
+        """Read `<attempt>-<n>`."""
+        attempt, _, n = (text.decode() if isinstance(text, bytes) else text).partition("-")
+        return cls(int(attempt), int(n))
+
+
+BEFORE_ALL = Id(0, 0)
+CREATED = Id(0, 1)
+"""`message_created` stands in no log: the row is its source."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: a text, what the text grew by, or an event of another kind."""
+
+    id: Id
+    body: Mapping[str, Any]
+
+    @property
+    def event(self) -> str | None:
+        """The kind of an entry that is not about the text."""
+        return self.body.get("event")
+
+    @property
+    def text(self) -> str | None:
+        """The whole text, where the entry carries it."""
+        return self.body.get("text")
+
+    @property
+    def growth(self) -> Growth | None:
+        """What the text grew by, where the entry says it so."""
+        drop = self.body.get("drop")
+        return None if drop is None else Growth(drop, self.body["append"])
+
+    @property
+    def is_end(self) -> bool:
+        """Whether the run's last word is this entry."""
+        return self.id.n == 0
+
+    def line(self) -> bytes:
+        """Write the entry as it is announced."""
+        return b"%d-%d %s" % (*self.id, to_json(self.body))
+
+
+def text_body(text: str, grown: Growth | None = None) -> dict[str, Any]:
+    """Say a text in an entry: as growth where there is one, else whole."""
+    return {"text": text} if grown is None else {"drop": grown.drop, "append": grown.append}
+
+
+def digest(text: str) -> str:
+    """Fingerprint a text, so that a reader knows whether it has the true one."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def end_entry(run: Any) -> Entry:
+    """Write the end of a run from its row: whoever writes it, it is the same.
+
+    Raises:
+        ValueError: the run has not ended.
+    """
+    text = final_text(run)
+    body: dict[str, Any] = {"status": run.status, "last": run.last_entry}
+    if text is not None:
+        body |= {"length": len(text), "digest": digest(text)}
+    match run.status:
+        case RunStatus.SUCCEEDED:
+            body |= {"event": "message_complete", "usage": run.usage}
+        case RunStatus.FAILED:
+            body |= {"event": "error", "error": run.error}
+        case RunStatus.CANCELLED:
+            body |= {"event": "cancelled", "partial": text is not None}
+        case other:
+            raise ValueError(f"run {run.id} is {other}: it has no end yet")
+    return Entry(Id(run.attempt + 1, 0), body)
+
+
+def final_text(run: Any) -> str | None:
+    """Tell the last text of an ended run: its output, or the last valid partial."""
+    return cast("str | None", run.output if run.status == RunStatus.SUCCEEDED else run.partial_output)
+
+
+class Outcome(StrEnum):
+    """What happened when I tried to append."""
+
+    APPENDED = "appended"
+    """It stands in the log and has been announced."""
+    DUPLICATE = "duplicate"
+    """It stood there already: an earlier try whose reply was lost."""
+    FENCED = "fenced"
+    """A later attempt, or the end, stands there: this one may write nothing any more."""
+    LOST = "lost"
+    """The log has forgotten what this attempt wrote before."""
+
+
+_APPEND = """
+local function id(text)
+    local attempt, n = string.match(text, '^(%d+)-(%d+)$')
+    return tonumber(attempt), tonumber(n)
+end
+local function older(a, n, b, m) return a < b or (a == b and n < m) end
+
+local top = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+local top_a, top_n = id(top and top[1] or '0-0')
+local wrote_a, wrote_n = id(ARGV[1])
+local last_a, last_n = id(ARGV[#ARGV - 1])
+if top_a > last_a then return 'fenced' end
+if top_a == last_a and top_n >= last_n then return 'duplicate' end
+if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' end
+local lines = {}
+for i = 3, #ARGV, 2 do
+    redis.call('XADD', KEYS[1], ARGV[i], 'e', ARGV[i + 1])
+    lines[#lines + 1] = ARGV[i] .. ' ' .. ARGV[i + 1]
+end
+redis.call('EXPIRE', KEYS[1], ARGV[2])
+redis.call('PUBLISH', KEYS[1], table.concat(lines, '\\n'))
+return 'appended'
+"""
+_APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Entries of one run to be appended together."""
+
+    run_id: UUID
+    wrote: Id
+    """The last id that this attempt knows to stand in the log."""
+    entries: Sequence[Entry]
+    ttl_seconds: int
+
+
+def key(run_id: UUID) -> str:
+    """Name the stream of a run, and the channel that announces its entries."""
+    return f"log:{run_id}"
+
+
+def parse_announcement(message: bytes) -> list[Entry]:
+    """Read what one append announced."""
+    entries: list[Entry] = []
+    for line in message.split(b"\n"):
+        entry_id, _, body = line.partition(b" ")
+        entries.append(Entry(Id.parse(entry_id), from_json(body)))
+    return entries
+
+
+class EventLog:
+    """The logs of all runs."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def append(self, appends: Sequence[Append]) -> list[Outcome]:
+        """Append to many logs in one round trip; each is decided for itself.
+
+        Raises:
+            redis.exceptions.RedisError: what became of them is unknown; try the very same again.
+        """
+        outcomes = await self._try(appends)
+        if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
+            await self._redis.script_load(_APPEND)
+            outcomes = await self._try(appends)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return [Outcome(cast("bytes", outcome).decode()) for outcome in outcomes]
+
+    async def _try(self, appends: Sequence[Append]) -> list[bytes | Exception]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for append in appends:
+            arguments: list[str | bytes | int] = [str(append.wrote), append.ttl_seconds]
+            for entry in append.entries:
+                arguments += [str(entry.id), to_json(entry.body)]
+            pipeline.evalsha(_APPEND_SHA, 1, key(append.run_id), *cast("list[str]", arguments))
+        return cast("list[bytes | Exception]", await pipeline.execute(raise_on_error=False))
+
+    async def read(self, run_id: UUID, after: Id = BEFORE_ALL) -> list[Entry]:
+        """Read the entries after an id, oldest first."""
+        rows = await self._redis.xrange(key(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
+        return [Entry(Id.parse(entry_id), from_json(fields[b"e"])) for entry_id, fields in rows]
+
+    async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
+        """Append the ends of these runs, from their rows; those that stand there already are left as they are."""
+        await self.append([Append(run.id, BEFORE_ALL, [end_entry(run)], ttl_seconds) for run in runs])

@@ -1,0 +1,33 @@
+"""How a run can fail: one closed table, which clients may rely on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+
+class FailureCode(StrEnum):
+    """What went wrong with a run; never what went wrong with the service."""
+
+    MODEL_UNAVAILABLE = "model_unavailable"
+    OUTPUT_INVALID = "output_invalid"
+    AGENT_ERROR = "agent_error"
+    USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
+    WORKER_CRASHED = "worker_crashed"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    CANCELLED = "cancelled"
+
+
+RETRYABLE = frozenset({FailureCode.MODEL_UNAVAILABLE, FailureCode.OUTPUT_INVALID, FailureCode.DEADLINE_EXCEEDED})
+"""Asking the same again may well succeed."""
+
+SENTENCES: dict[FailureCode, str] = {
+    FailureCode.WORKER_CRASHED: "The worker died while it answered, more often than a run may take it.",
+    FailureCode.DEADLINE_EXCEEDED: "The run did not end before its deadline.",
+    FailureCode.CANCELLED: "The run was cancelled.",
+}
+
+
+def failure(code: FailureCode, message: str | None = None) -> dict[str, Any]:
+    """Render a run's `error` as clients see it."""
+    return {"code": code.value, "message": message or SENTENCES[code], "retryable": code in RETRYABLE}

@@ -1,0 +1,1 @@
+"""How the tables got their shape. `python -m shared.migrations` brings a database up to date."""

@@ -1,0 +1,28 @@
+"""The connection to Redis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from shared.settings import Settings
+
+CONNECT_TIMEOUT_SECONDS = 1
+REPLY_TIMEOUT_SECONDS = 5
+
+
+def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> Any:
+    """Make a client of that class; nothing is opened before it is needed.
+
+    A command is tried again once, at once, on a connection that turned out to be closed; callers decide about the rest.
+    """
+    pool = ConnectionPool.from_url(
+        settings.redis_url,
+        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
+        socket_timeout=REPLY_TIMEOUT_SECONDS,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return client(connection_pool=pool, **options)

@@ -1,0 +1,35 @@
+"""The life of a run: accepted, claimed, ended, and how it goes back to wait. One guarded statement an arrow.
+
+    accept ──▶ queued ──claim──▶ running ──finish──▶ succeeded | failed | cancelled
+                 ▲  │               │
+                 │  └─cancel, due──▶│──▶ cancelled | failed        (nobody holds it: whoever sees it ends it)
+                 └──give back───────┤                              (its worker stops)
+                 └──take back───────┘                              (its worker died; counts as a crash)
+
+`attempt` is the fence: it is raised by every claim, and who finishes or gives back must name it. A statement that finds
+no row has come too late, and writes nothing.
+"""
+
+from shared.runs.accept import Accepted, Query, accept
+from shared.runs.cancel import Cancellation, cancel
+from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine
+from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
+
+__all__ = [
+    "Accepted",
+    "Cancellation",
+    "Claim",
+    "Ending",
+    "Exchange",
+    "Query",
+    "accept",
+    "cancel",
+    "claim",
+    "earlier_exchanges",
+    "ended_row",
+    "finish",
+    "give_back",
+    "is_mine",
+    "let_go",
+    "next_in_thread",
+]

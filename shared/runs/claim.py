@@ -1,0 +1,115 @@
+"""Claim a run: from here on this attempt, and no other, may end it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.tables import Begun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A run, as its attempt sees it."""
+
+    run_id: UUID
+    attempt: int
+    begun: Begun
+    """Why this attempt begins."""
+    tenant: str
+    user_id: UUID
+    thread_id: UUID | None
+    seq: int | None
+    agent_type: str
+    query: str
+    metadata: dict[str, Any]
+    thread_metadata: dict[str, Any]
+    message_id: UUID
+    usage: dict[str, int]
+    """What earlier attempts used."""
+    seconds_left: float
+    """Until the deadline, by the database's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """An earlier query of the thread and what came of it."""
+
+    query: str
+    answer: str | None
+    transcript: str | None
+    """The model's own messages, where they are known."""
+
+
+_CLAIM = text("""
+    UPDATE runs AS run
+    SET status = 'running', attempt = attempt + 1, worker_id = :worker_id, started_at = coalesce(started_at, now()),
+        partial_output = NULL, last_entry = 0
+    WHERE id = :run_id AND status = 'queued' AND due_at <= now() AND deadline_at > now()
+      AND EXISTS (SELECT FROM workers WHERE id = :worker_id AND ended_at IS NULL AND lease_until > now())
+      AND NOT EXISTS (
+          SELECT FROM runs AS earlier
+          WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq AND earlier.status IN ('queued', 'running')
+      )
+    RETURNING id, attempt, begun, tenant, user_id, thread_id, seq, agent_type, query, metadata, message_id, usage,
+        extract(epoch FROM deadline_at - now()) AS seconds_left,
+        (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
+""")
+
+_EARLIER = text("""
+    SELECT query, coalesce(output, partial_output) AS answer, messages
+    FROM runs LEFT JOIN transcripts ON run_id = id
+    WHERE thread_id = :thread_id AND seq < :seq
+      AND (status = 'succeeded' OR (status = 'cancelled' AND (messages IS NOT NULL OR partial_output IS NOT NULL)))
+    ORDER BY seq
+""")
+
+_IS_MINE = text("SELECT EXISTS (SELECT FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running')")
+
+
+async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID) -> Claim | None:
+    """Take a queued run; None where it is not to be had: taken, ended, not due, behind another run of its thread."""
+    try:
+        async with database.begin() as connection:
+            row = (await connection.execute(_CLAIM, {"run_id": run_id, "worker_id": worker_id})).one_or_none()
+    except IntegrityError:  # `one_running_run_a_thread`: an earlier run of the thread was claimed in this instant.
+        return None
+    if row is None:
+        return None
+    return Claim(
+        run_id=row.id,
+        attempt=row.attempt,
+        begun=Begun(row.begun),
+        tenant=row.tenant,
+        user_id=row.user_id,
+        thread_id=row.thread_id,
+        seq=row.seq,
+        agent_type=row.agent_type,
+        query=row.query,
+        metadata=row.metadata,
+        thread_metadata=row.thread_metadata or {},
+        message_id=row.message_id,
+        usage=row.usage,
+        seconds_left=float(row.seconds_left),
+    )
+
+
+async def earlier_exchanges(database: AsyncEngine, claimed: Claim) -> Sequence[Exchange]:
+    """Read what the thread holds before this run: what succeeded and what was interrupted, never what failed."""
+    if claimed.thread_id is None:
+        return []
+    async with database.connect() as connection:
+        rows = await connection.execute(_EARLIER, {"thread_id": claimed.thread_id, "seq": claimed.seq})
+    return [Exchange(row.query, row.answer, row.messages) for row in rows]
+
+
+async def is_mine(database: AsyncEngine, run_id: UUID, attempt: int) -> bool:
+    """Tell whether the attempt still holds the run."""
+    async with database.connect() as connection:
+        return bool(await connection.scalar(_IS_MINE, {"run_id": run_id, "attempt": attempt}))

@@ -1,0 +1,163 @@
+"""End a run that an attempt holds, or give it back; the attempt is the fence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.lanes import Ring
+from shared.runs.claim import Claim
+from shared.tables import Begun, RunStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How an attempt ended its run, and what is kept of it."""
+
+    status: RunStatus
+    text: str | None
+    """The validated output, or the last valid partial; what the event log ends with."""
+    last_entry: int
+    """The `n` of the last entry of this attempt in the event log."""
+    usage: dict[str, int]
+    """Requests and tokens, those of earlier attempts included."""
+    error: dict[str, Any] | None = None
+    transcript: str | None = None
+    model: str | None = None
+
+
+_FINISH = text("""
+    WITH ended AS (
+        UPDATE runs
+        SET status = :status, finished_at = now(), last_entry = :last_entry,
+            output = CASE WHEN CAST(:status AS text) = 'succeeded' THEN :text END,
+            partial_output = CASE WHEN CAST(:status AS text) <> 'succeeded' THEN :text END,
+            error = CAST(:error AS jsonb), usage = CAST(:usage AS jsonb)
+        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+        RETURNING *
+    ), answer AS (
+        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
+        SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', CAST(:text AS text),
+            jsonb_strip_nulls(jsonb_build_object(
+                'run_id', id, 'usage', usage, 'model', CAST(:model AS text),
+                'status', CASE WHEN status = 'cancelled' THEN 'interrupted' END))
+        FROM ended
+        WHERE thread_id IS NOT NULL AND status <> 'failed' AND CAST(:text AS text) IS NOT NULL
+    ), transcript AS (
+        INSERT INTO transcripts (run_id, messages)
+        SELECT id, CAST(:transcript AS text) FROM ended
+        WHERE thread_id IS NOT NULL AND status <> 'failed' AND CAST(:transcript AS text) IS NOT NULL
+    )
+    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM ended
+""")
+
+_GIVE_BACK = text("""
+    UPDATE runs
+    SET status = 'queued', worker_id = NULL, begun = :begun, usage = CAST(:usage AS jsonb),
+        ring = ring + 1, rung_at = now(), due_at = now() + make_interval(secs => :delay_seconds)
+    WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
+    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
+""")
+
+_LET_GO = text("""
+    UPDATE runs
+    SET status = 'queued', worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
+    WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
+    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
+""")
+
+_ENDED_ROW = text("""
+    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM runs
+    WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
+""")
+
+_TOUCH_THREAD = text("UPDATE threads SET updated_at = now() WHERE id = :thread_id")
+
+_NEXT_IN_THREAD = text("""
+    UPDATE runs SET ring = ring + 1, rung_at = now()
+    WHERE status = 'queued' AND due_at <= now() AND id = (
+        SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1
+    )
+    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
+""")
+
+
+async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> Any | None:
+    """Store the end of the run and everything that comes with it, in one transaction.
+
+    Returns the row that the end of the event log is written from; None where the run is no longer this attempt's.
+    """
+    async with database.begin() as connection:
+        result = await connection.execute(
+            _FINISH,
+            {
+                "run_id": claimed.run_id,
+                "attempt": claimed.attempt,
+                "status": ending.status,
+                "text": ending.text,
+                "last_entry": ending.last_entry,
+                "error": None if ending.error is None else to_json(ending.error).decode(),
+                "usage": to_json(ending.usage).decode(),
+                "transcript": ending.transcript,
+                "model": ending.model,
+            },
+        )
+        return result.one_or_none()
+
+
+async def give_back(
+    database: AsyncEngine, claimed: Claim, usage: dict[str, int], begun: Begun, *, delay_seconds: float = 0
+) -> Ring | None:
+    """Let the run wait again, first in line and without counting as a crash; returns the ring that calls for the next.
+
+    None where the run is no longer this attempt's, or is to be cancelled: then finish it so.
+    """
+    async with database.begin() as connection:
+        result = await connection.execute(
+            _GIVE_BACK,
+            {
+                "run_id": claimed.run_id,
+                "attempt": claimed.attempt,
+                "usage": to_json(usage).decode(),
+                "begun": begun,
+                "delay_seconds": delay_seconds,
+            },
+        )
+        row = result.one_or_none()
+    return None if row is None else ring_of(row)
+
+
+async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | None:
+    """Let a run wait again that its worker holds without knowing; see `give_back`."""
+    async with database.begin() as connection:
+        row = (await connection.execute(_LET_GO, {"run_id": run_id, "attempt": attempt})).one_or_none()
+    return None if row is None else ring_of(row)
+
+
+async def ended_row(database: AsyncEngine, claimed: Claim) -> Any | None:
+    """Read the end that this attempt stored, if it did."""
+    async with database.connect() as connection:
+        rows = await connection.execute(_ENDED_ROW, {"run_id": claimed.run_id, "attempt": claimed.attempt})
+        return rows.one_or_none()
+
+
+async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> Ring | None:
+    """After a run of the thread has ended: note the time, and call for the next one, if it waits.
+
+    Two transactions, after that of the end: a thread's row is never locked by somebody who holds a run's.
+    """
+    async with database.begin() as connection:
+        await connection.execute(_TOUCH_THREAD, {"thread_id": thread_id})
+    async with database.begin() as connection:
+        row = (await connection.execute(_NEXT_IN_THREAD, {"thread_id": thread_id})).one_or_none()
+    return None if row is None else ring_of(row)
+
+
+def ring_of(row: Any) -> Ring:
+    """Make the ring of a run from its row."""
+    return Ring(row.id, row.ring, row.pool, row.lane, float(row.turn))

@@ -1,0 +1,107 @@
+"""What happens to runs that nobody answers any more: their worker died, or their time is over."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.failures import FailureCode, failure
+from shared.lanes import Ring
+from shared.runs.finish import ring_of
+
+BATCH = 1000
+"""Runs that one statement takes, so that no transaction grows long."""
+
+OVERDUE_SECONDS = 30
+"""A worker ends its runs at their deadline; one that is so late does not count any more."""
+
+_JUDGE = text("UPDATE workers SET ended_at = now() WHERE ended_at IS NULL AND lease_until < now() RETURNING id")
+
+_ENDED = """
+    RETURNING *
+    ), interrupted AS (
+        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
+        SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', partial_output,
+            jsonb_build_object('run_id', id, 'usage', usage, 'status', 'interrupted')
+        FROM touched
+        WHERE thread_id IS NOT NULL AND status = 'cancelled' AND partial_output IS NOT NULL
+    )
+    SELECT id, thread_id, status, attempt, output, partial_output, last_entry, usage, error,
+        ring, pool, lane, extract(epoch FROM created_at) AS turn
+    FROM touched
+"""
+
+_TAKE_BACK = text(f"""
+    WITH touched AS (
+        UPDATE runs
+        SET status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                          WHEN deadline_at <= now() OR crashes + 1 >= :max_crashes THEN 'failed'
+                          ELSE 'queued' END,
+            error = CASE WHEN cancel_requested_at IS NOT NULL THEN NULL
+                         WHEN deadline_at <= now() THEN CAST(:deadline_exceeded AS jsonb)
+                         WHEN crashes + 1 >= :max_crashes THEN CAST(:worker_crashed AS jsonb) END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR deadline_at <= now()
+                                    OR crashes + 1 >= :max_crashes THEN now() END,
+            crashes = crashes + 1, begun = 'worker_lost', worker_id = NULL, ring = ring + 1, rung_at = now()
+        WHERE id IN (
+            SELECT runs.id FROM runs JOIN workers ON workers.id = worker_id
+            WHERE status = 'running' AND workers.ended_at IS NOT NULL
+            ORDER BY runs.id LIMIT {BATCH} FOR UPDATE OF runs SKIP LOCKED
+        )
+    {_ENDED}
+""")  # noqa: S608  (constants of this file)
+
+_EXPIRE = text(f"""
+    WITH touched AS (
+        UPDATE runs
+        SET status = 'failed', error = CAST(:deadline_exceeded AS jsonb), finished_at = now()
+        WHERE id IN (
+            SELECT id FROM runs
+            WHERE status IN ('queued', 'running')
+              AND deadline_at <= now()
+                  - CASE status WHEN 'running' THEN {OVERDUE_SECONDS} ELSE 0 END * interval '1 second'
+            ORDER BY deadline_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+        )
+    {_ENDED}
+""")  # noqa: S608  (constants of this file)
+
+
+async def judge_workers(database: AsyncEngine) -> Sequence[UUID]:
+    """Declare dead whoever let its lease run out; see the sweeper for when this may be asked at all."""
+    async with database.begin() as connection:
+        return (await connection.scalars(_JUDGE)).all()
+
+
+async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any], list[Ring]]:
+    """Take the runs of dead workers: back to wait, or to their end where budget, time or a wish to cancel says so.
+
+    Returns the rows of those that ended, and the rings of those that wait again.
+    """
+    async with database.begin() as connection:
+        rows = await connection.execute(
+            _TAKE_BACK,
+            {
+                "max_crashes": max_crashes,
+                "worker_crashed": _json(FailureCode.WORKER_CRASHED),
+                "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
+            },
+        )
+        touched = rows.all()
+    waiting = [ring_of(row) for row in touched if row.status == "queued"]
+    return [row for row in touched if row.status != "queued"], waiting
+
+
+async def expire(database: AsyncEngine) -> list[Any]:
+    """End the runs whose deadline has passed while nobody, or nobody alive, answered them; returns their rows."""
+    async with database.begin() as connection:
+        rows = await connection.execute(_EXPIRE, {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)})
+        return list(rows.all())
+
+
+def _json(code: FailureCode) -> str:
+    return to_json(failure(code)).decode()

@@ -1,0 +1,161 @@
+"""The only reader of the environment. A wrong value stops the start with a sentence that names the variable."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_KEY_HASH = re.compile(r"[0-9a-f]{64}")
+_AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def _words(value: object) -> object:
+    """Split a string at commas and white space; leave everything else to the validators."""
+    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+
+
+def _pairs(value: object, separator: str) -> list[tuple[str, str]]:
+    words = _words(value)
+    if not isinstance(words, list):
+        raise ValueError("must be a list")  # noqa: TRY004  (pydantic reports a ValueError, not a TypeError)
+    pairs = [str(word).partition(separator)[::2] for word in words]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return [(left.strip(), right.strip()) for left, right in pairs]
+
+
+def _api_keys(value: object) -> object:
+    """Read `tenant:sha256` pairs; a tenant may have several keys, which is how they are rotated."""
+    if isinstance(value, dict):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    keys: dict[str, str] = {}
+    for tenant, key_hash in _pairs(value, ":"):
+        if not _TENANT.fullmatch(tenant) or not _KEY_HASH.fullmatch(key_hash):
+            raise ValueError("must list tenant:key-hash pairs, as `python -m shared.keys TENANT` makes them")
+        keys[key_hash] = tenant
+    return keys
+
+
+def _agents(value: object) -> object:
+    if isinstance(value, dict):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    agents: dict[str, str] = {}
+    for name, path in _pairs(value, "="):
+        if not _AGENT_TYPE.fullmatch(name) or not _IMPORT_PATH.fullmatch(path):
+            raise ValueError("must list name=package.module:attribute pairs")
+        if name in agents:
+            raise ValueError(f"names {name!r} twice")
+        agents[name] = path
+    return agents
+
+
+def _postgres(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"} or not rest:
+        raise ValueError("must look like postgresql://user:password@host:5432/name")
+    return f"postgresql+psycopg://{rest}"
+
+
+def _redis(url: str) -> str:
+    if not url.startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("must look like redis://host:6379/0, rediss://… or unix:///path")
+    return url
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, one variable a field, upper-case; `.env.example` documents each for operators."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    database_url: Annotated[str, AfterValidator(_postgres)]
+    """PostgreSQL, the truth."""
+    redis_url: Annotated[str, AfterValidator(_redis)]
+    """Redis or a compatible server, the news."""
+    database_pool_size: int = Field(default=10, ge=2, le=200)
+    """Connections a process may hold to PostgreSQL."""
+    log_level: Annotated[str, BeforeValidator(lambda value: str(value).upper())] = Field(
+        default="INFO", pattern="DEBUG|INFO|WARNING|ERROR"
+    )
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    host: str = "127.0.0.1"
+    """Address that the API listens on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port that the API listens on; 0 takes a free one."""
+    api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(default_factory=dict)
+    """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(default_factory=list)
+    """Browser origins that may call the API."""
+    max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
+    """Longest request body that the API reads."""
+    keepalive_seconds: float = Field(default=15, gt=0)
+    """Silence on a stream after which a comment (SSE) or an empty line (NDJSON) is sent."""
+    stalled_reader_seconds: float = Field(default=60, gt=0)
+    """A reader that has taken nothing for so long is let go; it can resume."""
+
+    agents: Annotated[dict[str, str], NoDecode, BeforeValidator(_agents)] = Field(
+        default_factory=lambda: {"bank_support": "worker.agents.bank_support:served"}
+    )
+    """Agents that the worker serves: `name=package.module:attribute` pairs."""
+    model: str | None = Field(default=None, min_length=1)
+    """Model of the agents that bring none of their own, as pydantic-ai names models (`openai-chat:gpt-5`)."""
+    model_timeout_seconds: float = Field(default=120, gt=0)
+    """Longest silence of a model, for agents that bring no model settings of their own."""
+    pool: str = Field(default="default", pattern="[a-z0-9][a-z0-9_-]{0,62}")
+    """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
+    worker_slots: int = Field(default=50, ge=1, le=10_000)
+    """Runs that a worker process answers at once."""
+    lease_seconds: float = Field(default=15, gt=0)
+    """A worker that has not beaten for so long is dead."""
+    beat_seconds: float = Field(default=3, gt=0)
+    """Time between the beats of a worker."""
+    drain_seconds: float = Field(default=30, ge=0)
+    """Time that a worker told to stop gives its runs before it gives them back."""
+    max_crashes: int = Field(default=3, ge=1)
+    """Workers that may die under a run before it ends as `worker_crashed`."""
+    partial_interval_seconds: float = Field(default=0.03, ge=0)
+    """Least time between two validated partials of a run."""
+    tool_event_bytes: int = Field(default=16 << 10, ge=0)
+    """Longest arguments or content that a tool event carries; what is longer is cut and says so."""
+    scripted_tokens_per_second: float = Field(default=80, ge=0)
+    """Pace of the scripted model, which answers when no model is configured; 0 does not pace."""
+
+    run_deadline_seconds: float = Field(default=600, gt=0)
+    """A run ends within so many seconds of its acceptance, unless the caller says otherwise."""
+    max_run_deadline_seconds: float = Field(default=86_400, gt=0)
+    """Longest deadline that a caller may ask for."""
+    log_retention_seconds: int = Field(default=3600, ge=1)
+    """Life of an event log in Redis after the run's end."""
+    run_retention_days: float = Field(default=30, gt=0)
+    """Life of stateless runs in PostgreSQL after their end; those of a thread live as long as the thread."""
+
+
+class WrongSettings(SystemExit):
+    """The environment does not configure this process; the message names each wrong variable."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+
+
+def read(**overrides: Any) -> Settings:
+    """Read the environment and `.env`, or stop with a sentence a wrong variable."""
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as invalid:
+        raise WrongSettings([_sentence(error) for error in invalid.errors(include_input=False)]) from None
+    if settings.beat_seconds * 3 > settings.lease_seconds:
+        raise WrongSettings(
+            ["BEAT_SECONDS must be at most a third of LEASE_SECONDS: a late beat is not a dead worker."]
+        )
+    return settings
+
+
+def _sentence(error: Any) -> str:
+    variable = str(error["loc"][0]).upper()
+    if error["type"] == "missing":
+        return f"{variable} is not set. Without servers of your own, `make run` starts private ones."
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{variable} {message[0].lower()}{message[1:]}."

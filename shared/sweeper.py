@@ -1,0 +1,197 @@
+"""The sweeper makes good what was lost: rings, runs of dead workers, ends that were not told, deadlines.
+
+It runs in every API and worker process, any number, with no leader: each statement takes rows that nobody else holds.
+PostgreSQL is truth: a sweep needs no Redis for anything but to tell the news again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
+
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.event_log import EventLog
+from shared.lanes import Lane, Lanes, Ring
+from shared.runs import next_in_thread
+from shared.runs.finish import ring_of
+from shared.runs.take_back import BATCH, expire, judge_workers, take_back
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 1.0
+UNTOLD_SECONDS = 5.0
+"""An end that its author has not marked as told by then is told by the sweeper; a beat and a bit."""
+
+_DUE = text(f"""
+    SELECT id, ring, pool, lane, extract(epoch FROM created_at) AS turn FROM runs AS run
+    WHERE pool = :pool AND lane = :lane AND status = 'queued'
+      AND due_at <= now() AND rung_at < now() - interval '1 second'
+      AND NOT EXISTS (
+          SELECT FROM runs AS earlier
+          WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq AND earlier.status IN ('queued', 'running')
+      )
+    ORDER BY created_at LIMIT {BATCH}
+""")  # noqa: S608  (a constant)
+
+_RING_AGAIN = text("""
+    UPDATE runs SET ring = runs.ring + 1, rung_at = now()
+    FROM (SELECT unnest(CAST(:ids AS uuid[])) AS id, unnest(CAST(:rings AS int[])) AS ring) AS heard
+    WHERE runs.id = heard.id AND runs.ring = heard.ring AND runs.status = 'queued'
+    RETURNING runs.id, runs.ring, pool, lane, extract(epoch FROM created_at) AS turn
+""")
+
+_UNTOLD = text(f"""
+    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM runs
+    WHERE finished_at < now() - make_interval(secs => :seconds) AND NOT end_told
+    ORDER BY finished_at LIMIT {BATCH}
+""")  # noqa: S608  (a constant)
+
+_MARK_TOLD = text("UPDATE runs SET end_told = true WHERE id = ANY(CAST(:ids AS uuid[]))")
+
+_ERASE = (
+    text("""
+        DELETE FROM threads WHERE id IN (
+            SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'
+              AND NOT EXISTS (SELECT FROM runs WHERE thread_id = threads.id AND status IN ('queued', 'running'))
+            LIMIT 100 FOR UPDATE SKIP LOCKED)
+    """),
+    text("""
+        DELETE FROM runs WHERE id IN (
+            SELECT id FROM runs
+            WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
+            ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
+    """),
+    text("DELETE FROM workers WHERE ended_at < now() - interval '1 day'"),
+)
+
+
+class Unbroken:
+    """For how long the database has answered without a break, by its own clock.
+
+    A lease may be judged only then: a database that was away has kept the living from beating, too.
+    """
+
+    def __init__(self, lease_seconds: float) -> None:
+        self._lease = timedelta(seconds=lease_seconds)
+        self._since: datetime | None = None
+        self._seen: datetime | None = None
+
+    def answered(self, at: datetime) -> None:
+        """Note an answer; one that came late broke the line."""
+        if self._since is None or self._seen is None or at - self._seen > self._lease / 3:
+            self._since = at
+        self._seen = at
+
+    def broke(self) -> None:
+        """Note a failure."""
+        self._since = None
+
+    @property
+    def for_a_lease(self) -> bool:
+        """Whether the dead can be told from the cut off."""
+        return self._since is not None and self._seen is not None and self._seen - self._since >= self._lease
+
+
+class Sweeper:
+    """One process's share of the sweeping."""
+
+    def __init__(self, settings: Settings, database: AsyncEngine, lanes: Lanes, event_log: EventLog) -> None:
+        self._settings = settings
+        self._database = database
+        self._lanes = lanes
+        self._event_log = event_log
+        self._unbroken = Unbroken(settings.lease_seconds)
+        self._absent: dict[str, set[str]] = {}
+
+    async def run(self) -> None:
+        """Sweep for ever, at a pace that keeps processes out of step."""
+        while True:
+            try:
+                await self.sweep()
+            except (SQLAlchemyError, OSError) as away:
+                self._unbroken.broke()
+                log.warning("sweeper.database_away error=%r", away)
+            except Exception:
+                log.exception("sweeper.failed")
+            await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311
+
+    async def sweep(self) -> None:
+        """Do everything once."""
+        async with self._database.connect() as connection:
+            self._unbroken.answered(cast("datetime", await connection.scalar(text("SELECT now()"))))
+        if self._unbroken.for_a_lease:
+            for worker_id in await judge_workers(self._database):
+                log.warning("sweeper.worker_lost worker=%s", worker_id)
+        ended, waiting = await take_back(self._database, self._settings.max_crashes)
+        ended += await expire(self._database)
+        for run_id in (*(run.id for run in ended), *(ring.run_id for ring in waiting)):
+            log.warning("sweeper.took_back run=%s", run_id)
+        for thread_id in {run.thread_id for run in ended} - {None}:
+            if ring := await next_in_thread(self._database, thread_id):
+                waiting.append(ring)
+        await self._lanes.ring(waiting)
+        try:
+            await self._tell(ended)
+            await self._ring_absent()
+            await self._tell_untold()
+        except (RedisError, OSError) as away:
+            log.warning("sweeper.redis_away error=%r", away)
+        await self._erase()
+
+    async def _ring_absent(self) -> None:
+        async with self._database.connect() as connection:
+            pools = (await connection.scalars(text("SELECT DISTINCT pool FROM agents"))).all()
+        for pool in pools:
+            for lane in Lane:
+                await self._ring_absent_in(pool, lane)
+
+    async def _ring_absent_in(self, pool: str, lane: Lane) -> None:
+        """Ring again what waits in no lane now and did not a sweep ago: what was popped just now is being claimed."""
+        async with self._database.connect() as connection:
+            due = [ring_of(row) for row in await connection.execute(_DUE, {"pool": pool, "lane": lane})]
+        absent = await self._lanes.absent(due)
+        before = self._absent.get(f"{pool}:{lane}", set())
+        self._absent[f"{pool}:{lane}"] = {ring.member for ring in absent}
+        if lost := [ring for ring in absent if ring.member in before]:
+            log.info("sweeper.ring_again runs=%d pool=%s lane=%s", len(lost), pool, lane)
+            await self._lanes.ring(await self._raise(lost))
+
+    async def _raise(self, lost: Sequence[Ring]) -> list[Ring]:
+        """Raise the ring of these runs; of several sweepers that saw the same, one does."""
+        async with self._database.begin() as connection:
+            rows = await connection.execute(
+                _RING_AGAIN, {"ids": [ring.run_id for ring in lost], "rings": [ring.ring for ring in lost]}
+            )
+            return [ring_of(row) for row in rows]
+
+    async def _tell_untold(self) -> None:
+        async with self._database.connect() as connection:
+            untold = (await connection.execute(_UNTOLD, {"seconds": UNTOLD_SECONDS})).all()
+        await self._tell(untold)
+
+    async def _tell(self, ended: Sequence[Any]) -> None:
+        if ended:
+            await self._event_log.tell_ends(ended, self._settings.log_retention_seconds)
+            await mark_told(self._database, [run.id for run in ended])
+
+    async def _erase(self) -> None:
+        retention = {"retention_seconds": self._settings.run_retention_days * 86_400}
+        for statement in _ERASE:
+            async with self._database.begin() as connection:
+                await connection.execute(statement, retention if ":retention_seconds" in statement.text else {})
+
+
+async def mark_told(database: AsyncEngine, run_ids: Sequence[UUID]) -> None:
+    """Note that the ends of these runs stand in the log, so that nobody need tell them again."""
+    async with database.begin() as connection:
+        await connection.execute(_MARK_TOLD, {"ids": list(run_ids)})

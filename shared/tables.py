@@ -1,0 +1,206 @@
+r"""The tables. What a row means over time is told in `shared/runs`; how it got its shape, in `shared/migrations`.
+
+JSON that a model wrote is kept as text, never as `jsonb`: it may hold `\u0000`, and it goes out as it came in.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Text, UniqueConstraint, Uuid, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class RunStatus(StrEnum):
+    """Where a run is in its life. Terminal states never change."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+UNFINISHED = frozenset({RunStatus.QUEUED, RunStatus.RUNNING})
+TERMINAL = frozenset(RunStatus) - UNFINISHED
+
+
+class Begun(StrEnum):
+    """Why the next attempt begins: the first, or what became of the one before."""
+
+    FIRST = "first"
+    WORKER_LOST = "worker_lost"
+    WORKER_STOPPING = "worker_stopping"
+
+
+class Base(DeclarativeBase):
+    """The metadata that all tables share."""
+
+    type_annotation_map = {  # noqa: RUF012  (SQLAlchemy's name and shape)
+        dict[str, Any]: JSONB,
+        datetime: DateTime(timezone=True),
+        UUID: Uuid,
+        str: Text,
+    }
+
+
+class Worker(Base):
+    """One incarnation of a worker process; it holds runs for as long as it renews its lease."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    pool: Mapped[str]
+    host: Mapped[str]
+    pid: Mapped[int]
+    version: Mapped[str]
+    slots: Mapped[int]
+    draining: Mapped[bool] = mapped_column(server_default=text("false"))
+    started_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    lease_until: Mapped[datetime]
+    ended_at: Mapped[datetime | None]
+    """Set when it stopped or was judged dead; from then on it may claim nothing."""
+
+    __table_args__ = (Index("workers_living", "lease_until", postgresql_where=text("ended_at IS NULL")),)
+
+
+class Agent(Base):
+    """An agent as the workers registered it; the API knows agents from here only."""
+
+    __tablename__ = "agents"
+
+    agent_type: Mapped[str] = mapped_column(primary_key=True)
+    pool: Mapped[str]
+    description: Mapped[str]
+    output_schema: Mapped[dict[str, Any]]
+    text_output: Mapped[bool]
+    """Whether the output is text instead of JSON."""
+    registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Thread(Base):
+    """A conversation of one user with one agent."""
+
+    __tablename__ = "threads"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    agent_type: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The `seq` of the run accepted last; raised under the row's lock."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deleted_at: Mapped[datetime | None]
+
+    __table_args__ = (
+        Index("threads_of_a_user", "tenant", "user_id", "created_at", "id"),
+        Index("threads_to_erase", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+    )
+
+
+class Run(Base):
+    """One query from its acceptance to its end."""
+
+    __tablename__ = "runs"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    thread_id: Mapped[UUID | None] = mapped_column(ForeignKey("threads.id", ondelete="CASCADE"))
+    seq: Mapped[int | None] = mapped_column(BigInteger)
+    """The place in the thread's order."""
+    agent_type: Mapped[str]
+    pool: Mapped[str]
+    lane: Mapped[str] = mapped_column(server_default=text("'interactive'"))
+    query: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    user_message_id: Mapped[UUID]
+    message_id: Mapped[UUID]
+    """The answer's id, the same for all attempts."""
+    retry_of: Mapped[UUID | None]
+    batch_id: Mapped[UUID | None]
+    custom_id: Mapped[str | None]
+
+    status: Mapped[str] = mapped_column(server_default=text("'queued'"))
+    attempt: Mapped[int] = mapped_column(server_default=text("0"))
+    """Raised by every claim: the fence. It limits nothing."""
+    crashes: Mapped[int] = mapped_column(server_default=text("0"))
+    """Workers that died under the run: the budget."""
+    begun: Mapped[str] = mapped_column(server_default=text("'first'"))
+    """Why the next attempt begins, see `Begun`."""
+    ring: Mapped[int] = mapped_column(server_default=text("1"))
+    """Raised by every statement that rings the run again."""
+    rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    worker_id: Mapped[UUID | None]
+    cancel_requested_at: Mapped[datetime | None]
+
+    partial_output: Mapped[str | None]
+    """The newest valid partial, as JSON text (of a text agent: the text); at most a heartbeat old."""
+    output: Mapped[str | None]
+    """The validated output, in the same form."""
+    text_output: Mapped[bool]
+    """Whether the output is the text of a text agent instead of JSON."""
+    last_entry: Mapped[int] = mapped_column(server_default=text("0"))
+    """The `n` of the last entry that the last attempt wrote into the event log."""
+    error: Mapped[dict[str, Any] | None]
+    usage: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    """Not to be claimed before."""
+    deadline_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    end_told: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether the end stands in the event log."""
+
+    __table_args__ = (
+        UniqueConstraint("thread_id", "seq", name="runs_in_a_thread"),
+        Index("one_running_run_a_thread", "thread_id", unique=True, postgresql_where=text("status = 'running'")),
+        Index("runs_of_a_user", "tenant", "user_id", "created_at", "id"),
+        Index("runs_queued", "pool", "lane", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("runs_held", "worker_id", postgresql_where=text("status = 'running'")),
+        Index("runs_expiring", "deadline_at", postgresql_where=text("status IN ('queued', 'running')")),
+        Index(
+            "runs_unfinished_in_a_thread", "thread_id", "seq", postgresql_where=text("status IN ('queued', 'running')")
+        ),
+        Index("runs_untold", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND NOT end_told")),
+        Index("runs_to_erase", "finished_at", postgresql_where=text("thread_id IS NULL AND finished_at IS NOT NULL")),
+    )
+
+
+class Message(Base):
+    """What a reader of the thread sees."""
+
+    __tablename__ = "messages"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    thread_id: Mapped[UUID] = mapped_column(ForeignKey("threads.id", ondelete="CASCADE"))
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    position: Mapped[int] = mapped_column(BigInteger)
+    """The place in the conversation: twice the run's `seq`, and one more for the answer."""
+    role: Mapped[str]
+    content: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("thread_id", "position", name="messages_in_a_thread"),
+        Index("messages_of_a_run", "run_id"),
+    )
+
+
+class Transcript(Base):
+    """The model's own messages of one run, lossless, from which the thread's next run continues."""
+
+    __tablename__ = "transcripts"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    messages: Mapped[str]
+    """A JSON array in the format of pydantic-ai's `ModelMessagesTypeAdapter`."""

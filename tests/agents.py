@@ -1,0 +1,111 @@
+"""Small agents that tests serve through `AGENTS` (`echo=tests.agents:echo`). None needs a key, a network or a table."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+
+from pydantic import BaseModel
+from pydantic_ai import Agent, ModelMessage, UsageLimits, UserPromptPart
+from pydantic_ai.models import Model
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+
+from worker.catalog import ServedAgent
+
+TICK_SECONDS = 0.05
+UNICODE = "Zażółć 👩‍🚀 naïve e\u0301 שלום \u2028 😀 𝄞 “end”"
+FORM_JSON = '{"title": "A form", "pages": 12, "tags": ["one", "two"]}'
+
+
+class Form(BaseModel):
+    """An output that validates only once each field has begun."""
+
+    title: str
+    pages: int
+    tags: list[str]
+
+
+def query_of(messages: list[ModelMessage]) -> str:
+    """Return what the user said last."""
+    said = [part for message in messages for part in message.parts if isinstance(part, UserPromptPart)]
+    return str(said[-1].content)
+
+
+def _speaks(say: Callable[[str], Iterator[str]], *, every_seconds: float = 0) -> Model:
+    """Make a model of text that streams what `say` makes of the query."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        for token in say(query_of(messages)):
+            await asyncio.sleep(every_seconds)
+            yield token
+
+    return FunctionModel(stream_function=stream, model_name="words")
+
+
+def _fills(arguments: str, *, tool: str | None = None) -> Model:
+    """Make a model that streams arguments, three characters a token, to a tool or else to the output tool."""
+
+    async def stream(_messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[DeltaToolCalls]:
+        yield {0: DeltaToolCall(name=tool or info.output_tools[0].name)}
+        for start in range(0, len(arguments), 3):
+            await asyncio.sleep(0)
+            yield {0: DeltaToolCall(json_args=arguments[start : start + 3])}
+
+    return FunctionModel(stream_function=stream, model_name="arguments")
+
+
+def _echoed(query: str) -> Iterator[str]:
+    yield "You said:"
+    yield from (f" {word}" for word in query.split())
+
+
+def _ticks(query: str) -> Iterator[str]:
+    seconds = re.search(r"\d+(\.\d+)?", query)
+    count = round(float(seconds.group()) / TICK_SECONDS) if seconds else 1
+    return (f"tick {number} " for number in range(1, count + 1))
+
+
+echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, word by word.")
+
+slow = Agent(
+    _speaks(_ticks, every_seconds=TICK_SECONDS), name="slow", description="Ticks for as long as the query says."
+)
+
+unicode = Agent(_speaks(lambda _query: iter(UNICODE)), name="unicode", description="Speaks beyond ASCII.")
+
+nul = Agent(_speaks(lambda _query: iter("a\0b")), name="nul", description="Says a NUL, as a model can.")
+
+breaks = Agent(_speaks(lambda _query: _broken()), name="breaks")
+
+form = Agent(_fills(FORM_JSON), output_type=Form, name="form", description="Fills a form in.")
+
+unicode_form = Agent(
+    _fills(r'{"title": "\u0000 \ud83d\ude00 😀 \u00e9é", "pages": 1, "tags": []}'),
+    output_type=Form,
+    name="unicode_form",
+)
+
+never_valid = Agent(_fills('{"title": "No pages"}'), output_type=Form, name="never_valid")
+
+tool_fails = Agent(_fills("{}", tool="explode"), name="tool_fails")
+
+_insatiable = Agent(_fills("{}", tool="again"), name="limited")
+limited = ServedAgent(agent=_insatiable, usage_limits=UsageLimits(request_limit=2))
+
+
+@tool_fails.tool_plain
+def explode() -> str:
+    """Fail as a tool with a bug does."""
+    raise RuntimeError("the tool exploded; a caller must never read this")
+
+
+@_insatiable.tool_plain
+def again() -> str:
+    """Return something that the model does not make an answer of."""
+    return "again"
+
+
+def _broken() -> Iterator[str]:
+    yield "So far "
+    raise RuntimeError("the model broke; a caller must never read this")

@@ -1,0 +1,83 @@
+"""Real servers for the whole session; a database and a Redis of its own for whoever asks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncGenerator, Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from shared.embedded import PostgresServer, RedisServer
+from shared.migrations.upgrade import upgrade
+from tests.client import Client
+from tests.service import Running, Service, serving
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL, with a migrated database to copy."""
+    with PostgresServer(durable=False) as server:
+        server.ensure_database("template")
+        upgrade(server.url("template").replace("postgresql://", "postgresql+psycopg://"))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[RedisServer]:
+    """A real Redis."""
+    with RedisServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: PostgresServer) -> Callable[[], str]:
+    """Make migrated databases; each call returns the URL of a new one."""
+
+    def make() -> str:
+        name = f"test_{next(_numbers)}"
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name} TEMPLATE template")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return postgres.url(name)
+
+    return make
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], str]) -> str:
+    """A migrated database of the test's own."""
+    return new_database()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    """A Redis database of the test's own."""
+    return redis_server.url(next(_numbers))
+
+
+@pytest.fixture
+def service(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Service]:
+    """Processes of the test's own: it starts them as it likes."""
+    with serving(database_url, redis_url, tmp_path) as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def shared_api(
+    new_database: Callable[[], str], redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """An API process, with a worker beside it, for all tests that leave both alive."""
+    with serving(new_database(), redis_server.url(next(_numbers)), tmp_path_factory.mktemp("service")) as service:
+        api = service.api()
+        service.worker()
+        yield api
+
+
+@pytest.fixture
+async def client(shared_api: Running) -> AsyncGenerator[Client]:
+    """A user whom nobody else is, of the shared service."""
+    async with Client(shared_api.url) as client:
+        yield client

@@ -1,0 +1,161 @@
+"""The service as its users have it: real API and worker processes, on a database and a Redis of their own."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from shared.keys import hash_key
+
+ROOT = Path(__file__).parent.parent
+KEYS = {"acme": "key-of-acme", "other": "key-of-other"}
+START_SECONDS = 60
+STOP_SECONDS = 20
+
+TEST_AGENTS = {
+    "bank_support": "worker.agents.bank_support:served",
+    "echo": "tests.agents:echo",
+    "slow": "tests.agents:slow",
+    "unicode": "tests.agents:unicode",
+    "nul": "tests.agents:nul",
+    "breaks": "tests.agents:breaks",
+    "form": "tests.agents:form",
+    "unicode_form": "tests.agents:unicode_form",
+    "never_valid": "tests.agents:never_valid",
+    "tool_fails": "tests.agents:tool_fails",
+    "limited": "tests.agents:limited",
+}
+
+
+@dataclass
+class Running:
+    """One process of the service."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    url: str = ""
+
+    def kill(self) -> None:
+        """End it as a crash would."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop it in its tracks."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def terminate(self, seconds: float = STOP_SECONDS) -> int:
+        """Ask it to stop, and wait until it has; returns its exit status."""
+        self.process.terminate()
+        return self.process.wait(seconds)
+
+    def last_words(self) -> str:
+        """What it wrote last."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
+
+    def await_line(self, pattern: str) -> re.Match[str]:
+        """Wait until it has written a line of that pattern."""
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if match := re.search(pattern, self.log.read_text(errors="replace")):
+                return match
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"{self.name} never wrote {pattern!r}:\n{self.last_words()}")
+
+
+@dataclass
+class Service:
+    """A set of processes that share a database and a Redis."""
+
+    database_url: str
+    redis_url: str
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+    processes: list[Running] = field(default_factory=list[Running])
+
+    def api(self, **environment: str) -> Running:
+        """Start an API process, and wait until it takes requests."""
+        running = self._start("api", {"PORT": "0", **environment})
+        running.url = running.await_line(r"Uvicorn running on (http://\S+)")[1]
+        deadline = time.monotonic() + START_SECONDS
+        while httpx.get(f"{running.url}/health/live").status_code != httpx.codes.OK:
+            assert time.monotonic() < deadline, running.last_words()
+        return running
+
+    def worker(self, **environment: str) -> Running:
+        """Start a worker process, and wait until it takes runs."""
+        running = self.begin_worker(**environment)
+        running.await_line(r"worker\.ready")
+        return running
+
+    def begin_worker(self, **environment: str) -> Running:
+        """Start a worker process, and do not wait for it."""
+        return self._start("worker", environment)
+
+    def stop(self) -> None:
+        """End whatever still runs."""
+        for running in self.processes:
+            if running.process.poll() is None:
+                running.thaw()
+                running.process.terminate()
+        for running in self.processes:
+            try:
+                running.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                running.kill()
+
+    def _start(self, name: str, environment: dict[str, str]) -> Running:
+        log = self.folder / f"{name}-{len(self.processes)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", name],
+                cwd=ROOT,
+                env=self._environment() | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        running = Running(name, process, log)
+        self.processes.append(running)
+        return running
+
+    def _environment(self) -> dict[str, str]:
+        kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+        return kept | {
+            "DATABASE_URL": self.database_url,
+            "REDIS_URL": self.redis_url,
+            "API_KEYS": ",".join(f"{tenant}:{hash_key(key.encode())}" for tenant, key in KEYS.items()),
+            "AGENTS": ",".join(f"{name}={path}" for name, path in TEST_AGENTS.items()),
+            "DRAIN_SECONDS": "1",
+            "SCRIPTED_TOKENS_PER_SECOND": "400",
+            **self.environment,
+        }
+
+
+@contextmanager
+def serving(
+    database_url: str, redis_url: str, folder: Path, environment: dict[str, str] | None = None
+) -> Iterator[Service]:
+    """Start processes at will, and have none left at the end."""
+    service = Service(database_url, redis_url, folder, environment or {})
+    try:
+        yield service
+    finally:
+        service.stop()

@@ -1,0 +1,1 @@
+"""The worker claims runs, drives their agents and publishes what they say. It knows agents and no HTTP."""

@@ -1,0 +1,1 @@
+"""The agents that come with the service. Whoever has others names them in `AGENTS`, and nothing here is imported."""

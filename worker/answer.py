@@ -1,0 +1,192 @@
+"""Drive an agent through one query and tell what comes of it: tool calls, and every partial output that validates.
+
+It knows pydantic-ai and no queue, no database, no Redis; whoever asks gives it a place to tell things to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+from pydantic_ai import Agent, CancellationToken, ModelRetry
+from pydantic_ai.exceptions import ToolRetryError, UnexpectedModelBehavior
+from pydantic_ai.messages import FinalResultEvent, FunctionToolCallEvent, FunctionToolResultEvent, ModelMessage
+from pydantic_ai.result import AgentStream
+from pydantic_ai.run import AgentRun
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import DeferredToolRequests
+from pydantic_ai.usage import RunUsage
+from pydantic_core import to_json
+
+from worker.catalog import Offer, ToolEvents
+
+log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Whom an answer is told to while it is written."""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Hear of an event; none is left out."""
+
+    def show(self, text: str) -> None:
+        """Hear the whole text as it is now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A whole answer."""
+
+    text: str
+    """The validated output as JSON text; of a text agent, the text."""
+    messages: Sequence[ModelMessage]
+    """What this run adds to the conversation."""
+    model: str | None
+
+
+class Answer:
+    """One query on its way through an agent."""
+
+    def __init__(
+        self,
+        offer: Offer,
+        listener: Listener,
+        token: CancellationToken,
+        *,
+        partial_interval_seconds: float,
+        tool_event_bytes: int,
+        model_timeout_seconds: float,
+    ) -> None:
+        self._offer = offer
+        self._listener = listener
+        self._token = token
+        self._interval = partial_interval_seconds
+        self._tool_event_bytes = tool_event_bytes
+        self._model_timeout = model_timeout_seconds
+        self._run: AgentRun[Any, Any] | None = None
+
+    @property
+    def usage(self) -> RunUsage:
+        """What was used so far; may be read from any thread."""
+        return RunUsage() if self._run is None else self._run.usage
+
+    async def write(self, query: str, history: Sequence[ModelMessage], deps: Any) -> Answered:
+        """Run the agent to its end.
+
+        Raises:
+            RunCancelled: the token was cancelled; it carries the messages so far.
+            Exception: whatever pydantic-ai, the model or a tool raises.
+        """
+        agent = self._offer.agent
+        async with agent.iter(
+            query,
+            message_history=history,
+            deps=deps,
+            model=self._offer.model,
+            model_settings=ModelSettings(timeout=self._model_timeout)
+            if getattr(agent, "model_settings", None) is None
+            else None,
+            usage_limits=self._offer.usage_limits,
+            cancellation_token=self._token,
+        ) as run:
+            self._run = run
+            async for node in run:
+                if Agent.is_model_request_node(node):
+                    async with node.stream(run.ctx) as stream:
+                        await self._hear(stream)
+                elif Agent.is_call_tools_node(node):
+                    async with node.stream(run.ctx) as events:
+                        async for event in events:
+                            self._tell_tool(event)
+        result = run.result
+        if result is None:
+            raise UnexpectedModelBehavior("The agent ended without a result.")
+        text = self._render(result.output)
+        self._listener.show(text)
+        return Answered(text, result.new_messages(), result.response.model_name)
+
+    async def _hear(self, stream: AgentStream[Any, Any]) -> None:
+        """Listen to the model; once it writes the output, show it as it grows."""
+        async with self._showing(stream) as heard:
+            writing = False
+            async for event in stream:
+                writing = writing or isinstance(event, FinalResultEvent)
+                if writing:
+                    heard.set()
+
+    @asynccontextmanager
+    async def _showing(self, stream: AgentStream[Any, Any]) -> AsyncGenerator[asyncio.Event]:
+        """Validate and show beside the stream, at most once an interval: the first partial at once, and the last."""
+        heard, over = asyncio.Event(), asyncio.Event()
+
+        async def show() -> None:
+            while await heard.wait():
+                heard.clear()
+                await self._show(stream)
+                if over.is_set():
+                    return
+                await _first_of(over, self._interval)
+
+        showing = asyncio.create_task(show())
+        try:
+            yield heard
+            over.set()
+            if heard.is_set():
+                await showing
+        finally:
+            showing.cancel()
+
+    async def _show(self, stream: AgentStream[Any, Any]) -> None:
+        try:
+            partial = await stream.validate_response_output(stream.response, allow_partial=True)
+        except (ValidationError, ModelRetry, ToolRetryError, UnexpectedModelBehavior):
+            return  # Not valid yet: the next may be.
+        if not isinstance(partial, DeferredToolRequests):
+            self._listener.show(self._render(partial))
+
+    def _render(self, output: Any) -> str:
+        """Say an output as text; NUL, which no PostgreSQL text can hold, becomes U+FFFD."""
+        if self._offer.text_output:
+            return str(output).replace("\0", "\ufffd")
+        return to_json(output, inf_nan_mode="null").decode()
+
+    def _tell_tool(self, event: Any) -> None:
+        """Tell calls and results of function tools, as far as the agent's setting goes."""
+        setting = self._offer.tool_events
+        if setting is ToolEvents.OFF:
+            return
+        match event:
+            case FunctionToolCallEvent(part=part):
+                detail = {"args": self._capped(part.args_as_json_str())}
+            case FunctionToolResultEvent(part=part):
+                detail = {"content": self._capped(part.model_response_str())}
+            case _:
+                return
+        self._listener.tell(
+            {
+                "event": "tool_call" if isinstance(event, FunctionToolCallEvent) else "tool_result",
+                "tool_call_id": part.tool_call_id,
+                "tool_name": part.tool_name,
+                **(detail if setting is ToolEvents.FULL else dict.fromkeys(detail)),
+            }
+        )
+
+    def _capped(self, text: str) -> str:
+        """Cut what is too long for an event, and say so."""
+        data = text.encode(errors="replace")
+        if len(data) <= self._tool_event_bytes:
+            return data.decode()
+        return data[: self._tool_event_bytes].decode(errors="ignore") + f"… ({len(data)} bytes)"
+
+
+async def _first_of(over: asyncio.Event, seconds: float) -> None:
+    """Wait so many seconds, or until it is over."""
+    try:
+        await asyncio.wait_for(over.wait(), seconds)
+    except TimeoutError:
+        return

@@ -1,0 +1,137 @@
+"""The worker, put together: everything is made here and handed on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared import VERSION, database, redis, runs
+from shared.event_log import EventLog
+from shared.lanes import Lanes
+from shared.settings import Settings
+from shared.sweeper import Sweeper
+from worker.attempt import Attempts, Stop
+from worker.cancels import listen_for_cancels
+from worker.catalog import Offer, load
+from worker.doorbell import Doorbell
+from worker.lease import Lease
+from worker.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+GIVE_BACK_SECONDS = 8.0
+"""Time to give the rest back after the drain time; agents that do not stop are left behind before."""
+
+_REGISTER_AGENT = text("""
+    INSERT INTO agents (agent_type, pool, description, output_schema, text_output)
+    VALUES (:agent_type, :pool, :description, CAST(:output_schema AS jsonb), :text_output)
+    ON CONFLICT (agent_type) DO UPDATE SET pool = excluded.pool, description = excluded.description,
+        output_schema = excluded.output_schema, text_output = excluded.text_output, registered_at = now()
+""")
+
+
+class App:
+    """A worker process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._offers = load(settings)
+        self._database = database.connect(settings)
+        self._redis = redis.connect(settings)
+        event_log, lanes = EventLog(self._redis), Lanes(self._redis)
+        self._publisher = Publisher(event_log, self._is_mine)
+        self._attempts = Attempts(settings, self._database, lanes, event_log, self._publisher, self._offers)
+        self._lease = Lease(
+            settings,
+            VERSION,
+            held=self._attempts.held,
+            told=self._attempts.told,
+            beat=self._attempts.beat,
+            lost=lambda: self._attempts.stop_all(Stop.NOT_MINE),
+        )
+        self._doorbell = Doorbell(settings, self._answer, lambda: self._lease.worker_id is not None)
+        self._sweeper = Sweeper(settings, self._database, lanes, event_log)
+
+    async def run(self) -> None:
+        """Work until SIGTERM or SIGINT; then let runs end, give the rest back, and leave."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        await _register(self._database, self._settings.pool, self._offers)
+        await self._lease.acquire()
+        background = [
+            asyncio.create_task(work)
+            for work in (
+                self._publisher.run(),
+                self._sweeper.run(),
+                listen_for_cancels(self._redis, lambda run_id: self._attempts.stop(run_id, Stop.CANCELLED)),
+            )
+        ]
+        ringing = asyncio.create_task(self._doorbell.main())
+        log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
+        await _first(asyncio.create_task(stopping.wait()), ringing, *background)
+        await self._drain(ringing)
+        for task in background:
+            task.cancel()
+        await self._lease.release()
+        await self._doorbell.close()
+        await self._redis.aclose()
+        await self._database.dispose()
+
+    async def _drain(self, ringing: asyncio.Task[None]) -> None:
+        log.info("worker.draining runs=%d", len(self._attempts))
+        self._lease.draining = True
+        self._doorbell.stop()
+        await asyncio.wait([ringing])
+        await self._until_idle(self._settings.drain_seconds)
+        self._attempts.stop_all(Stop.STOPPING)
+        await self._until_idle(GIVE_BACK_SECONDS)
+        log.info("worker.stopped runs_left=%d", len(self._attempts))
+
+    async def _until_idle(self, seconds: float) -> None:
+        end = asyncio.get_running_loop().time() + seconds
+        while len(self._attempts) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  (bounded)
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _answer(self, run_id: UUID) -> None:
+        if (worker_id := self._lease.worker_id) is not None:
+            await self._attempts.answer(run_id, worker_id)
+
+    async def _is_mine(self, run_id: UUID, attempt: int) -> bool:
+        return await runs.is_mine(self._database, run_id, attempt)
+
+
+async def _register(engine: AsyncEngine, pool: str, offers: dict[str, Offer]) -> None:
+    """Tell the API, by way of the database, which agents this worker serves."""
+    async with engine.begin() as connection:
+        for offer in offers.values():
+            await connection.execute(
+                _REGISTER_AGENT,
+                {
+                    "agent_type": offer.agent_type,
+                    "pool": pool,
+                    "description": offer.description,
+                    "output_schema": to_json(offer.output_schema).decode(),
+                    "text_output": offer.text_output,
+                },
+            )
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until the first of them is done; one that failed fails the process."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+async def serve(settings: Settings) -> None:
+    """Make the worker inside the running loop, and run it to its end."""
+    await App(settings).run()

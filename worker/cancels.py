@@ -1,0 +1,34 @@
+"""Hear at once that a run is to be cancelled; what is missed here, the next beat tells."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+from uuid import UUID
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.runs.cancel import CANCELS
+
+log = logging.getLogger(__name__)
+
+BACK_OFF_SECONDS = 1.0
+LISTEN_SECONDS = 5.0
+
+
+async def listen_for_cancels(redis: Redis, cancel: Callable[[UUID], None]) -> None:
+    """Call `cancel` for every run that somebody asks to cancel, whoever holds it; for ever."""
+    while True:
+        try:
+            async with redis.pubsub(ignore_subscribe_messages=True) as channel:
+                await channel.subscribe(CANCELS)
+                while True:
+                    message = cast("dict[str, Any] | None", await channel.get_message(timeout=LISTEN_SECONDS))
+                    if message is not None:
+                        cancel(UUID(message["data"].decode()))
+        except (RedisError, OSError) as away:
+            log.warning("cancels.redis_away error=%r", away)
+            await asyncio.sleep(BACK_OFF_SECONDS)

@@ -1,0 +1,206 @@
+"""What the worker serves: the agents that `AGENTS` names, each with its model, its dependencies and what is told of it.
+
+It knows how to find agents and what they need, not how they are run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import traceback
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from types import NoneType
+from typing import Any
+from uuid import UUID
+
+from pydantic_ai import UsageLimits
+from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.models import Model, infer_model
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.settings import Settings, WrongSettings
+
+_NO_DEPENDENCIES = (object, NoneType)
+"""What pydantic-ai calls the dependencies of an agent that takes none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunScope:
+    """The run that dependencies are made for.
+
+    A tool can run again when an attempt is lost: `run_id` and `attempt` are there to make its idempotency keys.
+    """
+
+    tenant: str
+    user_id: UUID
+    thread_metadata: dict[str, Any]
+    """Empty for a run without a thread."""
+    run_metadata: dict[str, Any]
+    run_id: UUID
+    attempt: int
+    database: AsyncEngine
+    """The service's own database, for agents that keep a table beside its tables."""
+
+
+Dependencies = Callable[[RunScope], Any | Awaitable[Any]]
+"""Makes what an agent's tools and instructions find in `RunContext.deps`."""
+
+Script = Callable[[float], Model]
+"""Makes a scripted model that speaks so many tokens a second."""
+
+
+class ToolEvents(StrEnum):
+    """What a stream tells of an agent's tool calls."""
+
+    FULL = "full"
+    """Names, arguments and results."""
+    NAMES = "names"
+    """Names only."""
+    OFF = "off"
+    """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedAgent:
+    """An agent and what it needs to be served; a bare agent is served as if every other field were left out."""
+
+    agent: AbstractAgent[Any, Any]
+    dependencies: Dependencies | None = None
+    script: Script | None = None
+    """Makes the model that answers where neither the agent nor `MODEL` brings one."""
+    tool_events: ToolEvents = ToolEvents.FULL
+    description: str | None = None
+    """Told to callers; without it, the agent's own description is."""
+    usage_limits: UsageLimits | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """An agent that is ready to answer, under the name that callers know it by."""
+
+    agent_type: str
+    agent: AbstractAgent[Any, Any]
+    model: Model
+    description: str
+    output_schema: dict[str, Any]
+    """JSON Schema of the output."""
+    text_output: bool
+    """Whether the output is text instead of JSON."""
+    tool_events: ToolEvents
+    dependencies: Dependencies | None
+    usage_limits: UsageLimits | None
+
+    async def equip(self, scope: RunScope) -> Any:
+        """Make the dependencies of a run; None for an agent that takes none."""
+        if self.dependencies is None:
+            return None
+        made = self.dependencies(scope)
+        return await made if inspect.isawaitable(made) else made
+
+
+class UnservableAgents(WrongSettings):
+    """Some of `AGENTS` cannot be served; the message is one sentence for each."""
+
+
+def load(settings: Settings) -> dict[str, Offer]:
+    """Import the agents and give each its model, or stop with a sentence for each that cannot be served."""
+    offers: dict[str, Offer] = {}
+    problems: list[str] = []
+    configured_model = cache(lambda: _configured_model(settings))
+    for agent_type, path in settings.agents.items():
+        try:
+            served = _import(path)
+            _check_dependencies(served)
+            model = _model(served, settings, configured_model)
+            offers[agent_type] = _offer(agent_type, served, model)
+        except _Unservable as problem:
+            problems.append(f"AGENTS: {agent_type} ({path}) {problem}.")
+        except _WrongModel as problem:
+            problems.append(f"MODEL: {problem}.")
+    if problems:
+        raise UnservableAgents(list(dict.fromkeys(problems)))
+    return offers
+
+
+class _Unservable(Exception):
+    """The rest of a sentence that begins with the agent's name."""
+
+
+class _WrongModel(Exception):
+    """What is wrong with `MODEL`."""
+
+
+def _import(path: str) -> ServedAgent:
+    module, _, attribute = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # An agent's module may raise anything.
+        raise _Unservable(f"cannot be imported: {_said(error)}{_place(error)}") from error
+    if isinstance(found, ServedAgent):
+        return found
+    if isinstance(found, AbstractAgent):
+        return ServedAgent(agent=found)  # pyright: ignore[reportUnknownArgumentType]
+    raise _Unservable(f"is neither a pydantic_ai.Agent nor a ServedAgent but of type {type(found).__name__}")
+
+
+def _check_dependencies(served: ServedAgent) -> None:
+    if served.agent.deps_type not in _NO_DEPENDENCIES and served.dependencies is None:
+        raise _Unservable("takes dependencies, so a ServedAgent must bring the factory that makes them")
+
+
+def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[], Model]) -> Model:
+    own = served.agent.model
+    if own is not None:
+        try:
+            return infer_model(own)
+        except Exception as error:  # As many kinds of errors as there are providers.
+            raise _Unservable(f"names a model that cannot be made: {_said(error)}") from error
+    if settings.model is not None:
+        return configured_model()
+    if served.script is not None:
+        return served.script(settings.scripted_tokens_per_second)
+    raise _Unservable("has no model: give the agent one or set MODEL")
+
+
+def _configured_model(settings: Settings) -> Model:
+    name = settings.model or ""
+    try:
+        return infer_model(name)
+    except Exception as error:  # As many kinds of errors as there are providers.
+        raise _WrongModel(f"{name!r} cannot be made: {_said(error)}") from error
+
+
+def _offer(agent_type: str, served: ServedAgent, model: Model) -> Offer:
+    agent = served.agent
+    try:
+        schema = agent.output_json_schema()
+    except Exception as error:  # A type that pydantic has no schema for says so in several ways.
+        raise _Unservable(f"has an output that no JSON Schema describes: {_said(error)}") from error
+    return Offer(
+        agent_type=agent_type,
+        agent=agent,
+        model=model,
+        description=served.description or agent.description or "",
+        output_schema=schema,
+        text_output=agent.output_type is str,
+        tool_events=served.tool_events,
+        dependencies=served.dependencies,
+        usage_limits=served.usage_limits,
+    )
+
+
+def _said(error: Exception) -> str:
+    """Say an error in one line without its full stop."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
+
+
+def _place(error: Exception) -> str:
+    """Say which line of the agent's own code raised an error; nothing where none did."""
+    ours = {__file__, importlib.__file__}
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename not in ours and not frame.filename.startswith("<"):
+            return f" ({frame.filename}, line {frame.lineno})"
+    return ""

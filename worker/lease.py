@@ -1,0 +1,222 @@
+"""The worker's lease and the beat that renews it, in a thread with a connection of its own.
+
+A blocked event loop does not lose the lease; a database that is away does, once the last beat is a lease ago: from then
+on nobody may rely on this process, and it stops what it does. It never goes on under an id that was declared dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from shared.clock import new_id
+from shared.database import CONNECT_TIMEOUT_SECONDS
+from shared.settings import Settings
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.5
+STATEMENT_TIMEOUT_MS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a beat stores of a run in hand."""
+
+    run_id: UUID
+    attempt: int
+    text: str | None
+    last_entry: int
+    usage: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a beat brings back of a run that this worker holds."""
+
+    run_id: UUID
+    attempt: int
+    cancel_requested: bool
+
+
+_REGISTER = """
+    INSERT INTO workers (id, pool, host, pid, version, slots, lease_until)
+    VALUES (%(id)s, %(pool)s, %(host)s, %(pid)s, %(version)s, %(slots)s, now() + make_interval(secs => %(lease)s))
+"""
+
+_BEAT = """
+    UPDATE workers SET lease_until = now() + make_interval(secs => %(lease)s), draining = %(draining)s
+    WHERE id = %(id)s AND ended_at IS NULL RETURNING id
+"""
+
+_KEEP = """
+    UPDATE runs SET partial_output = held.text, last_entry = held.last_entry, usage = held.usage
+    FROM (SELECT unnest(%(ids)s::uuid[]) AS id, unnest(%(attempts)s::int[]) AS attempt,
+                 unnest(%(texts)s::text[]) AS text, unnest(%(last_entries)s::int[]) AS last_entry,
+                 unnest(%(usages)s::jsonb[]) AS usage) AS held
+    WHERE runs.id = held.id AND runs.attempt = held.attempt AND runs.status = 'running'
+"""
+
+_MARK_TOLD = "UPDATE runs SET end_told = true WHERE id = ANY(%(ids)s)"
+
+_HELD = "SELECT id, attempt, cancel_requested_at IS NOT NULL FROM runs WHERE worker_id = %(id)s AND status = 'running'"
+
+_END = "UPDATE workers SET ended_at = now(), draining = true WHERE id = %(id)s AND ended_at IS NULL"
+
+
+class Lease:
+    """The right of this process to hold runs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        version: str,
+        *,
+        held: Callable[[], list[Held]],
+        told: Callable[[], list[UUID]],
+        beat: Callable[[Sequence[Row]], None],
+        lost: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._version = version
+        self._url = settings.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
+        self._held, self._told, self._on_beat, self._on_lost = held, told, beat, lost
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._stop = threading.Event()
+        self._registered = asyncio.Event()
+        self._worker_id: UUID | None = None
+        self._trusted_until = 0.0
+        self._kept: dict[UUID, Held] = {}
+        self._untold: list[UUID] = []
+        self.draining = False
+
+    @property
+    def worker_id(self) -> UUID | None:
+        """The id to claim under; None while nobody may rely on this process."""
+        return self._worker_id if time.monotonic() < self._trusted_until else None
+
+    async def acquire(self) -> None:
+        """Start the beat, and wait until the worker is registered."""
+        self._thread.start()
+        await self._registered.wait()
+
+    async def release(self) -> None:
+        """Stop the beat; the incarnation ends here and not when its lease runs out."""
+        self._stop.set()
+        await asyncio.to_thread(self._thread.join)
+
+    def _run(self) -> None:
+        connection: psycopg.Connection[Any] | None = None
+        while not self._stop.is_set():
+            sent = time.monotonic()
+            try:
+                if connection is None:
+                    connection = psycopg.connect(
+                        self._url,
+                        autocommit=True,
+                        connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                        application_name="agent-relay lease",
+                        options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+                    )
+                rows = self._beat(connection)
+                self._trusted_until = sent + self._settings.lease_seconds
+                self._call(self._on_beat, rows)
+                self._call(self._registered.set)
+                pause = self._settings.beat_seconds
+            except psycopg.Error as error:
+                log.warning("lease.database_away error=%r", error)
+                if connection is not None:
+                    connection.close()
+                connection, pause = None, RETRY_SECONDS
+                self._lapse()
+            self._stop.wait(pause)
+        if connection is not None:
+            try:
+                connection.execute(_MARK_TOLD, {"ids": self._untold + self._told()})
+                connection.execute(_END, {"id": self._worker_id})
+            except psycopg.Error as error:
+                log.warning("lease.not_released error=%r", error)
+            connection.close()
+
+    def _beat(self, connection: psycopg.Connection[Any]) -> list[Row]:
+        """Renew the lease, store what changed, and bring back the runs that are held."""
+        lease = self._settings.lease_seconds
+        renewal = {"id": self._worker_id, "lease": lease, "draining": self.draining}
+        if self._worker_id is None or connection.execute(_BEAT, renewal).fetchone() is None:
+            self._register(connection)
+        self._keep(connection)
+        self._untold += self._told()
+        if self._untold:
+            connection.execute(_MARK_TOLD, {"ids": self._untold})
+            self._untold = []
+        rows = connection.execute(_HELD, {"id": self._worker_id}).fetchall()
+        return [Row(*cast("tuple[UUID, int, bool]", row)) for row in rows]
+
+    def _register(self, connection: psycopg.Connection[Any]) -> None:
+        """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
+        if self._worker_id is not None:
+            log.error("lease.declared_dead worker=%s", self._worker_id)
+            self._trusted_until = 0.0
+            self._call(self._on_lost)
+        worker_id = new_id()
+        connection.execute(
+            _REGISTER,
+            {
+                "id": worker_id,
+                "pool": self._settings.pool,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "version": self._version,
+                "slots": self._settings.worker_slots,
+                "lease": self._settings.lease_seconds,
+            },
+        )
+        self._worker_id = worker_id
+        log.info("lease.registered worker=%s", worker_id)
+
+    def _keep(self, connection: psycopg.Connection[Any]) -> None:
+        """Store the partials and the usage that changed since the last beat."""
+        held = {run.run_id: run for run in self._held()}
+        changed = [run for run in held.values() if self._kept.get(run.run_id) != run]
+        if changed:
+            connection.execute(
+                _KEEP,
+                {
+                    "ids": [run.run_id for run in changed],
+                    "attempts": [run.attempt for run in changed],
+                    "texts": [run.text for run in changed],
+                    "last_entries": [run.last_entry for run in changed],
+                    "usages": [Jsonb(run.usage) for run in changed],
+                },
+            )
+        self._kept = held
+
+    def _lapse(self) -> None:
+        """Past the lease, have the loop stop its runs; a loop that does not answer takes the process with it."""
+        if not self._trusted_until or time.monotonic() < self._trusted_until:
+            return
+        self._trusted_until = 0.0
+        answered = threading.Event()
+        self._call(self._on_lost)
+        self._call(answered.set)
+        if not answered.wait(self._settings.lease_seconds):
+            log.critical("lease.loop_blocked: ending the process")
+            os._exit(70)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # The loop has closed: the process is on its way out.
+            self._stop.set()

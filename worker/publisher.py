@@ -1,0 +1,190 @@
+"""Publish what attempts tell into their event logs: coalesced a run, and many runs a round trip.
+
+Nothing here waits for a reader, and an agent never waits for Redis: while a round trip is under way, newer texts
+replace those that wait. Without Redis an attempt goes on; what could not be told is told from the row at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from redis.exceptions import RedisError
+
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, text_body
+from shared.growth import growth
+
+log = logging.getLogger(__name__)
+
+BACK_OFF_SECONDS = 0.5
+GIVE_UP_SECONDS = 2.0
+"""How long the end of a run waits for what was told before; the row tells it if Redis is away for longer."""
+
+
+class Telling:
+    """What one attempt tells, on its way into the log."""
+
+    def __init__(
+        self,
+        run_id: UUID,
+        attempt: int,
+        ttl_seconds: int,
+        *,
+        changed: Callable[[Telling], None],
+        fenced: Callable[[], None],
+    ) -> None:
+        self.run_id = run_id
+        self.attempt = attempt
+        self.text: str | None = None
+        """The newest text told."""
+        self.last_entry = 0
+        """The `n` of the last entry made, whether it stands in the log yet or not."""
+        self._fenced = False
+        self._on_fenced = fenced
+        self._ttl_seconds = ttl_seconds
+        self._changed = changed
+        self._waiting: list[dict[str, Any] | str] = []
+        self._sending: Append | None = None
+        self._wrote = BEFORE_ALL
+        self._base: str | None = None
+        """The text that readers of the log have, if they have read it all."""
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Tell an event; events keep their order and none is left out."""
+        self._waiting.append(event)
+        self._stir()
+
+    def show(self, text: str) -> None:
+        """Tell the whole text as it is now; it takes the place of one that still waits."""
+        if text == self.text:
+            return
+        self.text = text
+        if self._waiting and isinstance(self._waiting[-1], str):
+            self._waiting[-1] = text
+        else:
+            self._waiting.append(text)
+        self._stir()
+
+    async def flushed(self) -> None:
+        """Wait until everything told stands in the log, the attempt is fenced, or Redis is away for too long."""
+        try:
+            await asyncio.wait_for(self._quiet.wait(), GIVE_UP_SECONDS)
+        except TimeoutError:
+            log.warning("publisher.gave_up run=%s", self.run_id)
+            self._number()
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is more to send."""
+        return bool(self._waiting)
+
+    def next(self) -> Append | None:
+        """Take what is to be sent now: what was sent before and not answered for, or what waits."""
+        if self._sending is None and self._waiting and not self._fenced:
+            self._sending = self._number()
+        return self._sending
+
+    def sent(self, outcome: Outcome) -> None:
+        """Take note of what became of it."""
+        if outcome is Outcome.FENCED:
+            self._fenced = True
+            self._waiting.clear()
+            self._on_fenced()
+        elif self._sending is not None:
+            self._wrote = self._sending.entries[-1].id
+        self._sending = None
+        if not self._waiting:
+            self._quiet.set()
+
+    def start_over(self) -> None:
+        """Send again what the log lost the beginning of, with the whole text and under new ids.
+
+        Somebody may have read the entries under their old ids before they were lost.
+        """
+        if self._sending is None:
+            return
+        events: list[dict[str, Any] | str] = [dict(entry.body) for entry in self._sending.entries if entry.event]
+        later = [waiting for waiting in self._waiting if not isinstance(waiting, str)]
+        self._base = None
+        self._wrote = BEFORE_ALL
+        self._waiting = [*events, *([] if self.text is None else [self.text]), *later]
+        self._sending = self._number()
+
+    def _number(self) -> Append | None:
+        """Give what waits its ids; a text becomes what it grew by."""
+        entries: list[Entry] = []
+        for waiting in self._waiting:
+            if isinstance(waiting, str):
+                body = text_body(waiting, None if self._base is None else growth(self._base, waiting))
+                self._base = waiting
+            else:
+                body = waiting
+            self.last_entry += 1
+            entries.append(Entry(Id(self.attempt, self.last_entry), body))
+        self._waiting = []
+        return Append(self.run_id, self._wrote, entries, self._ttl_seconds) if entries else None
+
+    def _stir(self) -> None:
+        self._quiet.clear()
+        self._changed(self)
+
+
+class Publisher:
+    """All tellings of a process, one round trip after the other."""
+
+    def __init__(self, event_log: EventLog, is_mine: Callable[[UUID, int], Awaitable[bool]]) -> None:
+        self._event_log = event_log
+        self._is_mine = is_mine
+        self._changed: dict[Telling, None] = {}
+        self._stirred = asyncio.Event()
+
+    def begin(self, run_id: UUID, attempt: int, ttl_seconds: int, fenced: Callable[[], None]) -> Telling:
+        """Open the telling of an attempt; `fenced` is called when a later one, or the end, stands in the log."""
+        return Telling(run_id, attempt, ttl_seconds, changed=self._note, fenced=fenced)
+
+    async def run(self) -> None:
+        """Publish for ever."""
+        while True:
+            await self._stirred.wait()
+            self._stirred.clear()
+            tellings, self._changed = self._changed, {}
+            try:
+                await self._publish(list(tellings))
+            except (RedisError, OSError) as away:
+                log.warning("publisher.redis_away error=%r", away)
+                await asyncio.sleep(BACK_OFF_SECONDS)
+                for telling in tellings:
+                    self._note(telling)
+            except Exception:
+                log.exception("publisher.failed")
+
+    def _note(self, telling: Telling) -> None:
+        self._changed[telling] = None
+        self._stirred.set()
+
+    async def _publish(self, tellings: list[Telling]) -> None:
+        sending = [(telling, append) for telling in tellings if (append := telling.next())]
+        if not sending:
+            return
+        outcomes = await self._event_log.append([append for _, append in sending])
+        for (telling, _), outcome in zip(sending, outcomes, strict=True):
+            if outcome is Outcome.LOST:
+                await self._recover(telling)
+                continue
+            telling.sent(outcome)
+            if telling.waits:
+                self._note(telling)
+
+    async def _recover(self, telling: Telling) -> None:
+        """After the log was lost, only PostgreSQL knows whether the run is still this attempt's."""
+        if await self._is_mine(telling.run_id, telling.attempt):
+            log.info("publisher.log_lost run=%s attempt=%d", telling.run_id, telling.attempt)
+            telling.start_over()
+            self._note(telling)
+        else:
+            telling.sent(Outcome.FENCED)
