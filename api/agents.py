@@ -15,7 +15,7 @@ from shared import tables
 router = APIRouter(prefix="/agents", tags=["agents"], route_class=StrictRoute)
 
 
-@router.get("", summary="List the agents", responses=responses())
+@router.get("", summary="List the agents", response_description="The agents.", responses=responses())
 async def list_agents(service: Service, _: Caller) -> list[Agent]:
     """Every agent that a worker has registered, with the JSON Schema of its output."""
     async with service.database.connect() as connection:

@@ -11,7 +11,6 @@ from pydantic_core import to_json
 from api.problems import Refused
 from shared.event_log import Id
 
-
 _SEPARATORS = [(character.encode(), b"\\u%04x" % ord(character)) for character in "\x85\u2028\u2029"]
 
 

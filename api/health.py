@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Parts, Service
-from api.problems import unavailable
+from api.problems import problem_responses, unavailable
+from api.resources import Resource
 from shared.database import SCHEMA, schema_of
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,16 @@ log = logging.getLogger(__name__)
 router = APIRouter(tags=["health"])
 
 PATIENCE_SECONDS = 2
+
+
+class Readiness(Resource):
+    """Whether the process can do its work."""
+
+    status: Literal["ok", "degraded"]
+    """`degraded` while something is away that it can do without."""
+    degraded: list[str]
+    """What is away."""
+
 
 _QUEUE = text("""
     SELECT pool, lane, status, count(*) AS runs,
@@ -35,14 +46,20 @@ _WORKERS = text("""
 """)
 
 
-@router.get("/health/live", summary="Is the process alive?")
+@router.get("/health/live", summary="Is the process alive?", response_description="It is.")
 async def live() -> dict[str, str]:
     """Always 200 while the process answers at all."""
     return {"status": "ok"}
 
 
-@router.get("/health/ready", summary="Should it get traffic?")
-async def ready(service: Service) -> Response:
+@router.get(
+    "/health/ready",
+    summary="Should it get traffic?",
+    response_model=Readiness,
+    response_description="It should.",
+    responses=problem_responses(503),
+)
+async def ready(service: Service) -> Readiness:
     """503 without PostgreSQL or its tables. Without Redis runs are still accepted: 200, degraded."""
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -53,10 +70,16 @@ async def ready(service: Service) -> Response:
     if schema is None or schema < SCHEMA:
         raise unavailable("The database has not been migrated: run `python -m shared.migrations`.")
     degraded = [] if await _redis_answers(service) else ["redis"]
-    return JSONResponse({"status": "degraded" if degraded else "ok", "degraded": degraded})
+    return Readiness(status="degraded" if degraded else "ok", degraded=degraded)
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=PlainTextResponse,
+    response_description="The metrics.",
+    responses=problem_responses(503),
+)
 async def metrics(service: Service) -> Response:
     """Queue, workers and followers as they are now, in Prometheus' text format."""
     async with service.database.connect() as connection:

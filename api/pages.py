@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query
@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict
 from api.problems import Refused
 
 Item = TypeVar("Item")
+
+BIGINT = 63
+"""Bits of the largest number in the database."""
 
 Limit = Annotated[int, Query(ge=1, le=100, description="How many items at the most.")]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
@@ -46,11 +49,22 @@ def place_of(cursor: str | None, *kinds: Callable[[Any], Any]) -> list[Any]:
     if cursor is None:
         return [None] * len(kinds)
     try:
-        values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        return [kind(value) for kind, value in zip(kinds, values, strict=True)]
-    except (ValueError, TypeError, binascii.Error, RecursionError, OverflowError):
-        raise Refused(400, "The cursor is not one that this list gave out.", code="malformed_cursor") from None
+        read = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        values = [kind(value) for kind, value in zip(kinds, read, strict=True)]
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        raise _malformed() from None
+    if _write(values) != cursor or any(isinstance(value, int) and value.bit_length() > BIGINT for value in values):
+        raise _malformed()
+    return values
 
 
 def _write(values: list[Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(values, default=str).encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(json.dumps(values, default=_text).encode()).decode().rstrip("=")
+
+
+def _text(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def _malformed() -> Refused:
+    return Refused(400, "The cursor is not one that this list gave out.", code="malformed_cursor")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -13,6 +15,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
@@ -52,6 +55,21 @@ _CODES = {
 }
 
 
+_MEANINGS = {
+    400: "Malformed: the JSON, its encoding or nesting, a header, a cursor.",
+    401: "No valid API key; absent, wrong and revoked look the same.",
+    404: "It is not there, or it is not yours, which looks the same.",
+    406: "You accept neither of the two framings of a stream.",
+    409: "The thread has an unfinished run (`thread_busy`), or the run was cancelled while you waited (`cancelled`).",
+    413: "The body is over the limit.",
+    415: "The body is not plain `application/json`.",
+    422: "Well-formed but not valid: `errors` says what is wrong and where.",
+    502: "The run failed: `code` says how, `run_id` which.",
+    503: "A dependency is down: try again after `Retry-After` seconds.",
+    504: "The run did not end before its deadline (`deadline_exceeded`).",
+}
+
+
 class FieldError(BaseModel):
     """One thing that is wrong with a request."""
 
@@ -68,7 +86,22 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """A problem document (RFC 9457)."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        use_attribute_docstrings=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "urn:agent-relay:problem:not_found",
+                    "title": "Not Found",
+                    "status": 404,
+                    "detail": "There is no such thread.",
+                    "instance": "/api/v1/threads/0198c5a4-7c9e-7000-8000-000000000000",
+                    "code": "not_found",
+                    "request_id": "0198c5a4-7c9e-7000-8000-0000000000aa",
+                }
+            ]
+        },
+    )
 
     type: str
     """A URN that names the kind of problem."""
@@ -120,12 +153,13 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document problem responses of a route, besides those that every route can give."""
-    every = {400, 401, 422, 503}
-    return {
-        status: {"description": HTTPStatus(status).phrase, "model": Problem, "content": {MEDIA_TYPE: {}}}
-        for status in sorted(every | set(statuses))
-    }
+    """Document the problems of a route of the API, besides those that each of them can give."""
+    return problem_responses(400, 401, 422, 503, *statuses)
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document problems; `docs.py` gives them their media type."""
+    return {status: {"description": _MEANINGS[status], "model": Problem} for status in statuses}
 
 
 def respond(request: Request, refused: Refused) -> Response:
@@ -135,7 +169,7 @@ def respond(request: Request, refused: Refused) -> Response:
         title=HTTPStatus(refused.status).phrase,
         status=refused.status,
         detail=refused.detail,
-        instance=request.url.path,
+        instance=quote(request.url.path, safe="/:@!$&'()*+,;=~"),
         code=refused.code,
         request_id=request_id_of(request.scope),
         errors=refused.errors or None,
@@ -185,7 +219,7 @@ async def _validation(request: Request, error: Exception) -> Response:
             return respond(request, Refused(404, str(NotFound(str(detail["loc"][-1]).removesuffix("_id")))))
     errors = [
         FieldError(pointer=_pointer(detail["loc"]), code=detail["type"], message=_without_input(detail["msg"]))
-        for detail in details
+        for detail in details[:MOST_ERRORS]
     ]
     return respond(request, Refused(422, "The request is not valid.", errors=errors))
 
@@ -204,13 +238,25 @@ def pointer_step(step: str | int) -> str:
 
 def _without_input(message: str) -> str:
     """Leave out what pydantic quotes of the input: it is never echoed."""
-    return message.split(", input", maxsplit=1)[0].split(" [", maxsplit=1)[0]
+    return re.split(r", (?:input|invalid|found)| \[", message, maxsplit=1)[0]
 
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     known = error.status_code if error.status_code in _CODES else 400
-    return respond(request, Refused(known, f"{error.detail}.", headers=dict(error.headers or {})))
+    headers = {"Allow": _allowed(request)} if known == HTTPStatus.METHOD_NOT_ALLOWED else dict(error.headers or {})
+    return respond(request, Refused(known, f"{error.detail}.", headers=headers))
+
+
+def _allowed(request: Request) -> str:
+    """List the methods of a path, all its routes taken together."""
+    routes = request.app.routes
+    allowed = {
+        method.value
+        for method in HTTPMethod
+        if any(route.matches({**request.scope, "method": method.value})[0] is Match.FULL for route in routes)
+    }
+    return ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
 
 
 async def _database(request: Request, error: Exception) -> Response:

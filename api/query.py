@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from api.asking import ask, ended, run_url
 from api.dependencies import Parts, Service
+from api.docs import STREAM
 from api.following import follow
 from api.framing import negotiate
 from api.identity import Caller
@@ -36,6 +37,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
 @router.post(
     "/query",
     summary="Ask, and wait for the answer",
+    response_description="The answer.",
     response_model=Answer,
     responses={
         **responses(404, 409, 413, 415, 502, 504),
@@ -47,7 +49,9 @@ async def query(
     new: AttendedQuery,
     service: Service,
     caller: Caller,
-    prefer: Annotated[str | None, Header(description="`wait=N`: seconds to wait, 60 by default, at most 300.")] = None,
+    prefer: Annotated[
+        str | None, Header(alias="Prefer", description="`wait=N`: seconds to wait, 60 by default, at most 300.")
+    ] = None,
 ) -> Response:
     """Ask and block until the answer is stored. If the run fails, the problem says why, with `run_id`."""
     row = await ask(service, caller, new)
@@ -75,17 +79,14 @@ async def query(
     response_class=Response,
     responses={
         **responses(404, 406, 409, 413, 415),
-        200: {
-            "description": "The run's events, see *The stream* above.",
-            "content": {"text/event-stream": {}, "application/x-ndjson": {}},
-        },
+        200: STREAM,
     },
 )
 async def stream(
     new: AttendedQuery,
     service: Service,
     caller: Caller,
-    accept: Annotated[str | None, Header(description="`text/event-stream` for SSE, else NDJSON.")] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Ask and get every event as it is born. `Content-Location` names the run: when the line breaks, go on there."""
     negotiate(accept)

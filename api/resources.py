@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
@@ -13,6 +14,8 @@ from shared.failures import FailureCode
 from shared.tables import RunStatus
 
 Metadata = dict[str, JsonValue]
+ThreadId = Annotated[UUID, Path(description="The thread's id.")]
+RunId = Annotated[UUID, Path(description="The run's id.")]
 
 
 class Resource(BaseModel):
@@ -41,7 +44,9 @@ class Agent(Resource):
 class NewThread(Request):
     """A conversation to be begun."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"agent_type": "bank_support"}})
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"agent_type": "bank_support", "metadata": {"channel": "web"}}]}
+    )
 
     agent_type: str = Field(max_length=63)
     """The agent to talk to, see `GET /agents`."""
@@ -115,7 +120,10 @@ class NewQuery(Request):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "example": {"thread_id": "0198c5a4-7c9e-7000-8000-000000000000", "query": "What is my balance?"}
+            "examples": [
+                {"agent_type": "bank_support", "query": "What is my balance?"},
+                {"thread_id": "0198c5a4-7c9e-7000-8000-000000000000", "query": "What is my balance?"},
+            ]
         }
     )
 
@@ -129,7 +137,7 @@ class NewQuery(Request):
     """When the thread has an unfinished run: wait behind it (`enqueue`, the default) or refuse (`reject`, 409)."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
     """Seconds from acceptance after which the run fails as `deadline_exceeded`."""
 
     @model_validator(mode="after")

@@ -13,11 +13,12 @@ from fastapi.responses import JSONResponse
 
 from api.asking import ask, ended, run_url
 from api.dependencies import Parts, Service
+from api.docs import STREAM
 from api.following import CursorParameter, LastEventId, follow
 from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
-from api.resources import NewQuery, Run, run_of
+from api.resources import NewQuery, Run, RunId, run_of
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run, owned_runs
 from api.strict import StrictRoute
@@ -33,7 +34,13 @@ Wait = Annotated[
 ]
 
 
-@router.post("", status_code=202, summary="Ask, and do not wait", responses=responses(404, 409, 413, 415))
+@router.post(
+    "",
+    status_code=202,
+    summary="Ask, and do not wait",
+    response_description="The run, accepted; `Location` says where it is.",
+    responses=responses(404, 409, 413, 415),
+)
 async def create_run(new: NewQuery, service: Service, caller: Caller, response: Response) -> Run:
     """Store a query; a worker takes it at once. Poll the run, or follow its stream."""
     row = await ask(service, caller, new)
@@ -41,7 +48,7 @@ async def create_run(new: NewQuery, service: Service, caller: Caller, response: 
     return await shown(service, row)
 
 
-@router.get("", summary="List your runs", responses=responses())
+@router.get("", summary="List your runs", response_description="A page of runs.", responses=responses())
 async def list_runs(
     service: Service,
     caller: Caller,
@@ -64,15 +71,18 @@ async def list_runs(
 @router.get(
     "/{run_id}",
     summary="Read a run",
+    response_description="The run; `ETag` changes whenever it does.",
     response_model=Run,
     responses={**responses(404), 304: {"description": "It is still as `If-None-Match` says."}},
 )
 async def read_run(
-    run_id: UUID,
+    run_id: RunId,
     service: Service,
     caller: Caller,
     wait: Wait = 0,
-    if_none_match: Annotated[str | None, Header(description="The `ETag` of the answer before.")] = None,
+    if_none_match: Annotated[
+        str | None, Header(alias="If-None-Match", description="The `ETag` of the answer before.")
+    ] = None,
 ) -> Response:
     """The run as it is now; with `wait`, once it has ended or so many seconds have passed."""
     row = await owned_run(service.database, caller, run_id)
@@ -93,20 +103,17 @@ async def read_run(
     response_class=Response,
     responses={
         **responses(404, 406),
-        200: {
-            "description": "The run's events, see *The stream* above.",
-            "content": {"text/event-stream": {}, "application/x-ndjson": {}},
-        },
+        200: STREAM,
         204: {"description": "SSE: there is nothing after this id, and never will be."},
     },
 )
 async def stream_run(
-    run_id: UUID,
+    run_id: RunId,
     service: Service,
     caller: Caller,
     after: CursorParameter = None,
     last_event_id: LastEventId = None,
-    accept: Annotated[str | None, Header(description="`text/event-stream` for SSE, else NDJSON.")] = None,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """The events of a run of any age: from the start, or after the id that you saw last."""
     row = await owned_run(service.database, caller, run_id)
@@ -116,10 +123,11 @@ async def stream_run(
 @router.post(
     "/{run_id}/cancel",
     summary="Cancel a run",
+    response_description="The run, which has ended.",
     response_model=Run,
     responses={**responses(404), 202: {"model": Run, "description": "It still runs; its worker has been told."}},
 )
-async def cancel(run_id: UUID, service: Service, caller: Caller, wait: Wait = 5) -> Response:
+async def cancel(run_id: RunId, service: Service, caller: Caller, wait: Wait = 5) -> Response:
     """200 and the run once it has ended, also if it already had; 202 if it has not within `wait` seconds.
 
     An answer that was stored before the request came through wins: look at `status`.

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from itertools import islice
 from typing import Any, NoReturn
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
+from starlette.requests import ClientDisconnect
 
 from api.identity import identify
-from api.problems import FieldError, Refused, pointer_step
+from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StrictRequest(Request):
@@ -29,29 +35,22 @@ class StrictRequest(Request):
                 raise _too_large(limit)
             chunks: list[bytes] = []
             size = 0
-            async for chunk in self.stream():
-                size += len(chunk)
-                if size > limit:
-                    raise _too_large(limit)
-                chunks.append(chunk)
+            try:
+                async for chunk in self.stream():
+                    size += len(chunk)
+                    if size > limit:
+                        raise _too_large(limit)
+                    chunks.append(chunk)
+            except ClientDisconnect:
+                raise Refused(400, "The body ended before its end.") from None
             self._body = b"".join(chunks)
         return self._body
 
     async def json(self) -> Any:
         """Parse the body."""
-        try:
-            value = json.loads((await self.body()).decode(), parse_constant=_constant)
-        except UnicodeDecodeError:
-            raise Refused(400, "The body is not UTF-8.", code="malformed_json") from None
-        except RecursionError:
-            raise _too_deep() from None
-        except ValueError as error:
-            position = f" at character {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-            raise Refused(400, f"The body is not JSON{position}.", code="malformed_json") from None
-        errors = [error for error in _unstorable(value) if error]
-        if errors:
-            raise Refused(422, "The request is not valid.", errors=errors)
-        return value
+        if not hasattr(self, "_json"):
+            self._json = _parse(await self.body())
+        return self._json
 
 
 class StrictRoute(APIRoute):
@@ -65,19 +64,15 @@ class StrictRoute(APIRoute):
 
         async def strictly(request: Request) -> Response:
             identify(request)
-            unknown = [name for name in request.query_params if name not in known]
-            if unknown:
-                errors = [
-                    FieldError(pointer=f"?{pointer_step(name)}", code="extra_forbidden", message="Unknown parameter")
-                    for name in unknown
-                ]
-                raise Refused(422, "The request is not valid.", errors=errors)
-            if takes_body:
-                _check_content_type(request)
+            _check_query(request, known)
             if request.method == "POST" and "idempotency-key" in request.headers:
                 error = FieldError(pointer="header:Idempotency-Key", code="not_offered", message="Not offered yet")
-                raise Refused(422, "The request is not valid.", errors=[error])
-            return await handle(StrictRequest(request.scope, request.receive))
+                raise _invalid([error])
+            strict = StrictRequest(request.scope, request.receive)
+            if takes_body:
+                _check_content_type(request)
+                await strict.json()  # FastAPI would take whatever goes wrong here for a 400 of its own.
+            return await handle(strict)
 
         return strictly
 
@@ -94,49 +89,118 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
         yield from _query_names(inner)
 
 
+def _check_query(request: Request, known: set[str]) -> None:
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    errors = [
+        FieldError(pointer=f"?{pointer_step(name)}", code="extra_forbidden", message="Unknown parameter")
+        if name not in known
+        else FieldError(pointer=f"?{name}", code="repeated", message="Given more than once")
+        for name, times in given.items()
+        if name not in known or times > 1
+    ]
+    if errors:
+        raise _invalid(errors)
+
+
 def _check_content_type(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Refused(415, "The body must be application/json.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(415, "The body must not be compressed.", headers={"Accept-Encoding": "identity"})
 
 
-def _constant(name: str) -> NoReturn:
-    raise ValueError(name)
+def _parse(body: bytes) -> Any:
+    """Read JSON that can be stored."""
+    try:
+        value = json.loads(body.decode(), parse_constant=_constant, object_pairs_hook=_object)
+    except UnicodeDecodeError:
+        raise _malformed("The body is not UTF-8.") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        raise _malformed(f"The body is not JSON at character {error.pos}.") from None
+    except ValueError:
+        raise _malformed("The body holds a number of too many digits.") from None
+    errors = list(islice(_unstorable(value), MOST_ERRORS))
+    if errors:
+        raise _invalid(errors)
+    return value
 
 
-def _too_large(limit: int) -> Refused:
-    # The rest of the body will not be read, so the connection cannot be used again.
-    return Refused(413, f"The body is longer than {limit} bytes.", headers={"Connection": "close"})
+def _constant(_: str) -> NoReturn:
+    raise _malformed("JSON has neither NaN nor Infinity.")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; of a name that stands there twice, one value would be ignored."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _malformed("A name stands twice in one object.")
+    return value
+
+
+def _invalid(errors: list[FieldError]) -> Refused:
+    return Refused(422, "The request is not valid.", errors=errors)
+
+
+def _malformed(detail: str) -> Refused:
+    return Refused(400, detail, code="malformed_json")
 
 
 def _too_deep() -> Refused:
-    return Refused(400, f"The body is nested deeper than {MAX_DEPTH} levels.", code="malformed_json")
+    return _malformed(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 
-def _unstorable(root: Any) -> Iterator[FieldError | None]:
-    """Walk over a JSON value and find what no text column can hold, without recursion."""
-    waiting: list[tuple[str, Any, int]] = [("", root, 1)]
-    while waiting:
-        pointer, value, depth = waiting.pop()
-        if isinstance(value, str):
-            yield _wrong_text(pointer, value)
-        elif isinstance(value, float) and not math.isfinite(value):
-            yield FieldError(pointer=pointer, code="number_out_of_range", message="The number is too large")
-        elif isinstance(value, dict | list):
-            if depth > MAX_DEPTH:
-                raise _too_deep()
-            items: Any = value.items() if isinstance(value, dict) else enumerate(value)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType, reportUnknownVariableType]
-            for key, inner in items:
-                if isinstance(key, str):
-                    yield _wrong_text(pointer, key)
-                waiting.append((f"{pointer}/{pointer_step(key)}", inner, depth + 1))
+def _too_large(limit: int) -> Refused:
+    return Refused(413, f"The body is longer than {limit} bytes.")
 
 
-def _wrong_text(pointer: str, text: str) -> FieldError | None:
+_Path = tuple[Any, str | int] | None
+"""The way to a value: the way to what holds it, and a step. Only where something is wrong it is written out."""
+
+
+def _unstorable(root: Any) -> Iterator[FieldError]:
+    """Walk over a JSON value, level by level, and find what no column can hold; a megabyte has many values."""
+    level: list[tuple[_Path, Any]] = [(None, root)] if isinstance(root, (dict, list)) else []
+    depth = 1
+    while level:
+        if depth > MAX_DEPTH:
+            raise _too_deep()
+        below: list[tuple[_Path, Any]] = []
+        for path, container in level:
+            named = isinstance(container, dict)
+            members: Any = container.items() if named else enumerate(container)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            for step, value in members:
+                if named and (code := _wrong_text(step)):
+                    yield _field_error(path, code)
+                if isinstance(value, str):
+                    if code := _wrong_text(value):
+                        yield _field_error((path, step), code)
+                elif isinstance(value, (dict, list)):
+                    below.append(((path, step), value))  # pyright: ignore[reportUnknownArgumentType]
+                elif isinstance(value, float) and not math.isfinite(value):
+                    yield _field_error((path, step), "number_out_of_range")
+        level = below
+        depth += 1
+
+
+_MESSAGES = {
+    "nul_character": "Text may not hold U+0000",
+    "lone_surrogate": "Text may not hold half a surrogate pair",
+    "number_out_of_range": "The number is too large",
+}
+
+
+def _wrong_text(text: str) -> str | None:
     if "\0" in text:
-        return FieldError(pointer=pointer, code="nul_character", message="Text may not hold U+0000")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return FieldError(pointer=pointer, code="lone_surrogate", message="Text may not hold half a surrogate pair")
-    return None
+        return "nul_character"
+    return "lone_surrogate" if not text.isascii() and _SURROGATE.search(text) else None
+
+
+def _field_error(path: _Path, code: str) -> FieldError:
+    pointer = ""
+    while path is not None:
+        path, step = path
+        pointer = f"/{pointer_step(step)}{pointer}"
+    return FieldError(pointer=pointer, code=code, message=_MESSAGES[code])

@@ -16,7 +16,7 @@ from api.dependencies import Service
 from api.identity import Caller, Owner
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
-from api.resources import Message, NewThread, Thread, ThreadWithMessages
+from api.resources import Message, NewThread, Thread, ThreadId, ThreadWithMessages
 from api.run_cancel import cancel_run
 from api.strict import StrictRoute
 from shared.clock import new_id
@@ -61,7 +61,13 @@ _DELETE = text("""
 _UNFINISHED = text("SELECT id FROM runs WHERE thread_id = :id AND status IN ('queued', 'running') ORDER BY seq DESC")
 
 
-@router.post("", status_code=201, summary="Begin a thread", responses=responses(413, 415))
+@router.post(
+    "",
+    status_code=201,
+    summary="Begin a thread",
+    response_description="The thread; `Location` says where it is.",
+    responses=responses(413, 415),
+)
 async def create_thread(new: NewThread, service: Service, caller: Caller, response: Response) -> Thread:
     """Begin a conversation with an agent."""
     async with service.database.begin() as connection:
@@ -82,7 +88,7 @@ async def create_thread(new: NewThread, service: Service, caller: Caller, respon
     return _thread(row)
 
 
-@router.get("", summary="List your threads", responses=responses())
+@router.get("", summary="List your threads", response_description="A page of threads.", responses=responses())
 async def list_threads(service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None) -> Page[Thread]:
     """The user's threads, newest first."""
     at, thread_id = place_of(cursor, datetime.fromisoformat, UUID)
@@ -94,8 +100,8 @@ async def list_threads(service: Service, caller: Caller, limit: Limit = 20, curs
     return page(rows.all(), limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
 
 
-@router.get("/{thread_id}", summary="Read a thread", responses=responses(404))
-async def read_thread(thread_id: UUID, service: Service, caller: Caller) -> ThreadWithMessages:
+@router.get("/{thread_id}", summary="Read a thread", response_description="The thread.", responses=responses(404))
+async def read_thread(thread_id: ThreadId, service: Service, caller: Caller) -> ThreadWithMessages:
     """The thread and its last 100 messages, in the order of the conversation."""
     row = await owned_thread(service.database, caller, thread_id)
     async with service.database.connect() as connection:
@@ -103,9 +109,14 @@ async def read_thread(thread_id: UUID, service: Service, caller: Caller) -> Thre
     return ThreadWithMessages(**_thread(row).model_dump(), messages=[_message(message) for message in messages])
 
 
-@router.get("/{thread_id}/messages", summary="Page through a thread's messages", responses=responses(404))
+@router.get(
+    "/{thread_id}/messages",
+    summary="Page through a thread's messages",
+    response_description="A page of messages.",
+    responses=responses(404),
+)
 async def list_messages(
-    thread_id: UUID, service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None
+    thread_id: ThreadId, service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None
 ) -> Page[Message]:
     """All messages, in the order of the conversation."""
     (position,) = place_of(cursor, int)
@@ -115,8 +126,14 @@ async def list_messages(
     return page(rows.all(), limit, _message, lambda row: [row.position])
 
 
-@router.delete("/{thread_id}", status_code=204, summary="Delete a thread", responses=responses(404))
-async def delete_thread(thread_id: UUID, service: Service, caller: Caller) -> None:
+@router.delete(
+    "/{thread_id}",
+    status_code=204,
+    summary="Delete a thread",
+    response_description="It is gone.",
+    responses=responses(404),
+)
+async def delete_thread(thread_id: ThreadId, service: Service, caller: Caller) -> None:
     """Gone at once for every reader. Its unfinished runs are cancelled, and open streams end properly."""
     owner = {"id": thread_id, "tenant": caller.tenant, "user_id": caller.user_id}
     async with service.database.begin() as connection:

@@ -52,10 +52,16 @@ def database_url(new_database: Callable[[], str]) -> str:
     return new_database()
 
 
+@pytest.fixture(scope="session")
+def new_redis(redis_server: RedisServer) -> Callable[[], str]:
+    """Number Redis databases; each call returns the URL of an empty one."""
+    return lambda: redis_server.url(next(_numbers))
+
+
 @pytest.fixture
-def redis_url(redis_server: RedisServer) -> str:
+def redis_url(new_redis: Callable[[], str]) -> str:
     """A Redis database of the test's own."""
-    return redis_server.url(next(_numbers))
+    return new_redis()
 
 
 @pytest.fixture
@@ -67,10 +73,10 @@ def service(database_url: str, redis_url: str, tmp_path: Path) -> Iterator[Servi
 
 @pytest.fixture(scope="session")
 def shared_api(
-    new_database: Callable[[], str], redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     """An API process, with a worker beside it, for all tests that leave both alive."""
-    with serving(new_database(), redis_server.url(next(_numbers)), tmp_path_factory.mktemp("service")) as service:
+    with serving(new_database(), new_redis(), tmp_path_factory.mktemp("service")) as service:
         api = service.api()
         service.worker()
         yield api

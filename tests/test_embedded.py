@@ -163,14 +163,14 @@ def test_a_server_that_cannot_start_says_why(folder: Path) -> None:
     assert not postgres.folder.exists()
 
 
-def test_a_number_reused_by_another_process_does_not_keep_postgres_down(folder: Path) -> None:
+def test_a_number_reused_by_another_process_does_not_keep_postgres_down(folder: Path, redis: RedisServer) -> None:
     with Home(folder) as home:
         with PostgresServer(home, durable=False) as postgres:
             keep(postgres, 1)
             postgres.stop(kill=True)
         pid_file = home.data / "postgres" / "postmaster.pid"
         _, *rest = pid_file.read_text().splitlines()
-        pid_file.write_text("\n".join([str(os.getpid()), *rest]))
+        pid_file.write_text("\n".join([str(redis.process.pid), *rest]))
         with PostgresServer(home, durable=False) as postgres:
             assert numbers_in(postgres) == [1]
 

@@ -1,0 +1,177 @@
+"""The API's documentation: what the OpenAPI document says besides the routes, and a page that shows it without a network.
+
+The page's script and style lie in the wheel of fastapi-swagger, which follows the releases of Swagger UI; its code is
+never run.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, HTMLResponse
+
+from api.identity import SECURITY_SCHEMES
+from api.problems import MEDIA_TYPE, Problem
+from shared import VERSION
+
+DESCRIPTION = """
+Ask a [pydantic-ai](https://ai.pydantic.dev) agent over HTTP, watch its validated answer grow, keep the conversation.
+
+Every call needs two headers: `X-API-Key`, a key of your tenant, and `X-User-ID`, the UUID of your end user, whom threads
+and runs belong to; *Authorize* sends them for you here. What belongs to somebody else does not exist.
+
+Errors are problem documents (RFC 9457): programs look at `code`, people read `detail`. A field or parameter that is not
+known is refused. Every response carries `X-Request-ID`, yours if you sent one. Lists are pages: go on with `next_cursor`.
+
+## The stream
+
+`POST /agent/stream` and `GET /runs/{id}/stream` tell a run's events, as SSE if you accept `text/event-stream`, else as
+NDJSON. Every event is an object `{"id", "event", …}`; ids are opaque and only grow.
+
+| event | fields | meaning |
+| --- | --- | --- |
+| `message_created` | `message: {id, role}`, `run_id` | the query is stored |
+| `message_started` | `message_id`, `attempt`, `reason` | a worker begins the answer; above attempt 1 it begins again: forget the earlier partials |
+| `tool_call` | `message_id`, `tool_call_id`, `tool_name`, `args` | the agent calls a tool |
+| `tool_result` | `message_id`, `tool_call_id`, `tool_name`, `content` | what it returned |
+| `text_delta` | `message_id`, `token` | the whole validated partial output so far, as JSON text (of a text agent: the text); it replaces the one before |
+| `message_complete` | `message_id`, `usage` | the answer is stored; the last `token` equals it |
+| `error` | `error: {code, message, retryable}` | the run failed (in SSE the event is named `run_failed`) |
+| `cancelled` | `message_id`, `partial` | the run was cancelled |
+| `gap` | | what came before is gone; the next `text_delta` is complete in itself |
+| `done` | `status` | the run has ended and everything was told |
+
+A stream that reached the run's end closes with `done`; one without it was cut: resume it with `Last-Event-ID` or `?after=`.
+
+## Attempts
+
+A run outlives its worker: if that dies, another one begins the answer again, as the next attempt. So a tool may be called
+more than once for one run; it can read `run_id` and `attempt`, and use them as its own idempotency key.
+"""
+
+TAGS = [
+    {"name": "ask", "description": "Ask and stay on the line, for the whole answer or for every partial of it."},
+    {
+        "name": "runs",
+        "description": "One query each, from its acceptance to its end: ask now, and look or listen later.",
+    },
+    {"name": "threads", "description": "Conversations: the next query is answered knowing the ones before."},
+    {"name": "agents", "description": "What can be asked."},
+    {"name": "health", "description": "For operators and their machines; no key is asked for."},
+]
+
+_NDJSON = """\
+{"id":"0-1","event":"message_created","message":{"id":"0198c5a4-7c9e-7000-8000-0000000000b1","role":"user"},"run_id":"0198c5a4-7c9e-7000-8000-0000000000a1"}
+{"id":"1-1","event":"message_started","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","attempt":1,"reason":"first"}
+{"id":"1-2","event":"text_delta","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","token":"{\\"support_advice\\":\\"Your balance\\"}"}
+{"id":"1-9","event":"text_delta","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","token":"{\\"support_advice\\":\\"Your balance is $123.45.\\"}"}
+{"id":"2-0","event":"message_complete","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","usage":{"requests":1,"input_tokens":50,"output_tokens":12}}
+{"id":"2-1","event":"done","status":"succeeded"}
+"""
+
+_SSE = """\
+retry: 1000
+
+id: 2-1
+event: done
+data: {"id":"2-1","event":"done","status":"succeeded"}
+
+"""
+
+STREAM: dict[str, Any] = {
+    "description": "The run's events, see *The stream* above.",
+    "content": {
+        "application/x-ndjson": {
+            "schema": {"type": "string", "description": "One JSON object a line; an empty line keeps the line open."},
+            "example": _NDJSON,
+        },
+        "text/event-stream": {
+            "schema": {"type": "string", "description": "The same objects as `data`; a comment keeps the line open."},
+            "example": _SSE,
+        },
+    },
+}
+"""How a route says that it answers with a stream."""
+
+router = APIRouter(include_in_schema=False)
+
+
+class _Asset(StrEnum):
+    SCRIPT = "swagger-ui-bundle.js"
+    STYLE = "swagger-ui.css"
+    ICON = "favicon-32x32.png"
+
+
+class Documented(FastAPI):
+    """An application that documents itself."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            title="agent-relay",
+            version=VERSION,
+            description=DESCRIPTION,
+            openapi_tags=TAGS,
+            openapi_url="/openapi.json",
+            docs_url=None,
+            redoc_url=None,
+            generate_unique_id_function=lambda route: route.name,
+            **options,
+        )
+
+    def openapi(self) -> dict[str, Any]:
+        """Describe the API; what FastAPI cannot say is put right."""
+        if self.openapi_schema is None:
+            document = super().openapi()
+            document["components"]["securitySchemes"] = SECURITY_SCHEMES
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    if path.startswith("/api/"):
+                        operation["security"] = [{scheme: [] for scheme in SECURITY_SCHEMES}]
+                    operation["responses"] = {
+                        status: _as_problem(response) for status, response in sorted(operation["responses"].items())
+                    }
+        return super().openapi()
+
+
+def _as_problem(response: dict[str, Any]) -> dict[str, Any]:
+    """Give a problem its own media type: FastAPI knows one for all responses of a route."""
+    contents = list(response.get("content", {}).values())
+    if [content.get("schema") for content in contents] != [{"$ref": f"#/components/schemas/{Problem.__name__}"}]:
+        return response
+    return {**response, "content": {MEDIA_TYPE: contents[0]}}
+
+
+@router.get("/docs")
+async def page() -> HTMLResponse:
+    """Show the document. All addresses are relative, so that the API may lie behind any prefix."""
+    return get_swagger_ui_html(
+        openapi_url="openapi.json",
+        title="agent-relay",
+        swagger_js_url=f"docs/{_Asset.SCRIPT}",
+        swagger_css_url=f"docs/{_Asset.STYLE}",
+        swagger_favicon_url=f"docs/{_Asset.ICON}",
+        swagger_ui_parameters={
+            "persistAuthorization": True,
+            "tryItOutEnabled": True,
+            "defaultModelsExpandDepth": 0,
+            "validatorUrl": None,
+        },
+    )
+
+
+@router.get("/docs/{asset}")
+async def read_asset(asset: _Asset) -> FileResponse:
+    """Serve a part of the page."""
+    return FileResponse(_assets() / asset, headers={"Cache-Control": "max-age=86400"})
+
+
+def _assets() -> Path:
+    spec = find_spec("fastapi_swagger")
+    assert spec is not None  # noqa: S101  (a dependency)
+    assert spec.submodule_search_locations is not None  # noqa: S101
+    return Path(spec.submodule_search_locations[0]) / "resources"

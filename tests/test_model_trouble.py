@@ -1,0 +1,84 @@
+"""A real model client against a local provider: the same events, and every kind of trouble ends a run properly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Callable, Iterator
+
+import pytest
+
+from tests import fake_openai
+from tests.client import Client, names, texts
+from tests.service import serving
+
+TROUBLES = ["http_429", "http_500", "hang", "hang_after_first", "cut", "cut_before_first"]
+AGENTS = {
+    "bank_support": "worker.agents.bank_support:served",
+    **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, "flaky", "invalid"]},
+}
+
+
+@pytest.fixture(scope="module")
+def url(
+    new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Serve agents whose models live at the fake provider."""
+    with (
+        fake_openai.running(0.01) as provider,
+        serving(new_database(), new_redis(), tmp_path_factory.mktemp("model")) as service,
+    ):
+        service.worker(
+            MODEL="openai-chat:bank",
+            OPENAI_BASE_URL=provider,
+            MODEL_TIMEOUT_SECONDS="1",
+            AGENTS=",".join(f"{name}={path}" for name, path in AGENTS.items()),
+        )
+        yield service.api().url
+
+
+@pytest.fixture
+async def client(url: str) -> AsyncGenerator[Client]:
+    """A user of those agents."""
+    async with Client(url) as client:
+        yield client
+
+
+async def test_a_real_model_client_gives_the_same_events(client: Client) -> None:
+    events = await client.stream("What is my balance?", agent_type="bank_support")
+
+    run = await client.read(events[0]["run_id"])
+    assert names(events) == [
+        "message_created",
+        "message_started",
+        "tool_call",
+        "tool_result",
+        "text_delta",
+        "message_complete",
+        "done",
+    ]
+    assert len(texts(events)) > 5
+    assert json.loads(texts(events)[-1]) == run["output"]
+    assert run["usage"]["requests"] == 2
+
+
+@pytest.mark.parametrize("agent_type", TROUBLES)
+async def test_a_model_that_cannot_be_had_ends_the_run(client: Client, agent_type: str) -> None:
+    events = await client.stream("What is my balance?", agent_type=agent_type)
+
+    run = await client.read(events[0]["run_id"])
+    assert names(events)[-2:] == ["error", "done"]
+    assert events[-2]["error"]["code"] == "model_unavailable"
+    assert events[-2]["error"]["retryable"] is True
+    assert events[-1]["status"] == run["status"] == "failed"
+
+
+async def test_a_model_that_recovers_is_asked_again(client: Client) -> None:
+    events = await client.stream("What is my balance?", agent_type="flaky")
+
+    assert names(events)[-2:] == ["message_complete", "done"]
+
+
+async def test_a_model_that_never_gets_it_right_is_told_apart(client: Client) -> None:
+    events = await client.stream("What is my balance?", agent_type="invalid")
+
+    assert events[-2]["error"]["code"] == "output_invalid"

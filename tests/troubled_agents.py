@@ -1,0 +1,19 @@
+"""Agents whose models live at the fake provider and misbehave as their names say."""
+
+from pydantic_ai import Agent
+
+from worker.agents.bank_support import WholeAnswer
+
+
+def _on(model: str) -> Agent[object, WholeAnswer]:
+    return Agent(f"openai-chat:{model}", output_type=WholeAnswer, defer_model_check=True)
+
+
+http_429 = _on("http-429")
+http_500 = _on("http-500")
+hang = _on("hang")
+hang_after_first = _on("hang-after-first")
+cut = _on("cut")
+cut_before_first = _on("cut-before-first")
+flaky = _on("flaky-1")
+invalid = _on("invalid")
