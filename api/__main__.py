@@ -9,10 +9,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.protocol import patient_protocol
 from shared import logs
 from shared.settings import WrongSettings, read
 
-STOP_SECONDS = 5
+STOP_SECONDS = 3
+"""Streams end at once, so this is for calls that are being answered."""
 
 
 class Server(uvicorn.Server):
@@ -44,7 +46,7 @@ def main() -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http="httptools",
+            http=patient_protocol(settings.stalled_reader_seconds),
             ws="none",
             log_config=None,
             access_log=False,

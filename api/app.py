@@ -16,6 +16,7 @@ from api.head import Head
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
+from api.tickets import Tickets
 from shared import database, redis
 from shared.event_log import EventLog
 from shared.lanes import Lanes
@@ -34,7 +35,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     client = redis.connect(settings)
     event_log, lanes = EventLog(client), Lanes(client)
     relay = Relay(engine, client, event_log)
-    app.state.parts = Parts(settings, engine, client, lanes, event_log, relay)
+    app.state.parts = Parts(settings, engine, client, lanes, event_log, relay, Tickets(settings))
     background = [
         asyncio.create_task(relay.run()),
         asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run()),
@@ -56,8 +57,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    for noun in (agents, threads, query, runs):
-        v1.include_router(noun.router)
+    for router in (agents.router, threads.router, query.router, runs.router, runs.streams):
+        v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)
     app.include_router(docs.router)

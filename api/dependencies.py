@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.relay import Relay
+from api.tickets import Tickets
 from shared.event_log import EventLog
 from shared.lanes import Lanes
 from shared.settings import Settings
@@ -25,6 +26,7 @@ class Parts:
     lanes: Lanes
     event_log: EventLog
     relay: Relay
+    tickets: Tickets
 
 
 def _parts(request: Request) -> Parts:

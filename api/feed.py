@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -27,6 +27,8 @@ class Event:
     id: Id
     name: str
     fields: Mapping[str, Any]
+    frames: dict[Hashable, bytes] = field(default_factory=dict[Hashable, bytes])
+    """What followers share of it, once one of them has written it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,8 @@ class Text:
     before: Id | None
     """The id of the text that `growth` grew out of."""
     growth: Growth | None
+    frames: dict[Hashable, bytes] = field(default_factory=dict[Hashable, bytes])
+    """What followers share of it, once one of them has written it."""
 
 
 class Feed:
@@ -59,7 +63,8 @@ class Feed:
         self._created = Event(CREATED, "message_created", created)
         self._events: deque[Event] = deque()
         self._forgotten = BEFORE_ALL
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Shared by all who wait; done when something has come."""
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -205,15 +210,10 @@ class Feed:
 
     async def changed(self, seconds: float) -> bool:
         """Wait for news; False if there are none for so long."""
-        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiting)
-        done, _ = await asyncio.wait([waiting], timeout=seconds)
-        self._waiting.discard(waiting)
+        done, _ = await asyncio.wait([self._news], timeout=seconds)
         return bool(done)
 
     def wake(self) -> None:
         """Have every follower look."""
-        for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
-        self._waiting.clear()
+        self._news.set_result(None)
+        self._news = asyncio.get_running_loop().create_future()

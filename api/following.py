@@ -16,6 +16,9 @@ from shared.event_log import BEFORE_ALL, Id
 from shared.tables import TERMINAL
 
 CursorParameter = Annotated[str | None, Query(description="Go on after the event of this id.")]
+Deltas = Annotated[
+    bool, Query(description="Send `{drop, append}` instead of the whole `token` where that says it: see *The stream*.")
+]
 LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="The same; it counts if both are given.")]
 
 _ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})")
@@ -27,6 +30,7 @@ def follow(
     *,
     accept: str | None,
     cursor: str | None,
+    deltas: bool,
     headers: dict[str, str] | None = None,
     hung_up: Callable[[], Awaitable[None]] | None = None,
 ) -> Response:
@@ -46,7 +50,7 @@ def follow(
         run,
         after,
         framing,
-        deltas=False,
+        deltas=deltas,
         keepalive_seconds=service.settings.keepalive_seconds,
         headers=headers or {},
         hung_up=hung_up,

@@ -10,6 +10,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 
 from api.problems import Refused
+from api.tickets import Tickets
 from shared.keys import tenant_of
 
 _KEY = "agent_relay.caller"
@@ -57,6 +58,17 @@ def identify(request: Request) -> Owner:
     owner = Owner(tenant, UUID(users[0]))
     request.scope[_KEY] = owner
     return owner
+
+
+def identify_by_ticket(request: Request) -> None:
+    """Read whose run the ticket in the query string is for; it opens that run's stream and nothing else.
+
+    Raises:
+        Refused: 401, the ticket is not valid for this run.
+    """
+    tickets: Tickets = request.app.state.parts.tickets
+    owner = tickets.owner(request.query_params["ticket"], request.path_params["run_id"])
+    request.scope[_KEY] = Owner(*owner)
 
 
 def _identified(request: Request) -> Owner:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from api.asking import ask, ended, run_url
 from api.dependencies import Parts, Service
 from api.docs import STREAM
-from api.following import follow
+from api.following import Deltas, follow
 from api.framing import negotiate
 from api.identity import Caller
 from api.problems import FAILURE_STATUS, Refused, responses
@@ -86,6 +86,7 @@ async def stream(
     new: AttendedQuery,
     service: Service,
     caller: Caller,
+    deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Ask and get every event as it is born. `Content-Location` names the run: when the line breaks, go on there."""
@@ -97,6 +98,7 @@ async def stream(
         row,
         accept=accept,
         cursor=None,
+        deltas=deltas,
         headers={"Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
         hung_up=_cancelling(service, row) if new.on_disconnect == "cancel" else None,
     )

@@ -169,6 +169,15 @@ class Answer(Resource):
     """The validated output as JSON text (of a text agent: the text)."""
 
 
+class StreamTicket(Resource):
+    """The right to follow one run without headers."""
+
+    url: str
+    """The stream, to be given to `EventSource` as it is."""
+    expires_at: datetime
+    """Until when it opens the stream."""
+
+
 class Run(Resource):
     """One query from its acceptance to its end."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -14,18 +14,20 @@ from fastapi.responses import JSONResponse
 from api.asking import ask, ended, run_url
 from api.dependencies import Parts, Service
 from api.docs import STREAM
-from api.following import CursorParameter, LastEventId, follow
+from api.following import CursorParameter, Deltas, LastEventId, follow
 from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
-from api.resources import NewQuery, Run, RunId, run_of
+from api.resources import NewQuery, Run, RunId, StreamTicket, run_of
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run, owned_runs
-from api.strict import StrictRoute
+from api.strict import StrictRoute, TicketedRoute
 from shared.lanes import Ring
 from shared.tables import TERMINAL, RunStatus
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=StrictRoute)
+
+streams = APIRouter(prefix="/runs", tags=["runs"], route_class=TicketedRoute)
 
 LONGEST_WAIT_SECONDS = 60
 
@@ -97,7 +99,7 @@ async def read_run(
     return Response(body, media_type="application/json", headers=headers)
 
 
-@router.get(
+@streams.get(
     "/{run_id}/stream",
     summary="Follow a run",
     response_class=Response,
@@ -112,12 +114,26 @@ async def stream_run(
     service: Service,
     caller: Caller,
     after: CursorParameter = None,
+    _ticket: Annotated[
+        str | None,
+        Query(alias="ticket", description="Instead of the headers, see `stream-ticket`."),
+    ] = None,
+    deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
     last_event_id: LastEventId = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """The events of a run of any age: from the start, or after the id that you saw last."""
     row = await owned_run(service.database, caller, run_id)
-    return follow(service, row, accept=accept, cursor=last_event_id if last_event_id is not None else after)
+    return follow(service, row, accept=accept, cursor=after if last_event_id is None else last_event_id, deltas=deltas)
+
+
+@router.post("/{run_id}/stream-ticket", status_code=201, summary="Get a ticket for a stream", responses=responses(404))
+async def create_ticket(run_id: UUID, service: Service, caller: Caller) -> StreamTicket:
+    """For clients that cannot send headers, as a browser's `EventSource`: it opens this stream, nothing else."""
+    row = await owned_run(service.database, caller, run_id)
+    expires_at = row.deadline_at + timedelta(seconds=service.settings.log_retention_seconds)
+    ticket = service.tickets.sign(run_id, caller.tenant, caller.user_id, expires_at)
+    return StreamTicket(url=f"{run_url(run_id)}/stream?ticket={ticket}", expires_at=expires_at)
 
 
 @router.post(

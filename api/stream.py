@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
 
 from fastapi.responses import Response
@@ -15,7 +15,7 @@ from api.feed import Event, Feed, Text
 from api.framing import Framing
 from api.relay import Relay
 from shared.event_log import Id
-from shared.growth import growth
+from shared.growth import Growth, growth
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,8 @@ class Stream(Response):
         self._deltas = deltas
         self._keepalive = keepalive_seconds
         self._hung_up = hung_up
-        self._seen: str | None = None
-        """The text that the follower has, once it was sent one whole."""
-        self._seen_id: Id | None = None
+        self._base: Text | None = None
+        """The text that the follower was last sent."""
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
 
@@ -64,12 +63,18 @@ class Stream(Response):
             listening.cancel()
 
     async def _write(self, send: Send) -> None:
+        """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
         async with self._relay.follow(self._run) as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = self._framing.opening
             while True:
                 if feed.has_forgotten(self._cursor):
-                    body += await self._recall(feed)
+                    try:
+                        body += await self._recall(feed)
+                    except (RedisError, OSError) as away:
+                        log.warning("stream.cut run=%s error=%r", feed.run_id, away)
+                        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                        return
                 body += b"".join(self._frame(item) for item in feed.after(self._cursor))
                 if body:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -82,31 +87,34 @@ class Stream(Response):
                     body = self._framing.keepalive
 
     async def _recall(self, feed: Feed) -> bytes:
-        try:
-            events = await self._relay.recall(feed, self._cursor)
-        except (RedisError, OSError) as away:
-            log.warning("stream.recall_failed run=%s error=%r", feed.run_id, away)
-            return b""
-        return b"".join(self._frame(event) for event in events)
+        return b"".join([self._frame(event) for event in await self._relay.recall(feed, self._cursor)])
 
     def _frame(self, item: Event | Text) -> bytes:
+        """Write an item, or take what another follower wrote; and note that this one has it."""
         self._cursor = item.id
         if isinstance(item, Event):
-            return self._framing.frame(item.id, item.name, item.fields)
-        return self._framing.frame(item.id, "text_delta", {"message_id": str(self._run.message_id), **self._text(item)})
+            return self._shared(item, self._framing, lambda: (item.name, item.fields))
+        base, self._base = self._base, item
+        if not self._deltas or base is None or base.id.attempt != item.id.attempt:
+            return self._shared(item, self._framing, lambda: self._text({"token": item.whole}))
+        if base.id == item.before and item.growth is not None:
+            growth_of_all = item.growth
+            return self._shared(item, (self._framing, "growth"), lambda: self._text(_grown(growth_of_all)))
+        grown = growth(base.whole, item.whole)
+        return self._framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
 
-    def _text(self, text: Text) -> dict[str, Any]:
-        """Say a text: whole, or what it grew by since the one that this follower has."""
-        grown = None
-        if (
-            self._deltas
-            and self._seen is not None
-            and self._seen_id is not None
-            and self._seen_id.attempt == text.id.attempt
-        ):
-            grown = text.growth if text.before == self._seen_id else growth(self._seen, text.whole)
-        self._seen, self._seen_id = text.whole, text.id
-        return {"token": text.whole} if grown is None else {"drop": grown.drop, "append": grown.append}
+    def _text(self, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        return "text_delta", {"message_id": str(self._run.message_id), **said}
+
+    def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
+        frame = item.frames.get(kind)
+        if frame is None:
+            frame = item.frames[kind] = self._framing.frame(item.id, *say())
+        return frame
+
+
+def _grown(grown: Growth) -> dict[str, Any]:
+    return {"drop": grown.drop, "append": grown.append}
 
 
 async def disconnected(receive: Receive) -> None:

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from api.identity import identify
+from api.identity import identify, identify_by_ticket
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
@@ -56,6 +56,11 @@ class StrictRequest(Request):
 class StrictRoute(APIRoute):
     """A route of the API: identity first, then the query string, then the body."""
 
+    @staticmethod
+    def identify(request: Request) -> None:
+        """Find out who calls, or refuse."""
+        identify(request)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
@@ -63,7 +68,7 @@ class StrictRoute(APIRoute):
         takes_body = self.body_field is not None
 
         async def strictly(request: Request) -> Response:
-            identify(request)
+            self.identify(request)
             _check_query(request, known)
             if request.method == "POST" and "idempotency-key" in request.headers:
                 error = FieldError(pointer="header:Idempotency-Key", code="not_offered", message="Not offered yet")
@@ -75,6 +80,18 @@ class StrictRoute(APIRoute):
             return await handle(strict)
 
         return strictly
+
+
+class TicketedRoute(StrictRoute):
+    """A route that a ticket opens as well as the headers do."""
+
+    @staticmethod
+    def identify(request: Request) -> None:
+        """Find out who calls, or whose ticket it is, or refuse."""
+        if "ticket" in request.query_params:
+            identify_by_ticket(request)
+        else:
+            identify(request)
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:
@@ -163,26 +180,22 @@ _Path = tuple[Any, str | int] | None
 def _unstorable(root: Any) -> Iterator[FieldError]:
     """Walk over a JSON value, level by level, and find what no column can hold; a megabyte has many values."""
     level: list[tuple[_Path, Any]] = [(None, root)] if isinstance(root, (dict, list)) else []
-    depth = 1
-    while level:
-        if depth > MAX_DEPTH:
-            raise _too_deep()
+    for depth in range(1, MAX_DEPTH + 1):
         below: list[tuple[_Path, Any]] = []
         for path, container in level:
             named = isinstance(container, dict)
             members: Any = container.items() if named else enumerate(container)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
             for step, value in members:
-                if named and (code := _wrong_text(step)):
+                if named and (code := _wrong(step)):
                     yield _field_error(path, code)
-                if isinstance(value, str):
-                    if code := _wrong_text(value):
-                        yield _field_error((path, step), code)
-                elif isinstance(value, (dict, list)):
-                    below.append(((path, step), value))  # pyright: ignore[reportUnknownArgumentType]
-                elif isinstance(value, float) and not math.isfinite(value):
-                    yield _field_error((path, step), "number_out_of_range")
+                if isinstance(value, (dict, list)):
+                    if value or depth == MAX_DEPTH:
+                        below.append(((path, step), value))  # pyright: ignore[reportUnknownArgumentType]
+                elif code := _wrong(value):
+                    yield _field_error((path, step), code)
         level = below
-        depth += 1
+    if level:
+        raise _too_deep()
 
 
 _MESSAGES = {
@@ -192,10 +205,12 @@ _MESSAGES = {
 }
 
 
-def _wrong_text(text: str) -> str | None:
-    if "\0" in text:
-        return "nul_character"
-    return "lone_surrogate" if not text.isascii() and _SURROGATE.search(text) else None
+def _wrong(value: object) -> str | None:
+    if isinstance(value, str):
+        if "\0" in value:
+            return "nul_character"
+        return "lone_surrogate" if not value.isascii() and _SURROGATE.search(value) else None
+    return "number_out_of_range" if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def _field_error(path: _Path, code: str) -> FieldError:

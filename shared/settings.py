@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -87,6 +87,8 @@ class Settings(BaseSettings):
     """Port that the API listens on; 0 takes a free one."""
     api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(default_factory=dict)
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
+    ticket_secret: SecretStr | None = Field(default=None, min_length=16)
+    """Signs stream tickets, the same in all API processes; without it, it is made from `API_KEYS`."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(default_factory=list)
     """Browser origins that may call the API."""
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 from uuid import uuid4
 
 import httpx
@@ -26,10 +26,11 @@ class Client:
             base_url=f"{url}/api/v1",
             headers={"X-API-Key": KEYS[tenant], "X-User-ID": self.user_id},
             timeout=60,
+            verify=False,  # It is plain HTTP, and to load the certificates takes longer than most tests.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         )
 
-    async def __aenter__(self) -> Client:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:

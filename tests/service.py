@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,7 +95,7 @@ class Service:
         running = self._start("api", {"PORT": "0", **environment})
         running.url = running.await_line(r"Uvicorn running on (http://\S+)")[1]
         deadline = time.monotonic() + START_SECONDS
-        while httpx.get(f"{running.url}/health/live").status_code != httpx.codes.OK:
+        while httpx.get(f"{running.url}/health/live").status_code != 200:
             assert time.monotonic() < deadline, running.last_words()
         return running
 
@@ -152,7 +152,7 @@ class Service:
 @contextmanager
 def serving(
     database_url: str, redis_url: str, folder: Path, environment: dict[str, str] | None = None
-) -> Iterator[Service]:
+) -> Generator[Service]:
     """Start processes at will, and have none left at the end."""
     service = Service(database_url, redis_url, folder, environment or {})
     try:

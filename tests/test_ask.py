@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import pairwise
 
 import pytest
 from pydantic import TypeAdapter
@@ -44,6 +45,7 @@ async def test_partials_grow_and_validate_and_the_last_is_what_is_stored(service
         thread_id = await client.thread()
         arrivals: list[float] = []
         tokens: list[str] = []
+        run_message = ""
         began = time.monotonic()
         async with client.asking("What is my balance?", thread_id=thread_id) as stream:
             async for event in stream:
@@ -60,7 +62,7 @@ async def test_partials_grow_and_validate_and_the_last_is_what_is_stored(service
     assert len(set(arrivals)) == len(arrivals)
     partials = [ANSWER.validate_json(token) for token in tokens]
     advices = [partial.get("support_advice", "") for partial in partials]
-    assert all(later.startswith(earlier) for earlier, later in zip(advices, advices[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(advices))
     assert [message["role"] for message in messages] == ["user", "assistant"]
     assert messages[1]["id"] == run_message == run["message_id"]
     assert tokens[-1] == messages[1]["content"]
@@ -233,7 +235,7 @@ async def test_runs_of_a_thread_are_answered_one_after_the_other(client: Client)
     ended = [await client.ended(run["id"]) for run in runs]
 
     assert [run["status"] for run in ended] == ["succeeded"] * 3
-    for before, after in zip(ended, ended[1:], strict=False):
+    for before, after in pairwise(ended):
         assert before["finished_at"] <= after["started_at"]
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def home() -> Iterator[Path]:
 
 
 @contextmanager
-def running(home: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def running(home: Path) -> Generator[tuple[subprocess.Popen[str], Path]]:
     """Start everything; at the end Ctrl-C must leave nothing running."""
     output = home / "terminal"
     with output.open("w") as terminal:

@@ -104,12 +104,11 @@ async def test_a_worker_told_to_stop_lets_short_runs_end(service: Service) -> No
 async def test_an_api_told_to_stop_ends_its_streams_without_done(service: Service) -> None:
     api = service.api()
     service.worker()
-    async with Client(api.url) as client:
-        async with client.asking("2 seconds", agent_type="slow") as stream:
-            events = [await anext(stream) for _ in range(4)]
-            stopped = asyncio.create_task(asyncio.to_thread(api.terminate))
-            events += [event async for event in stream]
-            await stopped
+    async with Client(api.url) as client, client.asking("2 seconds", agent_type="slow") as stream:
+        events = [await anext(stream) for _ in range(4)]
+        stopped = asyncio.create_task(asyncio.to_thread(api.terminate))
+        events += [event async for event in stream]
+        await stopped
     assert "done" not in names(events)
     other = service.api()
     async with Client(other.url, user_id=client.user_id) as again:
@@ -174,7 +173,7 @@ async def test_a_cancelled_run_ends_with_a_receipt(service: Service, seconds_in:
         run = await client.run("30 seconds", thread_id=thread_id)
         following = asyncio.create_task(client.events(run["id"]))
         if seconds_in:
-            while (await client.read(run["id"]))["partial_output"] is None:
+            while (await client.read(run["id"]))["partial_output"] is None:  # noqa: ASYNC110  (another process)
                 await asyncio.sleep(0.05)
 
         receipt = await client.http.post(f"/runs/{run['id']}/cancel", params={"wait": 20})

@@ -24,6 +24,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import to_json
 
 from worker.catalog import Offer, ToolEvents
+from worker.merging import MergingModel
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Answer:
             query,
             message_history=history,
             deps=deps,
-            model=self._offer.model,
+            model=MergingModel(self._offer.model, self._interval),
             model_settings=ModelSettings(timeout=self._model_timeout)
             if getattr(agent, "model_settings", None) is None
             else None,

@@ -1,0 +1,73 @@
+"""uvicorn's HTTP protocol, with two rules for sockets whose readers are slow.
+
+Little waits unsent in the kernel, so that what a slow reader gets next is new, not what was new a megabyte ago. And a
+reader that takes nothing at all for a while is let go; it can resume.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+UNSENT_BYTES = 32 << 10
+_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
+CHECKS_A_STALL = 4
+
+
+class PatientProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    stalled_seconds: ClassVar[float]
+    _check: asyncio.TimerHandle | None = None
+    _unsent = 0
+    _checks_stalled = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Keep the kernel's share of what waits small."""
+        super().connection_made(transport)
+        connection: Any = transport.get_extra_info("socket")
+        if _NOTSENT_LOWAT is not None and connection is not None and connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
+
+    def pause_writing(self) -> None:
+        """The reader is behind: watch whether it takes anything."""
+        super().pause_writing()
+        self._checks_stalled = 0
+        self._unsent = self.transport.get_write_buffer_size()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """The reader has caught up."""
+        super().resume_writing()
+        self._forget()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """There is nobody to watch any more."""
+        self._forget()
+        super().connection_lost(exc)
+
+    def _watch(self) -> None:
+        self._check = self.loop.call_later(self.stalled_seconds / CHECKS_A_STALL, self._look)
+
+    def _forget(self) -> None:
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
+
+    def _look(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        self._checks_stalled = self._checks_stalled + 1 if unsent == self._unsent else 0
+        self._unsent = unsent
+        if self._checks_stalled >= CHECKS_A_STALL:
+            self.transport.abort()
+        else:
+            self._watch()
+
+
+def patient_protocol(stalled_seconds: float) -> type[PatientProtocol]:
+    """Make the protocol that lets go of a reader that has taken nothing for so long."""
+    return type("Protocol", (PatientProtocol,), {"stalled_seconds": stalled_seconds})
