@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
@@ -40,6 +41,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         asyncio.create_task(relay.run()),
         asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run()),
     ]
+    for task in background:
+        task.add_done_callback(_end_process)
     try:
         yield
     finally:
@@ -49,6 +52,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
                 await task
         await client.aclose()
         await engine.dispose()
+
+
+def _end_process(task: asyncio.Task[None]) -> None:
+    """End a process that has lost a vital part by a mistake of ours: another one will do better."""
+    if not task.cancelled():
+        log.critical("app.lost_a_part", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -10,7 +10,6 @@ from api.dependencies import Parts
 from api.identity import Owner
 from api.problems import invalid
 from api.resources import NewQuery
-from api.run_rows import owned_run
 from shared.runs import Query, accept
 
 
@@ -39,7 +38,7 @@ async def ask(service: Parts, caller: Owner, new: NewQuery) -> Any:
         ),
     )
     await service.lanes.ring([accepted.ring])
-    return await owned_run(service.database, caller, accepted.run_id)
+    return accepted.run
 
 
 async def ended(service: Parts, run: Any, seconds: float) -> bool:

@@ -48,6 +48,11 @@ NDJSON. Every event is an object `{"id", "event", …}`; ids are opaque and only
 
 A stream that reached the run's end closes with `done`; one without it was cut: resume it with `Last-Event-ID` or `?after=`.
 
+With `?deltas=true`, `text_delta` says `drop` and `append` instead of `token` wherever it can: take `drop` characters, which
+are ASCII, off the end of the text that you have, then append. The first of a connection and of an attempt is always whole.
+
+A browser's `EventSource` cannot send headers: give it the `url` of a ticket from `POST /runs/{id}/stream-ticket`.
+
 ## Attempts
 
 A run outlives its worker: if that dies, another one begins the answer again, as the next attempt. So a tool may be called

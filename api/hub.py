@@ -56,8 +56,8 @@ class Hub:
         while True:
             try:
                 await self._listen()
-            except (RedisError, OSError, TimeoutError) as broken:
-                log.warning("hub.broken error=%r", broken)
+            except* (RedisError, OSError) as broken:  # Whatever its three tasks ran into together.
+                log.warning("hub.broken error=%r", broken.exceptions[0])
             self.connected = False
             await asyncio.sleep(BACK_OFF_SECONDS)
 

@@ -25,7 +25,7 @@ Cursor = Annotated[str | None, Query(description="`next_cursor` of the page befo
 class Page(BaseModel, Generic[Item]):
     """One page of a list."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = ConfigDict(use_attribute_docstrings=True, json_schema_extra={"description": "One page of a list."})
 
     items: list[Item]
     """The items, in the order of the list."""

@@ -116,7 +116,7 @@ class Problem(BaseModel):
     code: str
     """The kind of problem, stable: what programs should look at."""
     request_id: str
-    """What the service's logs call this request; also in `X-Request-ID`."""
+    """The request's id, as in `X-Request-ID`: name it when you ask for help."""
     errors: list[FieldError] | None = None
     """With 422: what is wrong where, the first hundred."""
     run_id: str | None = None

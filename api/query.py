@@ -59,8 +59,8 @@ async def query(
     wanted = _WAIT.search(prefer or "")
     seconds = min(int(wanted[1]), LONGEST_WAIT_SECONDS) if wanted else DEFAULT_WAIT_SECONDS
     try:
-        if await ended(service, row, seconds):
-            row = await owned_run(service.database, caller, row.id)
+        await ended(service, row, seconds)
+        row = await owned_run(service.database, caller, row.id)
     finally:
         if hung_up is not None:
             hung_up.cancel()

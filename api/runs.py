@@ -88,7 +88,8 @@ async def read_run(
 ) -> Response:
     """The run as it is now; with `wait`, once it has ended or so many seconds have passed."""
     row = await owned_run(service.database, caller, run_id)
-    if wait and row.status not in TERMINAL and await ended(service, row, wait):
+    if wait and row.status not in TERMINAL:
+        await ended(service, row, wait)
         row = await owned_run(service.database, caller, run_id)
     body = (await shown(service, row)).model_dump_json().encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -127,8 +128,14 @@ async def stream_run(
     return follow(service, row, accept=accept, cursor=after if last_event_id is None else last_event_id, deltas=deltas)
 
 
-@router.post("/{run_id}/stream-ticket", status_code=201, summary="Get a ticket for a stream", responses=responses(404))
-async def create_ticket(run_id: UUID, service: Service, caller: Caller) -> StreamTicket:
+@router.post(
+    "/{run_id}/stream-ticket",
+    status_code=201,
+    summary="Get a ticket for a stream",
+    response_description="The ticket.",
+    responses=responses(404),
+)
+async def create_ticket(run_id: RunId, service: Service, caller: Caller) -> StreamTicket:
     """For clients that cannot send headers, as a browser's `EventSource`: it opens this stream, nothing else."""
     row = await owned_run(service.database, caller, run_id)
     expires_at = row.deadline_at + timedelta(seconds=service.settings.log_retention_seconds)
@@ -152,8 +159,12 @@ async def cancel(run_id: RunId, service: Service, caller: Caller, wait: Wait = 5
     if row.status not in TERMINAL:
         following = asyncio.create_task(ended(service, row, wait))
         await cancel_run(service, run_id)
-        await following
         row = await owned_run(service.database, caller, run_id)
+        if row.status in TERMINAL:
+            following.cancel()
+        else:
+            await following
+            row = await owned_run(service.database, caller, run_id)
     status = 200 if row.status in TERMINAL else 202
     return JSONResponse((await shown(service, row)).model_dump(mode="json"), status, {"Location": run_url(run_id)})
 

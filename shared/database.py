@@ -13,7 +13,8 @@ SCHEMA = "0002"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2
-POOL_TIMEOUT_SECONDS = 2
+POOL_TIMEOUT_SECONDS = 10
+"""How long a call may wait for its turn; a burst is not an outage."""
 
 
 def connect(settings: Settings) -> AsyncEngine:

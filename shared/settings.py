@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
+import dotenv
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -68,7 +69,7 @@ def _redis(url: str) -> str:
 class Settings(BaseSettings):
     """Everything that can be set, one variable a field, upper-case; `.env.example` documents each for operators."""
 
-    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     database_url: Annotated[str, AfterValidator(_postgres)]
     """PostgreSQL, the truth."""
@@ -116,6 +117,10 @@ class Settings(BaseSettings):
     """Time between the beats of a worker."""
     drain_seconds: float = Field(default=30, ge=0)
     """Time that a worker told to stop gives its runs before it gives them back."""
+    suspects_at_once: int = Field(default=2, ge=1)
+    """Runs under which a worker died that a worker answers at once, each in a process of its own."""
+    stuck_loop_seconds: float = Field(default=30, gt=0)
+    """A worker whose event loop has not answered for so long ends itself."""
     max_crashes: int = Field(default=3, ge=1)
     """Workers that may die under a run before it ends as `worker_crashed`."""
     partial_interval_seconds: float = Field(default=0.03, ge=0)
@@ -143,7 +148,11 @@ class WrongSettings(SystemExit):
 
 
 def read(**overrides: Any) -> Settings:
-    """Read the environment and `.env`, or stop with a sentence a wrong variable."""
+    """Read the environment and `.env`, or stop with a sentence a wrong variable.
+
+    What `.env` holds beside our settings is for libraries that read the environment themselves, as model clients do.
+    """
+    dotenv.load_dotenv(".env")
     try:
         settings = Settings(**overrides)
     except ValidationError as invalid:

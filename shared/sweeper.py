@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
-from shared.runs.finish import ring_of
+from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.take_back import BATCH, expire, judge_workers, take_back
 from shared.settings import Settings
 
@@ -53,7 +53,7 @@ _RING_AGAIN = text("""
 """)
 
 _UNTOLD = text(f"""
-    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM runs
+    SELECT {END_COLUMNS} FROM runs
     WHERE finished_at < now() - make_interval(secs => :seconds) AND NOT end_told
     ORDER BY finished_at LIMIT {BATCH}
 """)  # noqa: S608  (a constant)
@@ -135,6 +135,16 @@ class Sweeper:
         if self._unbroken.for_a_lease:
             for worker_id in await judge_workers(self._database):
                 log.warning("sweeper.worker_lost worker=%s", worker_id)
+        await self.take_back()
+        try:
+            await self._ring_absent()
+            await self._tell_untold()
+        except (RedisError, OSError) as away:
+            log.warning("sweeper.redis_away error=%r", away)
+        await self._erase()
+
+    async def take_back(self) -> None:
+        """Have runs that nobody answers any more wait again, or end; and tell both."""
         ended, waiting = await take_back(self._database, self._settings.max_crashes)
         ended += await expire(self._database)
         for run_id in (*(run.id for run in ended), *(ring.run_id for ring in waiting)):
@@ -145,11 +155,8 @@ class Sweeper:
         await self._lanes.ring(waiting)
         try:
             await self._tell(ended)
-            await self._ring_absent()
-            await self._tell_untold()
         except (RedisError, OSError) as away:
             log.warning("sweeper.redis_away error=%r", away)
-        await self._erase()
 
     async def _ring_absent(self) -> None:
         async with self._database.connect() as connection:

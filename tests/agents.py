@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from pydantic import BaseModel
@@ -66,11 +68,20 @@ def _ticks(query: str) -> Iterator[str]:
     return (f"tick {number} " for number in range(1, count + 1))
 
 
+def _dies(query: str) -> Iterator[str]:
+    """Speak a word, and then be killed."""
+    yield "Farewell"
+    if "die" in query:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, word by word.")
 
 slow = Agent(
     _speaks(_ticks, every_seconds=TICK_SECONDS), name="slow", description="Ticks for as long as the query says."
 )
+
+poison = Agent(_speaks(_dies), name="poison", description="Takes its process with it if asked to.")
 
 unicode = Agent(_speaks(lambda _query: iter(UNICODE)), name="unicode", description="Speaks beyond ASCII.")
 

@@ -34,6 +34,7 @@ TEST_AGENTS = {
     "never_valid": "tests.agents:never_valid",
     "tool_fails": "tests.agents:tool_fails",
     "limited": "tests.agents:limited",
+    "poison": "tests.agents:poison",
 }
 
 
@@ -99,15 +100,15 @@ class Service:
             assert time.monotonic() < deadline, running.last_words()
         return running
 
-    def worker(self, **environment: str) -> Running:
+    def worker(self, *arguments: str, **environment: str) -> Running:
         """Start a worker process, and wait until it takes runs."""
-        running = self.begin_worker(**environment)
+        running = self.begin_worker(*arguments, **environment)
         running.await_line(r"worker\.ready")
         return running
 
-    def begin_worker(self, **environment: str) -> Running:
+    def begin_worker(self, *arguments: str, **environment: str) -> Running:
         """Start a worker process, and do not wait for it."""
-        return self._start("worker", environment)
+        return self._start("worker", environment, *arguments)
 
     def stop(self) -> None:
         """End whatever still runs."""
@@ -121,11 +122,11 @@ class Service:
             except subprocess.TimeoutExpired:
                 running.kill()
 
-    def _start(self, name: str, environment: dict[str, str]) -> Running:
+    def _start(self, name: str, environment: dict[str, str], *arguments: str) -> Running:
         log = self.folder / f"{name}-{len(self.processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", name],
+                [sys.executable, "-m", name, *arguments],
                 cwd=ROOT,
                 env=self._environment() | environment,
                 stdin=subprocess.DEVNULL,

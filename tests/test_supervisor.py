@@ -25,9 +25,9 @@ STUB_API = """
 import http.server, os
 class Agents(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_response(200 if self.path == "/api/v1/agents" and self.headers["X-API-Key"] else 404)
+        self.send_response(200 if self.path == "/metrics" else 404)
         self.end_headers()
-        self.wfile.write(b'[{"agent_type": "bank_support"}]')
+        self.wfile.write(b'\\nagent_relay_workers{pool="default"} 1.0\\n')
     def log_message(self, *_): pass
 print("api", os.getpid(), os.environ["API_KEYS"])
 http.server.HTTPServer((os.environ["HOST"], int(os.environ["PORT"])), Agents).serve_forever()

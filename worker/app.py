@@ -17,12 +17,15 @@ from shared.event_log import EventLog
 from shared.lanes import Lanes
 from shared.settings import Settings
 from shared.sweeper import Sweeper
-from worker.attempt import Attempts, Stop
+from worker.attempt import Stop
 from worker.cancels import listen_for_cancels
 from worker.catalog import Offer, load
 from worker.doorbell import Doorbell
+from worker.isolation import Isolation
+from worker.job import Job
 from worker.lease import Lease
 from worker.publisher import Publisher
+from worker.roster import Roster
 
 log = logging.getLogger(__name__)
 
@@ -39,29 +42,42 @@ _REGISTER_AGENT = text("""
 
 
 class App:
-    """A worker process."""
+    """A worker process: one of many, or one made for a single suspect."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
         self._settings = settings
+        self._only = only
         self._offers = load(settings)
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
         event_log, lanes = EventLog(self._redis), Lanes(self._redis)
         self._publisher = Publisher(event_log, self._is_mine)
-        self._attempts = Attempts(settings, self._database, lanes, event_log, self._publisher, self._offers)
+        self._roster = Roster(self._database, lanes)
+        self._sweeper = Sweeper(settings, self._database, lanes, event_log)
+        self._isolation = None if only else Isolation(settings, self._database, self._sweeper)
+        self._job = Job(
+            settings,
+            self._database,
+            lanes,
+            event_log,
+            self._publisher,
+            self._roster,
+            self._isolation,
+            self._offers,
+        )
         self._lease = Lease(
             settings,
             VERSION,
-            held=self._attempts.held,
-            told=self._attempts.told,
-            beat=self._attempts.beat,
-            lost=lambda: self._attempts.stop_all(Stop.NOT_MINE),
+            first_id=worker_id,
+            held=self._roster.held,
+            told=self._roster.told,
+            beat=self._roster.beat,
+            lost=lambda: self._roster.stop_all(Stop.NOT_MINE),
         )
         self._doorbell = Doorbell(settings, self._answer, lambda: self._lease.worker_id is not None)
-        self._sweeper = Sweeper(settings, self._database, lanes, event_log)
 
     async def run(self) -> None:
-        """Work until SIGTERM or SIGINT; then let runs end, give the rest back, and leave."""
+        """Work until told to stop, or until the only run has ended; then let runs end, and give the rest back."""
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
@@ -72,13 +88,13 @@ class App:
             for work in (
                 self._publisher.run(),
                 self._sweeper.run(),
-                listen_for_cancels(self._redis, lambda run_id: self._attempts.stop(run_id, Stop.CANCELLED)),
+                listen_for_cancels(self._redis, lambda run_id: self._roster.stop(run_id, Stop.CANCELLED)),
             )
         ]
-        ringing = asyncio.create_task(self._doorbell.main())
+        working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
-        await _first(asyncio.create_task(stopping.wait()), ringing, *background)
-        await self._drain(ringing)
+        await _first(asyncio.create_task(stopping.wait()), working, *background)
+        await self._drain(working)
         for task in background:
             task.cancel()
         await self._lease.release()
@@ -86,24 +102,27 @@ class App:
         await self._redis.aclose()
         await self._database.dispose()
 
-    async def _drain(self, ringing: asyncio.Task[None]) -> None:
-        log.info("worker.draining runs=%d", len(self._attempts))
+    async def _drain(self, working: asyncio.Task[None]) -> None:
+        log.info("worker.draining runs=%d", len(self._roster))
         self._lease.draining = True
         self._doorbell.stop()
-        await asyncio.wait([ringing])
+        if self._only is None:
+            await asyncio.wait([working])  # A pop in flight is not cancelled: what it returns is claimed.
+        if self._isolation is not None:
+            self._isolation.stop()
         await self._until_idle(self._settings.drain_seconds)
-        self._attempts.stop_all(Stop.STOPPING)
+        self._roster.stop_all(Stop.STOPPING)
         await self._until_idle(GIVE_BACK_SECONDS)
-        log.info("worker.stopped runs_left=%d", len(self._attempts))
+        log.info("worker.stopped runs_left=%d", len(self._roster))
 
     async def _until_idle(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
-        while len(self._attempts) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  (bounded)
+        while len(self._roster) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  (bounded)
             await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, run_id: UUID) -> None:
         if (worker_id := self._lease.worker_id) is not None:
-            await self._attempts.answer(run_id, worker_id)
+            await self._job.answer(run_id, worker_id)
 
     async def _is_mine(self, run_id: UUID, attempt: int) -> bool:
         return await runs.is_mine(self._database, run_id, attempt)
@@ -132,6 +151,6 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
         task.result()
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
     """Make the worker inside the running loop, and run it to its end."""
-    await App(settings).run()
+    await App(settings, worker_id, only).run()

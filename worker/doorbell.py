@@ -71,8 +71,9 @@ class Doorbell(Worker):
             task.add_done_callback(lambda task, member=member: self._over(member, task))
 
     def stop(self) -> None:
-        """Pop no more; what was popped goes on."""
+        """Pop no more, even if all slots are taken; what was popped goes on."""
         self.allow_pick_jobs = False
+        self._slots.release()
 
     async def _pop(self, lanes: Sequence[str]) -> str | None:
         """Wait a moment for a ring. Never cancelled in flight: what it has popped would be lost until swept."""

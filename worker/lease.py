@@ -83,6 +83,7 @@ class Lease:
         settings: Settings,
         version: str,
         *,
+        first_id: UUID,
         held: Callable[[], list[Held]],
         told: Callable[[], list[UUID]],
         beat: Callable[[Sequence[Row]], None],
@@ -96,6 +97,10 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._stop = threading.Event()
         self._registered = asyncio.Event()
+        self._answered = threading.Event()
+        self._answered.set()
+        self._asked = 0.0
+        self._first_id = first_id
         self._worker_id: UUID | None = None
         self._trusted_until = 0.0
         self._kept: dict[UUID, Held] = {}
@@ -142,6 +147,7 @@ class Lease:
                 connection, pause = None, RETRY_SECONDS
                 self._lapse()
             self._stop.wait(pause)
+            self._watch_the_loop()
         if connection is not None:
             try:
                 connection.execute(_MARK_TOLD, {"ids": self._untold + self._told()})
@@ -166,11 +172,12 @@ class Lease:
 
     def _register(self, connection: psycopg.Connection[Any]) -> None:
         """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
+        worker_id = self._first_id
         if self._worker_id is not None:
             log.error("lease.declared_dead worker=%s", self._worker_id)
             self._trusted_until = 0.0
             self._call(self._on_lost)
-        worker_id = new_id()
+            worker_id = new_id()
         connection.execute(
             _REGISTER,
             {
@@ -212,7 +219,18 @@ class Lease:
         self._call(self._on_lost)
         self._call(answered.set)
         if not answered.wait(self._settings.lease_seconds):
-            log.critical("lease.loop_blocked: ending the process")
+            log.critical("lease.loop_blocked")
+            os._exit(70)
+
+    def _watch_the_loop(self) -> None:
+        """End a process whose loop is stuck: its runs are worth more elsewhere than its lease is here."""
+        now = time.monotonic()
+        if self._answered.is_set():
+            self._answered.clear()
+            self._asked = now
+            self._call(self._answered.set)
+        elif now - self._asked > self._settings.stuck_loop_seconds:
+            log.critical("lease.loop_stuck")
             os._exit(70)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:

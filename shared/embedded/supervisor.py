@@ -5,7 +5,6 @@ the reason; one that ends later is named and started again.
 """
 
 import http.client
-import json
 import signal
 import sys
 import time
@@ -156,14 +155,14 @@ class Supervisor:
             raise CannotStartError(f"The migrations ended with {migrations.end}; what they said stands above.")
 
     def _watch(self) -> None:
-        """Look at every part, and for the agents as long as none was seen."""
+        """Look at every part, and for a worker as long as none was seen."""
         for watched in self._watched:
             if watched.due is None:
                 if end := watched.part.process.end:
                     self._lost(watched, end)
             elif time.monotonic() > watched.due:
                 self._start_again(watched)
-        if not self._ready and self._agents_are_registered():
+        if not self._ready and self._a_worker_is_registered():
             self._ready = True
             _say("ready")
 
@@ -188,14 +187,13 @@ class Supervisor:
         except ServerStartError as problem:  # Its process has ended, which is seen at the next glance.
             _say(str(problem))
 
-    def _agents_are_registered(self) -> bool:
-        """Ask the API, through no proxy, for the agents that a worker has registered."""
+    def _a_worker_is_registered(self) -> bool:
+        """Ask the API, through no proxy, whether a worker takes runs; agents stay registered without one."""
         connection = http.client.HTTPConnection(*self._api_address, timeout=2)
-        headers = {"X-API-Key": self._home.api_key(), "X-User-ID": self._home.user_id()}
-        with suppress(OSError, ValueError, http.client.HTTPException):
-            connection.request("GET", "/api/v1/agents", headers=headers)
+        with suppress(OSError, http.client.HTTPException):
+            connection.request("GET", "/metrics")
             response = connection.getresponse()
-            return response.status == http.HTTPStatus.OK and bool(json.loads(response.read()))
+            return response.status == http.HTTPStatus.OK and b"\nagent_relay_workers{" in response.read()
         return False
 
     def _stop_children(self) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.clock import new_id
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
 from shared.lanes import Lane, Ring
+from shared.runs.finish import ring_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,42 +32,37 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The run's id, and the ring that calls a worker for it; ring after the commit."""
+    """The run's row, and the ring that calls a worker for it; ring after the commit."""
 
-    run_id: UUID
+    run: Any
     ring: Ring
 
 
-_LOCK_THREAD = text("""
-    SELECT agent_type FROM threads
+_TAKE_SEQ = text("""
+    UPDATE threads SET last_seq = last_seq + 1, updated_at = now()
     WHERE id = :thread_id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
-    FOR NO KEY UPDATE
+    RETURNING last_seq, agent_type
 """)
 
 _BUSY = text(
     "SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1"
 )
 
-_AGENT = text("SELECT pool, text_output FROM agents WHERE agent_type = :agent_type")
-
-_NEXT_SEQ = text(
-    "UPDATE threads SET last_seq = last_seq + 1, updated_at = now() WHERE id = :thread_id RETURNING last_seq"
-)
-
 _INSERT = text("""
     WITH run AS (
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
                           user_message_id, message_id, deadline_at)
-        VALUES (:id, :tenant, :user_id, :thread_id, :seq, :agent_type, :pool, :text_output, :lane, :query,
-                CAST(:metadata AS jsonb), :user_message_id, :message_id,
-                now() + make_interval(secs => :deadline_seconds))
+        SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
+               :lane, :query, CAST(:metadata AS jsonb), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
+               now() + make_interval(secs => :deadline_seconds)
+        FROM agents WHERE agent_type = :agent_type
         RETURNING *
     ), message AS (
         INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
         SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
         FROM run WHERE thread_id IS NOT NULL
     )
-    SELECT extract(epoch FROM created_at) FROM run
+    SELECT *, extract(epoch FROM created_at) AS turn FROM run
 """)
 
 
@@ -78,31 +74,26 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
         UnknownAgent: no worker has registered the agent.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
     """
-    run_id = new_id()
     async with database.begin() as connection:
         agent_type, seq = asked.agent_type, None
         if asked.thread_id is not None:
             owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
-            agent_type = await connection.scalar(_LOCK_THREAD, owner)
-            if agent_type is None:
+            thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
+            if thread is None:
                 raise NotFound("thread")
+            agent_type, seq = thread.agent_type, thread.last_seq
+            # A new statement, which sees what was committed while this one waited for the thread.
             if asked.reject_if_busy and (busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id})):
                 raise ThreadBusy(busy)
-            seq = await connection.scalar(_NEXT_SEQ, {"thread_id": asked.thread_id})
-        agent = (await connection.execute(_AGENT, {"agent_type": agent_type})).one_or_none()
-        if agent is None:
-            raise UnknownAgent(str(agent_type))
-        created_at = await connection.scalar(
+        result = await connection.execute(
             _INSERT,
             {
-                "id": run_id,
+                "id": new_id(),
                 "tenant": asked.tenant,
                 "user_id": asked.user_id,
                 "thread_id": asked.thread_id,
                 "seq": seq,
                 "agent_type": agent_type,
-                "pool": agent.pool,
-                "text_output": agent.text_output,
                 "lane": Lane.INTERACTIVE,
                 "query": asked.query,
                 "metadata": to_json(asked.metadata).decode(),
@@ -111,4 +102,7 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
                 "deadline_seconds": asked.deadline_seconds,
             },
         )
-    return Accepted(run_id, Ring(run_id, 1, agent.pool, Lane.INTERACTIVE, float(created_at or 0)))
+        run = result.one_or_none()
+        if run is None:
+            raise UnknownAgent(str(agent_type))
+    return Accepted(run, ring_of(run))

@@ -9,6 +9,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.runs.finish import END_COLUMNS, INTERRUPTED
+
 CANCELS = "cancels"
 """The channel on which workers hear, within a moment, what the next beat would tell them anyway."""
 
@@ -23,23 +25,17 @@ class Cancellation:
     """Whether a worker holds the run and has to be told."""
 
 
-_CANCEL = text("""
-    WITH asked AS (
+_CANCEL = text(f"""
+    WITH touched AS (
         UPDATE runs
         SET cancel_requested_at = coalesce(cancel_requested_at, now()),
             status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
             finished_at = CASE status WHEN 'queued' THEN now() END
         WHERE id = :run_id AND status IN ('queued', 'running')
         RETURNING *
-    ), interrupted AS (
-        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
-        SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', partial_output,
-            jsonb_build_object('run_id', id, 'usage', usage, 'status', 'interrupted')
-        FROM asked
-        WHERE thread_id IS NOT NULL AND status = 'cancelled' AND partial_output IS NOT NULL
-    )
-    SELECT id, thread_id, status, attempt, output, partial_output, last_entry, usage, error FROM asked
-""")
+    ), interrupted AS ({INTERRUPTED})
+    SELECT {END_COLUMNS} FROM touched
+""")  # noqa: S608  (constants)
 
 
 async def cancel(database: AsyncEngine, run_id: UUID) -> Cancellation:

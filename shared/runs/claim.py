@@ -52,6 +52,7 @@ _CLAIM = text("""
     SET status = 'running', attempt = attempt + 1, worker_id = :worker_id, started_at = coalesce(started_at, now()),
         partial_output = NULL, last_entry = 0
     WHERE id = :run_id AND status = 'queued' AND due_at <= now() AND deadline_at > now()
+      AND (crashes = 0 OR CAST(:isolated AS boolean))
       AND EXISTS (SELECT FROM workers WHERE id = :worker_id AND ended_at IS NULL AND lease_until > now())
       AND NOT EXISTS (
           SELECT FROM runs AS earlier
@@ -61,6 +62,8 @@ _CLAIM = text("""
         extract(epoch FROM deadline_at - now()) AS seconds_left,
         (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
 """)
+
+_IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' FROM runs WHERE id = :run_id")
 
 _EARLIER = text("""
     SELECT query, coalesce(output, partial_output) AS answer, messages
@@ -73,11 +76,16 @@ _EARLIER = text("""
 _IS_MINE = text("SELECT EXISTS (SELECT FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running')")
 
 
-async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID) -> Claim | None:
-    """Take a queued run; None where it is not to be had: taken, ended, not due, behind another run of its thread."""
+async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID, *, isolated: bool) -> Claim | None:
+    """Take a queued run; None where it is not to be had: taken, ended, not due, behind another run of its thread.
+
+    A run under which a worker died is a suspect: only a process of its own (`isolated`) may take it.
+    """
     try:
         async with database.begin() as connection:
-            row = (await connection.execute(_CLAIM, {"run_id": run_id, "worker_id": worker_id})).one_or_none()
+            row = (
+                await connection.execute(_CLAIM, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated})
+            ).one_or_none()
     except IntegrityError:  # `one_running_run_a_thread`: an earlier run of the thread was claimed in this instant.
         return None
     if row is None:
@@ -98,6 +106,12 @@ async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID) -> Claim |
         usage=row.usage,
         seconds_left=float(row.seconds_left),
     )
+
+
+async def is_suspect(database: AsyncEngine, run_id: UUID) -> bool:
+    """Tell whether a queued run could not be claimed because a worker died under it."""
+    async with database.connect() as connection:
+        return bool(await connection.scalar(_IS_SUSPECT, {"run_id": run_id}))
 
 
 async def earlier_exchanges(database: AsyncEngine, claimed: Claim) -> Sequence[Exchange]:

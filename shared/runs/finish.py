@@ -31,7 +31,19 @@ class Ending:
     model: str | None = None
 
 
-_FINISH = text("""
+END_COLUMNS = "id, thread_id, status, attempt, output, partial_output, last_entry, usage, error"
+"""What the end of an event log is written from; see `end_entry`."""
+
+INTERRUPTED = """
+    INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
+    SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', partial_output,
+        jsonb_build_object('run_id', id, 'usage', usage, 'status', 'interrupted')
+    FROM touched
+    WHERE thread_id IS NOT NULL AND status = 'cancelled' AND partial_output IS NOT NULL
+"""
+"""Keeps what was produced of runs that were cancelled while nobody held them."""
+
+_FINISH = text(f"""
     WITH ended AS (
         UPDATE runs
         SET status = :status, finished_at = now(), last_entry = :last_entry,
@@ -53,8 +65,8 @@ _FINISH = text("""
         SELECT id, CAST(:transcript AS text) FROM ended
         WHERE thread_id IS NOT NULL AND status <> 'failed' AND CAST(:transcript AS text) IS NOT NULL
     )
-    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM ended
-""")
+    SELECT {END_COLUMNS} FROM ended
+""")  # noqa: S608  (a constant)
 
 _GIVE_BACK = text("""
     UPDATE runs
@@ -71,10 +83,9 @@ _LET_GO = text("""
     RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
 """)
 
-_ENDED_ROW = text("""
-    SELECT id, status, attempt, output, partial_output, last_entry, usage, error FROM runs
-    WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
-""")
+_ENDED_ROW = text(f"""
+    SELECT {END_COLUMNS} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
+""")  # noqa: S608  (a constant)
 
 _TOUCH_THREAD = text("UPDATE threads SET updated_at = now() WHERE id = :thread_id")
 

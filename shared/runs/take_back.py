@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.failures import FailureCode, failure
 from shared.lanes import Ring
-from shared.runs.finish import ring_of
+from shared.runs.finish import END_COLUMNS, INTERRUPTED, ring_of
 
 BATCH = 1000
 """Runs that one statement takes, so that no transaction grows long."""
@@ -22,19 +22,13 @@ OVERDUE_SECONDS = 30
 
 _JUDGE = text("UPDATE workers SET ended_at = now() WHERE ended_at IS NULL AND lease_until < now() RETURNING id")
 
-_ENDED = """
+_DECLARE_DEAD = text("UPDATE workers SET ended_at = now() WHERE id = :worker_id AND ended_at IS NULL")
+
+_ENDED = f"""
     RETURNING *
-    ), interrupted AS (
-        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
-        SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', partial_output,
-            jsonb_build_object('run_id', id, 'usage', usage, 'status', 'interrupted')
-        FROM touched
-        WHERE thread_id IS NOT NULL AND status = 'cancelled' AND partial_output IS NOT NULL
-    )
-    SELECT id, thread_id, status, attempt, output, partial_output, last_entry, usage, error,
-        ring, pool, lane, extract(epoch FROM created_at) AS turn
-    FROM touched
-"""
+    ), interrupted AS ({INTERRUPTED})
+    SELECT {END_COLUMNS}, ring, pool, lane, extract(epoch FROM created_at) AS turn FROM touched
+"""  # noqa: S608  (constants)
 
 _TAKE_BACK = text(f"""
     WITH touched AS (
@@ -75,6 +69,12 @@ async def judge_workers(database: AsyncEngine) -> Sequence[UUID]:
     """Declare dead whoever let its lease run out; see the sweeper for when this may be asked at all."""
     async with database.begin() as connection:
         return (await connection.scalars(_JUDGE)).all()
+
+
+async def declare_dead(database: AsyncEngine, worker_id: UUID) -> None:
+    """End the incarnation of a process that was seen to die, without waiting for its lease."""
+    async with database.begin() as connection:
+        await connection.execute(_DECLARE_DEAD, {"worker_id": worker_id})
 
 
 async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any], list[Ring]]:

@@ -1,0 +1,67 @@
+"""Crashed is not failed: what a run that kills its process costs, and what a dead process costs."""
+
+from __future__ import annotations
+
+import asyncio
+
+import psutil
+
+from tests.client import Client, names
+from tests.eventually import eventually
+from tests.service import Running, Service
+
+FOREVER = {"LEASE_SECONDS": "600", "BEAT_SECONDS": "1"}
+"""With such a lease, nobody learns of a death by its running out."""
+
+
+def children_of(parent: Running) -> list[psutil.Process]:
+    """The worker processes of a parent."""
+    return psutil.Process(parent.process.pid).children()
+
+
+async def test_a_poison_run_takes_nobody_with_it(service: Service) -> None:
+    api = service.api(**FOREVER)
+    service.worker("--processes", "2", **FOREVER)
+    async with Client(api.url) as client:
+        others = [await client.run("2 seconds", agent_type="slow") for _ in range(20)]
+        poison = await client.run("die", agent_type="poison")
+
+        assert (end := await client.ended(poison["id"]))["error"]["code"] == "worker_crashed"
+        ended = [await client.ended(run["id"]) for run in others]
+        events = await client.events(poison["id"])
+
+    assert end["attempt"] == 3
+    assert [run["status"] for run in ended] == ["succeeded"] * 20
+    assert max(run["attempt"] for run in ended) <= 2
+    assert names(events)[-2:] == ["error", "done"]
+
+
+async def test_a_suspect_that_behaves_is_answered(service: Service) -> None:
+    api = service.api(**FOREVER)
+    parent = service.worker("--processes", "1", **FOREVER)
+    async with Client(api.url) as client, client.asking("1 second", agent_type="slow") as stream:
+        events = [await anext(stream) for _ in range(4)]
+        children_of(parent)[0].kill()
+        events += [event async for event in stream]
+
+    started = [event for event in events if event["event"] == "message_started"]
+    assert [(event["attempt"], event["reason"]) for event in started] == [(1, "first"), (2, "worker_lost")]
+    assert names(events)[-2:] == ["message_complete", "done"]
+
+
+async def test_a_parent_told_to_stop_leaves_nothing_behind(service: Service) -> None:
+    api = service.api()
+    parent = service.worker("--processes", "2", DRAIN_SECONDS="0")
+    eventually(lambda: len(children_of(parent)) == 2)
+    children = children_of(parent)
+    async with Client(api.url) as client:
+        runs = [await client.run("30 seconds", agent_type="slow") for _ in range(4)]
+        for run in runs:
+            while (await client.read(run["id"]))["status"] != "running":  # noqa: ASYNC110  (another process)
+                await asyncio.sleep(0.05)
+
+        assert await asyncio.to_thread(parent.terminate) == 0
+        given_back = [await client.read(run["id"]) for run in runs]
+
+    assert [run["status"] for run in given_back] == ["queued"] * 4
+    assert not any(child.is_running() for child in children)

@@ -1,0 +1,218 @@
+"""The one job there is: answer a run. Claim, equip, announce, answer, store, tell the end. Start reading here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+from pydantic_ai.exceptions import (
+    FallbackExceptionGroup,
+    ModelAPIError,
+    RunCancelled,
+    UnexpectedModelBehavior,
+    UsageLimitExceeded,
+)
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.database import is_away
+from shared.event_log import EventLog
+from shared.failures import FailureCode
+from shared.lanes import Lanes
+from shared.runs import (
+    Claim,
+    Ending,
+    claim,
+    earlier_exchanges,
+    ended_row,
+    finish,
+    give_back,
+    is_suspect,
+    next_in_thread,
+)
+from shared.settings import Settings
+from shared.tables import Begun, RunStatus
+from worker.answer import Answered
+from worker.attempt import Attempt, Stop
+from worker.catalog import Offer, RunScope
+from worker.history import history_of, transcript_of
+from worker.isolation import Isolation
+from worker.publisher import Publisher
+from worker.roster import Roster
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+RETRY_SECONDS = 0.5
+"""Between two tries to reach PostgreSQL with a result in hand."""
+PASS_ON_SECONDS = 1.0
+"""How long a run of an agent that is not served here waits before it is offered again."""
+
+
+class Stopped(Exception):
+    """The attempt was stopped; what there is of the answer stays."""
+
+
+class Job:
+    """Answers runs, any number at once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: AsyncEngine,
+        lanes: Lanes,
+        event_log: EventLog,
+        publisher: Publisher,
+        roster: Roster,
+        isolation: Isolation | None,
+        offers: dict[str, Offer],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._lanes = lanes
+        self._event_log = event_log
+        self._publisher = publisher
+        self._roster = roster
+        self._isolation = isolation
+        """Where suspects are answered; None in the process that is made for one."""
+        self._offers = offers
+
+    async def answer(self, run_id: UUID, worker_id: UUID) -> None:
+        """Answer one run, if it is to be had."""
+        if run_id in self._roster:
+            return
+        with self._roster.taking(run_id):
+            claimed = await claim(self._database, run_id, worker_id, isolated=self._isolation is None)
+            if claimed is None:
+                if self._isolation is not None and await is_suspect(self._database, run_id):
+                    await self._isolation.answer(run_id)
+                return
+            offer = self._offers.get(claimed.agent_type)
+            if offer is None:
+                await self._pass_on(claimed)
+                return
+            attempt = Attempt(claimed, offer, self._settings, self._publisher)
+            self._roster.begin(attempt)
+            attempt.telling.tell({"event": "message_started", "reason": claimed.begun})
+            ending = await self._outcome(attempt)
+            await attempt.telling.flushed()
+            await self._conclude(attempt, ending)
+
+    async def _outcome(self, attempt: Attempt) -> Ending | None:
+        """Have the agent answer, and say how that ended; None where the run is not to end here."""
+        try:
+            answered = await self._ask(attempt)
+        except (RunCancelled, Stopped) as cut:
+            return self._cut(attempt, cut)
+        except UsageLimitExceeded as error:
+            return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
+        except (ModelAPIError, FallbackExceptionGroup) as error:
+            return attempt.failed(FailureCode.MODEL_UNAVAILABLE, _unavailable(error))
+        except UnexpectedModelBehavior as error:
+            return attempt.failed(FailureCode.OUTPUT_INVALID, f"The model gave no valid output: {error.message}")
+        except Exception as error:
+            log.exception("job.agent_error run=%s", attempt.claimed.run_id)
+            return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
+        transcript = transcript_of(answered.messages)
+        return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
+
+    async def _ask(self, attempt: Attempt) -> Answered:
+        """Equip the agent and have it answer; one that will not stop when it is told to is left behind."""
+        asking = asyncio.create_task(self._equip_and_ask(attempt))
+        deadline = asyncio.get_running_loop().call_later(attempt.claimed.seconds_left, attempt.stop, Stop.DEADLINE)
+        await asyncio.wait([asking, attempt.unwound], return_when=asyncio.FIRST_COMPLETED)
+        deadline.cancel()
+        if not asking.done():
+            log.warning("job.left_behind run=%s", attempt.claimed.run_id)
+            asking.cancel()
+            raise Stopped
+        if asking.cancelled():
+            raise Stopped
+        return asking.result()
+
+    async def _equip_and_ask(self, attempt: Attempt) -> Answered:
+        claimed = attempt.claimed
+        history = history_of(await self._patiently(claimed, lambda: earlier_exchanges(self._database, claimed)))
+        scope = RunScope(
+            tenant=claimed.tenant,
+            user_id=claimed.user_id,
+            thread_metadata=claimed.thread_metadata,
+            run_metadata=claimed.metadata,
+            run_id=claimed.run_id,
+            attempt=claimed.attempt,
+            database=self._database,
+        )
+        return await attempt.answer.write(claimed.query, history, await attempt.offer.equip(scope))
+
+    def _cut(self, attempt: Attempt, cut: RunCancelled | Stopped) -> Ending | None:
+        """Say what becomes of a run whose attempt was stopped: what there is is kept, or it is left to the next."""
+        match attempt.stopped:
+            case Stop.CANCELLED:
+                return attempt.cancelled(transcript_of(cut.new_messages()) if isinstance(cut, RunCancelled) else None)
+            case Stop.DEADLINE:
+                return attempt.failed(FailureCode.DEADLINE_EXCEEDED)
+            case Stop.STOPPING | Stop.NOT_MINE:
+                return None
+            case None:
+                return attempt.failed(FailureCode.AGENT_ERROR, "The agent cancelled its own run.")
+
+    async def _conclude(self, attempt: Attempt, ending: Ending | None) -> None:
+        """Store the end, or give the run back; what is not this attempt's any more is left alone."""
+        if ending is None and attempt.stopped is Stop.STOPPING:
+            ring = await give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING)
+            if ring is not None:
+                await self._lanes.ring([ring])
+                return
+            ending = attempt.cancelled()  # It would have been given back, had nobody asked to cancel it.
+        if ending is not None:
+            await self._store(attempt.claimed, ending)
+
+    async def _store(self, claimed: Claim, ending: Ending) -> None:
+        """Store the end, tell it, and call for the thread's next run."""
+        row = await self._finish(claimed, ending)
+        if row is None:
+            log.warning("job.fenced run=%s attempt=%d", claimed.run_id, claimed.attempt)
+            return
+        try:
+            await self._event_log.tell_ends([row], self._settings.log_retention_seconds)
+            self._roster.end_told(claimed.run_id)
+        except (RedisError, OSError) as away:
+            log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
+        if claimed.thread_id and (ring := await next_in_thread(self._database, claimed.thread_id)):
+            await self._lanes.ring([ring])
+
+    async def _finish(self, claimed: Claim, ending: Ending) -> Any | None:
+        """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read."""
+        row = await self._patiently(claimed, lambda: finish(self._database, claimed, ending))
+        return row or await self._patiently(claimed, lambda: ended_row(self._database, claimed))
+
+    async def _patiently(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Wait for a database that is away, as long as the run has time."""
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + claimed.seconds_left
+        while True:
+            try:
+                return await call()
+            except SQLAlchemyError as error:
+                if not is_away(error) or loop.time() > give_up:
+                    raise
+                log.warning("job.database_away run=%s", claimed.run_id)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _pass_on(self, claimed: Claim) -> None:
+        """Leave the run to a worker that serves its agent."""
+        log.warning("job.not_served run=%s agent=%s", claimed.run_id, claimed.agent_type)
+        await give_back(self._database, claimed, claimed.usage, claimed.begun, delay_seconds=PASS_ON_SECONDS)
+
+
+def _unavailable(error: ModelAPIError | FallbackExceptionGroup) -> str:
+    """Say why there is no model, without the provider's own words: they are not for callers."""
+    status = getattr(error, "status_code", None)
+    return "The model cannot be had" + (
+        f": its provider answered {status}." if status else f": {type(error).__name__}."
+    )

@@ -1,0 +1,95 @@
+"""The runs that this process has in hand, and what a beat stores of them and brings back about them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.lanes import Lanes
+from shared.runs import let_go
+from worker.attempt import Attempt, Stop
+from worker.lease import Held, Row
+
+log = logging.getLogger(__name__)
+
+
+class Roster:
+    """Every run from just before it is claimed until just after its end."""
+
+    def __init__(self, database: AsyncEngine, lanes: Lanes) -> None:
+        self._database = database
+        self._lanes = lanes
+        self._attempts: dict[UUID, Attempt | None] = {}
+        """None while a run is being claimed."""
+        self._orphans: set[tuple[UUID, int]] = set()
+        self._told: deque[UUID] = deque()
+        self._letting_go: set[asyncio.Task[None]] = set()
+
+    @contextmanager
+    def taking(self, run_id: UUID) -> Generator[None]:
+        """Have a run in hand."""
+        self._attempts[run_id] = None
+        try:
+            yield
+        finally:
+            del self._attempts[run_id]
+
+    def begin(self, attempt: Attempt) -> None:
+        """Note that a run in hand was claimed."""
+        self._attempts[attempt.claimed.run_id] = attempt
+
+    def end_told(self, run_id: UUID) -> None:
+        """Note that a run's end stands in its log; the next beat stores that."""
+        self._told.append(run_id)
+
+    def __contains__(self, run_id: object) -> bool:
+        return run_id in self._attempts
+
+    def held(self) -> list[Held]:
+        """Say what the next beat is to store; called from the beat's thread."""
+        return [attempt.held for attempt in list(self._attempts.values()) if attempt is not None]
+
+    def told(self) -> list[UUID]:
+        """Take the runs whose ends were told since the last beat; called from the beat's thread."""
+        return [self._told.popleft() for _ in range(len(self._told))]
+
+    def beat(self, rows: Sequence[Row]) -> None:
+        """Hear what a beat brought back: the runs that this worker holds in the database's eyes.
+
+        One that is not in hand, and was not a beat ago, came from a claim whose reply was lost: it is given back.
+        """
+        unknown: set[tuple[UUID, int]] = set()
+        for row in rows:
+            if row.run_id not in self._attempts:
+                unknown.add((row.run_id, row.attempt))
+            elif row.cancel_requested:
+                self.stop(row.run_id, Stop.CANCELLED)
+        for run_id, attempt in unknown & self._orphans:
+            task = asyncio.create_task(self._give_back_orphan(run_id, attempt))
+            self._letting_go.add(task)
+            task.add_done_callback(self._letting_go.discard)
+        self._orphans = unknown
+
+    async def _give_back_orphan(self, run_id: UUID, attempt: int) -> None:
+        log.warning("roster.orphan run=%s attempt=%d", run_id, attempt)
+        if ring := await let_go(self._database, run_id, attempt):
+            await self._lanes.ring([ring])
+
+    def stop(self, run_id: UUID, reason: Stop) -> None:
+        """Stop one attempt, if it is in hand."""
+        if (attempt := self._attempts.get(run_id)) is not None:
+            attempt.stop(reason)
+
+    def stop_all(self, reason: Stop) -> None:
+        """Stop every attempt."""
+        for run_id in list(self._attempts):
+            self.stop(run_id, reason)
+
+    def __len__(self) -> int:
+        return len(self._attempts)
