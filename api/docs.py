@@ -16,7 +16,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
 from api.identity import SECURITY_SCHEMES
-from api.problems import MEDIA_TYPE, Problem
+from api.problems import MEDIA_TYPE, Problem, example
 from shared import VERSION
 
 DESCRIPTION = """
@@ -70,14 +70,20 @@ TAGS = [
     {"name": "health", "description": "For operators and their machines; no key is asked for."},
 ]
 
-_NDJSON = """\
-{"id":"0-1","event":"message_created","message":{"id":"0198c5a4-7c9e-7000-8000-0000000000b1","role":"user"},"run_id":"0198c5a4-7c9e-7000-8000-0000000000a1"}
-{"id":"1-1","event":"message_started","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","attempt":1,"reason":"first"}
-{"id":"1-2","event":"text_delta","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","token":"{\\"support_advice\\":\\"Your balance\\"}"}
-{"id":"1-9","event":"text_delta","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","token":"{\\"support_advice\\":\\"Your balance is $123.45.\\"}"}
-{"id":"2-0","event":"message_complete","message_id":"0198c5a4-7c9e-7000-8000-0000000000b2","usage":{"requests":1,"input_tokens":50,"output_tokens":12}}
-{"id":"2-1","event":"done","status":"succeeded"}
-"""
+_RUN, _QUERY, _ANSWER = (f"0198c5a4-7c9e-7000-8000-0000000000{end}" for end in ("a1", "b1", "b2"))
+
+_EVENTS: list[dict[str, Any]] = [
+    {"id": "0-1", "event": "message_created", "message": {"id": _QUERY, "role": "user"}, "run_id": _RUN},
+    {"id": "1-1", "event": "message_started", "message_id": _ANSWER, "attempt": 1, "reason": "first"},
+    {"id": "1-9", "event": "text_delta", "message_id": _ANSWER, "token": '{"support_advice":"Your bal"}'},
+    {
+        "id": "2-0",
+        "event": "message_complete",
+        "message_id": _ANSWER,
+        "usage": {"requests": 1, "input_tokens": 50, "output_tokens": 12},
+    },
+    {"id": "2-1", "event": "done", "status": "succeeded"},
+]
 
 _SSE = """\
 retry: 1000
@@ -92,11 +98,14 @@ STREAM: dict[str, Any] = {
     "description": "The run's events, see *The stream* above.",
     "content": {
         "application/x-ndjson": {
-            "schema": {"type": "string", "description": "One JSON object a line; an empty line keeps the line open."},
-            "example": _NDJSON,
+            "schema": {
+                "type": "object",
+                "description": "An event. There is one a line; an empty line is a keep-alive.",
+            },
+            "examples": {event["event"]: {"value": event} for event in _EVENTS},
         },
         "text/event-stream": {
-            "schema": {"type": "string", "description": "The same objects as `data`; a comment keeps the line open."},
+            "schema": {"type": "string", "description": "The same objects, as `data`. A comment is a keep-alive."},
             "example": _SSE,
         },
     },
@@ -138,17 +147,18 @@ class Documented(FastAPI):
                     if path.startswith("/api/"):
                         operation["security"] = [{scheme: [] for scheme in SECURITY_SCHEMES}]
                     operation["responses"] = {
-                        status: _as_problem(response) for status, response in sorted(operation["responses"].items())
+                        status: _as_problem(status, response)
+                        for status, response in sorted(operation["responses"].items())
                     }
         return super().openapi()
 
 
-def _as_problem(response: dict[str, Any]) -> dict[str, Any]:
+def _as_problem(status: str, response: dict[str, Any]) -> dict[str, Any]:
     """Give a problem its own media type: FastAPI knows one for all responses of a route."""
     contents = list(response.get("content", {}).values())
     if [content.get("schema") for content in contents] != [{"$ref": f"#/components/schemas/{Problem.__name__}"}]:
         return response
-    return {**response, "content": {MEDIA_TYPE: contents[0]}}
+    return {**response, "content": {MEDIA_TYPE: {**contents[0], "example": example(int(status))}}}
 
 
 @router.get("/docs")

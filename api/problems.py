@@ -86,22 +86,7 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """A problem document (RFC 9457)."""
 
-    model_config = ConfigDict(
-        use_attribute_docstrings=True,
-        json_schema_extra={
-            "examples": [
-                {
-                    "type": "urn:agent-relay:problem:not_found",
-                    "title": "Not Found",
-                    "status": 404,
-                    "detail": "There is no such thread.",
-                    "instance": "/api/v1/threads/0198c5a4-7c9e-7000-8000-000000000000",
-                    "code": "not_found",
-                    "request_id": "0198c5a4-7c9e-7000-8000-0000000000aa",
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
     """A URN that names the kind of problem."""
@@ -155,6 +140,22 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the problems of a route of the API, besides those that each of them can give."""
     return problem_responses(400, 401, 422, 503, *statuses)
+
+
+def example(status: int) -> dict[str, Any]:
+    """Show a problem of that status."""
+    code = {400: "malformed_json", 409: "thread_busy", 502: "model_unavailable", 504: "deadline_exceeded"}.get(status)
+    problem = Problem(
+        type=f"urn:agent-relay:problem:{code or _CODES[status]}",
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=_MEANINGS[status],
+        instance="/api/v1/runs",
+        code=code or _CODES[status],
+        request_id="0198c5a4-7c9e-7000-8000-0000000000aa",
+        errors=[FieldError(pointer="/query", code="missing", message="Field required")] if status == 422 else None,  # noqa: PLR2004
+    )
+    return problem.model_dump(mode="json", exclude_none=True)
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

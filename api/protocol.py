@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol, with two rules for sockets whose readers are slow.
+"""uvicorn's HTTP protocol, with an end to the head of a request, and two rules for sockets whose readers are slow.
 
 Little waits unsent in the kernel, so that what a slow reader gets next is new, not what was new a megabyte ago. And a
 reader that takes nothing at all for a while is let go; it can resume.
@@ -16,6 +16,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 UNSENT_BYTES = 32 << 10
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
 CHECKS_A_STALL = 4
+LONGEST_HEAD_BYTES = 64 << 10
+"""The parser has no limit of its own, and takes time in the square of a header's length."""
+
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -25,6 +29,27 @@ class PatientProtocol(HttpToolsProtocol):
     _check: asyncio.TimerHandle | None = None
     _unsent = 0
     _checks_stalled = 0
+    _in_head = False
+    _head_bytes = 0
+
+    def on_message_begin(self) -> None:
+        """A request begins, with its head."""
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The head has ended."""
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse a head that does not end."""
+        super().data_received(data)
+        if self._in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > LONGEST_HEAD_BYTES:
+                self.transport.write(_HEAD_TOO_LARGE)
+                self.transport.close()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Keep the kernel's share of what waits small."""

@@ -117,7 +117,7 @@ class Settings(BaseSettings):
     """Time between the beats of a worker."""
     drain_seconds: float = Field(default=30, ge=0)
     """Time that a worker told to stop gives its runs before it gives them back."""
-    suspects_at_once: int = Field(default=2, ge=1)
+    suspects_at_once: int = Field(default=4, ge=1)
     """Runs under which a worker died that a worker answers at once, each in a process of its own."""
     stuck_loop_seconds: float = Field(default=30, gt=0)
     """A worker whose event loop has not answered for so long ends itself."""

@@ -534,6 +534,16 @@ async def test_what_is_not_http_hurts_nobody_else(shared_api: Running, client: C
     assert shared_api.process.poll() is None
 
 
+async def test_a_head_that_does_not_end_is_cut_off(shared_api: Running, client: Client) -> None:
+    address = urlsplit(shared_api.url)
+    with closing(socket.create_connection((address.hostname, address.port), timeout=30)) as connection:
+        connection.sendall(b"GET /api/v1/runs HTTP/1.1\r\nX-Anything: " + b"x" * 70_000)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert (await client.http.get("/runs")).status_code == 200
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(st.characters()), inner, max_size=3),

@@ -23,7 +23,7 @@ async def test_a_poison_run_takes_nobody_with_it(service: Service) -> None:
     api = service.api(**FOREVER)
     service.worker("--processes", "2", **FOREVER)
     async with Client(api.url) as client:
-        others = [await client.run("2 seconds", agent_type="slow") for _ in range(20)]
+        others = [await client.run("2 seconds", agent_type="slow") for _ in range(8)]
         poison = await client.run("die", agent_type="poison")
 
         assert (end := await client.ended(poison["id"]))["error"]["code"] == "worker_crashed"
@@ -31,7 +31,7 @@ async def test_a_poison_run_takes_nobody_with_it(service: Service) -> None:
         events = await client.events(poison["id"])
 
     assert end["attempt"] == 3
-    assert [run["status"] for run in ended] == ["succeeded"] * 20
+    assert [run["status"] for run in ended] == ["succeeded"] * 8
     assert max(run["attempt"] for run in ended) <= 2
     assert names(events)[-2:] == ["error", "done"]
 

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from api.app import create_app
+from api.problems import Problem
 from shared.settings import Settings
 from tests.client import Client
 from tests.service import Running
@@ -90,7 +91,9 @@ def test_problems_have_their_media_type_and_results_have_theirs(document: Json) 
         for status, response in operation["responses"].items():
             content = response.get("content", {})
             if int(status) >= 400:
-                assert content == {"application/problem+json": {"schema": {"$ref": PROBLEM}}}, (name, status)
+                assert content.keys() == {"application/problem+json"}, (name, status)
+                assert content["application/problem+json"]["schema"] == {"$ref": PROBLEM}, (name, status)
+                assert Problem(**content["application/problem+json"]["example"]).status == int(status)
             else:
                 assert "application/problem+json" not in content, (name, status)
                 assert PROBLEM not in str(content), (name, status)
@@ -117,7 +120,10 @@ def test_streams_are_documented_in_both_framings(document: Json) -> None:
     for path, method in STREAMS.items():
         content = document["paths"][path][method]["responses"]["200"]["content"]
         assert content.keys() == {"application/x-ndjson", "text/event-stream"}
-        assert all(framing["example"] and framing["schema"]["description"] for framing in content.values())
+        assert all(framing["schema"]["description"] for framing in content.values())
+        examples = content["application/x-ndjson"]["examples"]
+        assert all(name == example["value"]["event"] for name, example in examples.items())
+        assert content["text/event-stream"]["example"].endswith("\n\n")
     for event in ("message_created", "message_started", "text_delta", "message_complete", "gap", "done"):
         assert f"| `{event}` |" in document["info"]["description"]
 

@@ -21,7 +21,7 @@ from worker.attempt import Stop
 from worker.cancels import listen_for_cancels
 from worker.catalog import Offer, load
 from worker.doorbell import Doorbell
-from worker.isolation import Isolation
+from worker.isolation import Isolation, Work
 from worker.job import Job
 from worker.lease import Lease
 from worker.publisher import Publisher
@@ -44,7 +44,7 @@ _REGISTER_AGENT = text("""
 class App:
     """A worker process: one of many, or one made for a single suspect."""
 
-    def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
+    def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None, work: Work) -> None:
         self._settings = settings
         self._only = only
         self._offers = load(settings)
@@ -54,7 +54,7 @@ class App:
         self._publisher = Publisher(event_log, self._is_mine)
         self._roster = Roster(self._database, lanes)
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
-        self._isolation = None if only else Isolation(settings, self._database, self._sweeper)
+        self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work)
         self._job = Job(
             settings,
             self._database,
@@ -149,8 +149,3 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
-
-
-async def serve(settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
-    """Make the worker inside the running loop, and run it to its end."""
-    await App(settings, worker_id, only).run()

@@ -8,9 +8,10 @@ import signal
 import sys
 from uuid import UUID
 
+import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import database, redis
+from shared import database, logs, redis
 from shared.clock import new_id
 from shared.event_log import EventLog
 from shared.lanes import Lanes
@@ -24,6 +25,16 @@ FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 30.0
 """A child that lived for so long is restarted without a pause for its predecessors."""
+
+
+def keep(settings: Settings, processes: int) -> None:
+    """Keep so many workers running until told to stop."""
+    logs.configure(settings)
+    uvloop.run(_keep(settings, processes))
+
+
+async def _keep(settings: Settings, processes: int) -> None:
+    await Parent(settings, processes).run()
 
 
 class Parent:
