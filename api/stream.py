@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from api.feed import Event, Feed, Text
+from api.feed import Event, Text
 from api.framing import Framing
 from api.relay import Relay
 from shared.event_log import Id
@@ -116,7 +116,7 @@ def _grown(grown: Growth) -> dict[str, Any]:
 
 
 async def _send(send: Send, body: bytes) -> None:
-    """Write a body in pieces, so that no more than one of them waits in the buffer of a socket that does not take it."""
+    """Write a body in pieces: no more than one of them waits in the buffer of a socket that does not take it."""
     for start in range(0, len(body), PIECE_BYTES):
         await send({"type": "http.response.body", "body": body[start : start + PIECE_BYTES], "more_body": True})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -42,8 +43,9 @@ async def append(event_log: EventLog, run_id: UUID, wrote: Id, entries: list[Ent
 
 async def heard(pubsub: PubSub) -> list[Entry]:
     """Hear one announcement."""
-    while (message := await pubsub.get_message(ignore_subscribe_messages=True, timeout=10)) is None:
-        pass
+    message: Any = None
+    while message is None:
+        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=10)
     return parse_announcement(message["data"])
 
 
