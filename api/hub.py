@@ -57,7 +57,8 @@ class Hub:
 
     async def run(self) -> None:
         """Listen for ever, on one connection after the other."""
-        while True:
+        me = asyncio.current_task()
+        while me is not None and not me.cancelling():  # A group that breaks as it is cancelled says only that it broke.
             try:
                 await self._listen()
             except* (RedisError, OSError) as broken:

@@ -43,10 +43,10 @@ async def append(event_log: EventLog, run_id: UUID, wrote: Id, entries: list[Ent
 
 async def heard(pubsub: PubSub) -> list[Entry]:
     """Hear one announcement."""
-    message: Any = None
-    while message is None:
-        message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=10)
-    return parse_announcement(message["data"])
+    while True:
+        message: Any = await pubsub.get_message(ignore_subscribe_messages=True, timeout=10)  # pyright: ignore[reportUnknownVariableType]
+        if message is not None:
+            return parse_announcement(message["data"])
 
 
 async def test_what_is_appended_is_announced_in_one_message_just_so(redis: Redis, event_log: EventLog) -> None:
