@@ -12,10 +12,10 @@ LOCK := $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types contracts format lock key migrate api worker clean
+.PHONY: help install run test test-faults test-mutations check lint types contracts format lock key migrate api worker clean
 
 help: ## List every verb.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/development ## Install everything, locked by hash, in .venv (PYTHON=… chooses the interpreter).
 
@@ -24,6 +24,12 @@ run: $(VENV)/runtime ## Run it all on private servers: PostgreSQL, Redis, the AP
 
 test: $(VENV)/development ## Run the tests, on real servers of their own (ARGS=… goes to pytest).
 	$(RUN) -m pytest $(ARGS)
+
+test-faults: $(VENV)/development ## Run the tests of what breaks, those that take minutes, too.
+	$(RUN) -m pytest tests/faults --long $(ARGS)
+
+test-mutations: $(VENV)/development ## Break the code in known ways; each must turn its test red (ARGS=word chooses).
+	$(RUN) -m tests.mutations $(ARGS)
 
 check: lint types contracts test ## Run everything that a change must pass.
 

@@ -63,6 +63,8 @@ class Feed:
         self._created = Event(CREATED, "message_created", created)
         self._events: deque[Event] = deque()
         self._forgotten = BEFORE_ALL
+        self._expired = BEFORE_ALL
+        """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
         self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Shared by all who wait; done when something has come."""
 
@@ -85,13 +87,14 @@ class Feed:
         last, text = Id(run.attempt, run.last_entry), final_text(run)
         if self.top.attempt < last.attempt:
             self._begin_attempt()
-        if self.top < last and last.n > 0:
-            missed = text is not None and (self._base is None or self._base[1] != text)
-            hole = Id(last.attempt, last.n - 1) if missed else last
-            if self.top < hole and self.top != CREATED:  # With no log at all it has expired: there is nothing to miss.
-                self._tell(Event(hole, "gap", {}))
-            if missed and text is not None:
-                self.text = Text(last, text, None, None)
+        missed = text is not None and (self._base is None or (self.top <= last and self._base[1] != text))
+        at = last if self.top < last else Id(last.attempt, self.top.n + 1)  # Ids before it may have been told.
+        hole = Id(at.attempt, at.n - 1) if missed else last
+        if last.n and self.top < hole:
+            self._expired = hole if self.top == CREATED else BEFORE_ALL
+            self._tell(Event(hole, "gap", {}))
+        if missed and text is not None:
+            self.text = Text(at, text, None, None)
         self._end(end_entry(run))
         self.wake()
 
@@ -185,21 +188,33 @@ class Feed:
         """Whether a follower there must have events read from the log."""
         return cursor < self._forgotten
 
-    def recall(self, entries: Iterable[Entry]) -> list[Event]:
-        """Turn entries read from the log back into the events that were forgotten."""
-        return [
-            self._event(entry)
-            for entry in entries
-            if entry.event is not None and entry.id.attempt == self._forgotten.attempt and entry.id <= self._forgotten
-        ]
+    def recall(self, cursor: Id, entries: Iterable[Entry]) -> list[Event]:
+        """Turn entries read from the log after a cursor into the events that were forgotten, and holes into gaps."""
+        attempt, forgotten = self._forgotten
+        events: list[Event] = []
+        told = cursor.n if cursor.attempt == attempt else 0
+        for entry in entries:
+            if entry.id.attempt != attempt or entry.id > self._forgotten:
+                continue
+            if entry.id.n != told + 1:
+                events.append(Event(Id(attempt, entry.id.n - 1), "gap", {}))
+            if entry.event is not None:
+                events.append(self._event(entry))
+            told = entry.id.n
+        if told < forgotten:
+            events.append(Event(self._forgotten, "gap", {}))
+        return events
 
-    def after(self, cursor: Id) -> Iterator[Event | Text]:
-        """Say, in order, what a follower at that id is still to be told; of the texts, the newest."""
+    def after(self, cursor: Id, forgotten: Iterable[Event] = ()) -> Iterator[Event | Text]:
+        """Say, in order, what a follower at that id is still to be told; of the texts, the newest.
+
+        `forgotten` are the events that had to be recalled for it.
+        """
         if cursor < CREATED:
             yield self._created
         text = self.text if self.text is not None and self.text.id > cursor else None
-        for event in list(self._events):
-            if event.id <= cursor:
+        for event in [*forgotten, *self._events]:
+            if event.id <= cursor or (event.id == self._expired and cursor < CREATED):
                 continue
             if text is not None and text.id < event.id:
                 yield text

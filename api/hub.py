@@ -35,6 +35,8 @@ class Hub:
         self._subscribed = subscribed
         self._canary = f"canary:{new_id()}"
         self._wanted: set[str] = set()
+        self._asked: set[str] = set()
+        """What is to be subscribed, again if it is: whoever wants it waits for the acknowledgement."""
         self._sent: set[str] = set()
         self._changed = asyncio.Event()
         self._echo = 0.0
@@ -44,20 +46,25 @@ class Hub:
     def want(self, channel: str) -> None:
         """Subscribe soon; `subscribed` is called once Redis has acknowledged it."""
         self._wanted.add(channel)
+        self._asked.add(channel)
         self._changed.set()
 
     def drop(self, channel: str) -> None:
         """Unsubscribe soon."""
         self._wanted.discard(channel)
+        self._asked.discard(channel)
         self._changed.set()
 
     async def run(self) -> None:
         """Listen for ever, on one connection after the other."""
-        while True:
+        me = asyncio.current_task()
+        while me is not None and not me.cancelling():  # A group that breaks as it is cancelled says only that it broke.
             try:
                 await self._listen()
             except* (RedisError, OSError) as broken:  # Whatever its three tasks ran into together.
                 log.warning("hub.broken error=%r", broken.exceptions[0])
+            except* Exception:
+                log.exception("hub.failed")
             self.connected = False
             await asyncio.sleep(BACK_OFF_SECONDS)
 
@@ -65,7 +72,7 @@ class Hub:
         """Listen on one connection until it breaks."""
         async with self._redis.pubsub() as pubsub:
             await pubsub.subscribe(self._canary)
-            self._sent = set()
+            self._sent, self._asked = set(), set(self._wanted)
             self._changed.set()
             self._echo = asyncio.get_running_loop().time()
             async with asyncio.TaskGroup() as together:
@@ -93,8 +100,8 @@ class Hub:
         """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""
         while await self._changed.wait():
             self._changed.clear()
-            added, dropped = list(self._wanted - self._sent), list(self._sent - self._wanted)
-            self._sent = set(self._wanted)
+            added, dropped = list(self._asked), list(self._sent - self._wanted)
+            self._asked, self._sent = set(), set(self._wanted)
             for first in range(0, len(added), CHANNELS_A_COMMAND):
                 await pubsub.subscribe(*added[first : first + CHANNELS_A_COMMAND])
             if dropped:

@@ -7,11 +7,14 @@ reader that takes nothing at all for a while is let go; it can resume.
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = logging.getLogger(__name__)
 
 UNSENT_BYTES = 32 << 10
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
@@ -88,6 +91,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._checks_stalled = self._checks_stalled + 1 if unsent == self._unsent else 0
         self._unsent = unsent
         if self._checks_stalled >= CHECKS_A_STALL:
+            log.info("reader.stalled address=%s unsent_bytes=%d", self.client, unsent)
             self.transport.abort()
         else:
             self._watch()

@@ -30,6 +30,8 @@ READS_AT_ONCE = 16
 """After a reconnect every feed reads its log; no more than so many at a time."""
 FIRST_READ_SECONDS = 1.0
 """A follower waits so long for its first look at the log; without Redis it goes on with what the row says."""
+READ_AGAIN_SECONDS = 0.5
+"""After a read that failed; until then what is announced waits."""
 ROWS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
 """A feed without news for so long has its run's row looked at."""
@@ -103,7 +105,7 @@ class Relay:
 
     async def recall(self, feed: Feed, cursor: Id) -> list[Event]:
         """Read events again that a feed no longer keeps."""
-        return feed.recall(await self._event_log.read(feed.run_id, after=cursor))
+        return feed.recall(cursor, await self._event_log.read(feed.run_id, after=cursor))
 
     async def _feed_of_the_past(self, run: Any) -> Feed:
         feed = Feed(run)
@@ -152,6 +154,8 @@ class Relay:
                 await self._settle([feed.run_id])
         except (RedisError, OSError, SQLAlchemyError) as away:
             log.warning("relay.read_failed run=%s error=%r", feed.run_id, away)
+            await asyncio.sleep(READ_AGAIN_SECONDS)
+            followed.again = True
         finally:
             followed.reading = None
             if followed.again and self._followed.get(channel) is followed:

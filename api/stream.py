@@ -11,13 +11,15 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from api.feed import Event, Feed, Text
+from api.feed import Event, Text
 from api.framing import Framing
 from api.relay import Relay
 from shared.event_log import Id
 from shared.growth import Growth, growth
 
 log = logging.getLogger(__name__)
+
+PIECE_BYTES = 64 << 10
 
 
 class Stream(Response):
@@ -43,8 +45,8 @@ class Stream(Response):
         self._deltas = deltas
         self._keepalive = keepalive_seconds
         self._hung_up = hung_up
-        self._base: Text | None = None
-        """The text that the follower was last sent."""
+        self._base: tuple[Id, str] | None = None
+        """The text that the follower has, where it is sent growth."""
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
 
@@ -67,40 +69,36 @@ class Stream(Response):
         async with self._relay.follow(self._run) as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = self._framing.opening
-            while True:
-                if feed.has_forgotten(self._cursor):
-                    try:
-                        body += await self._recall(feed)
-                    except (RedisError, OSError) as away:
-                        log.warning("stream.cut run=%s error=%r", feed.run_id, away)
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
-                        return
-                body += b"".join(self._frame(item) for item in feed.after(self._cursor))
+            while not self._relay.closing:
+                try:
+                    forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
+                except (RedisError, OSError) as away:
+                    log.warning("stream.cut run=%s error=%r", feed.run_id, away)
+                    break
+                body += b"".join([self._frame(item) for item in feed.after(self._cursor, forgotten)])
                 if body:
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    await _send(send, body)
                     body = b""
-                    continue
-                if feed.ended or self._relay.closing:
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    return
-                if not await feed.changed(self._keepalive):
+                elif feed.ended:
+                    break
+                elif not await feed.changed(self._keepalive):
                     body = self._framing.keepalive
-
-    async def _recall(self, feed: Feed) -> bytes:
-        return b"".join([self._frame(event) for event in await self._relay.recall(feed, self._cursor)])
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _frame(self, item: Event | Text) -> bytes:
         """Write an item, or take what another follower wrote; and note that this one has it."""
         self._cursor = item.id
         if isinstance(item, Event):
+            if item.name == "gap":
+                self._base = None
             return self._shared(item, self._framing, lambda: (item.name, item.fields))
-        base, self._base = self._base, item
-        if not self._deltas or base is None or base.id.attempt != item.id.attempt:
+        base, self._base = self._base, (item.id, item.whole) if self._deltas else None
+        if base is None or base[0].attempt != item.id.attempt:
             return self._shared(item, self._framing, lambda: self._text({"token": item.whole}))
-        if base.id == item.before and item.growth is not None:
+        if base[0] == item.before and item.growth is not None:
             growth_of_all = item.growth
             return self._shared(item, (self._framing, "growth"), lambda: self._text(_grown(growth_of_all)))
-        grown = growth(base.whole, item.whole)
+        grown = growth(base[1], item.whole)
         return self._framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
 
     def _text(self, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -115,6 +113,12 @@ class Stream(Response):
 
 def _grown(grown: Growth) -> dict[str, Any]:
     return {"drop": grown.drop, "append": grown.append}
+
+
+async def _send(send: Send, body: bytes) -> None:
+    """Write a body in pieces: no more than one of them waits in the buffer of a socket that does not take it."""
+    for start in range(0, len(body), PIECE_BYTES):
+        await send({"type": "http.response.body", "body": body[start : start + PIECE_BYTES], "more_body": True})
 
 
 async def disconnected(receive: Receive) -> None:

@@ -9,13 +9,14 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelMessage, UsageLimits, UserPromptPart
+from pydantic_ai import Agent, ModelMessage, ModelResponse, ModelRetry, RunContext, UsageLimits, UserPromptPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
 from worker.catalog import ServedAgent
 
 TICK_SECONDS = 0.05
+CHUNK_BYTES = 20 << 10
 UNICODE = "Zażółć 👩‍🚀 naïve e\u0301 שלום \u2028 😀 𝄞 “end”"
 FORM_JSON = '{"title": "A form", "pages": 12, "tags": ["one", "two"]}'
 
@@ -55,6 +56,25 @@ def _fills(arguments: str, *, tool: str | None = None) -> Model:
             yield {0: DeltaToolCall(json_args=arguments[start : start + 3])}
 
     return FunctionModel(stream_function=stream, model_name="arguments")
+
+
+def _thinks_twice(*drafts: str, every_seconds: float) -> Model:
+    """Make a model that fills the output in with one draft after the other, as long as the last is refused."""
+
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[DeltaToolCalls]:
+        draft = drafts[sum(isinstance(message, ModelResponse) for message in messages)]
+        yield {0: DeltaToolCall(name=info.output_tools[0].name)}
+        for start in range(0, len(draft), 3):
+            await asyncio.sleep(every_seconds)
+            yield {0: DeltaToolCall(json_args=draft[start : start + 3])}
+
+    return FunctionModel(stream_function=stream, model_name="drafts")
+
+
+def _chunks(query: str) -> Iterator[str]:
+    """Say so many megabytes as the query says, in pieces of 20 KB."""
+    count = round(float(query.split(maxsplit=1)[0]) * (1 << 20) / CHUNK_BYTES)
+    return (f"{number:08d}" + "x" * (CHUNK_BYTES - 8) for number in range(count))
 
 
 def _echoed(query: str) -> Iterator[str]:
@@ -97,9 +117,31 @@ unicode_form = Agent(
     name="unicode_form",
 )
 
+second_thoughts = Agent(
+    _thinks_twice(
+        '{"title": "A first draft, soon to be thrown away 🙂", "pages": 1, "tags": ["one", "two", "שלום"]}',
+        '{"title": "Second thoughts 👩‍🚀 and a longer title", "pages": 2, "tags": ["three"]}',
+        every_seconds=0.02,
+    ),
+    output_type=Form,
+    name="second_thoughts",
+    retries={"output": 2},
+)
+
+big = Agent(_speaks(_chunks, every_seconds=0.01), name="big", description="Says megabytes, quickly.")
+
 never_valid = Agent(_fills('{"title": "No pages"}'), output_type=Form, name="never_valid")
 
 tool_fails = Agent(_fills("{}", tool="explode"), name="tool_fails")
+
+
+@second_thoughts.output_validator
+def demand_a_second_draft(ctx: RunContext[object], form: Form) -> Form:
+    """Refuse the first draft, once it is written."""
+    if not ctx.partial_output and form.pages == 1:
+        raise ModelRetry("Think again.")
+    return form
+
 
 _insatiable = Agent(_fills("{}", tool="again"), name="limited")
 limited = ServedAgent(agent=_insatiable, usage_limits=UsageLimits(request_limit=2))

@@ -142,3 +142,27 @@ def ids(events: list[Event]) -> list[tuple[int, int]]:
 def texts(events: list[Event]) -> list[str]:
     """Collect the texts."""
     return [event["token"] for event in events if event["event"] == "text_delta"]
+
+
+def rebuilt(events: list[Event]) -> list[str]:
+    """Put together the texts of one connection, as a client would."""
+    return list(texts_by_id(events).values())
+
+
+def texts_by_id(events: list[Event]) -> dict[str, str]:
+    """Put together the texts of one connection; the first, and those of a new attempt or after a gap, are whole."""
+    text: str | None = None
+    seen: dict[str, str] = {}
+    for event in events:
+        if event["event"] in {"message_started", "gap"}:
+            text = None
+        if event["event"] != "text_delta":
+            continue
+        if "token" in event:
+            text = event["token"]
+        else:
+            assert text is not None
+            assert text[len(text) - event["drop"] :].isascii()
+            text = text[: len(text) - event["drop"]] + event["append"]
+        seen[event["id"]] = str(text)
+    return seen

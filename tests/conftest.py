@@ -17,6 +17,17 @@ from tests.service import Running, Service, serving
 _numbers = itertools.count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the tests that take minutes be asked for."""
+    parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave those tests out of every other run, which is whole without them."""
+    if not config.getoption("--long"):
+        items[:] = [item for item in items if "long" not in item.keywords]
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A real PostgreSQL, with a migrated database to copy."""

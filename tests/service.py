@@ -27,6 +27,8 @@ TEST_AGENTS = {
     "echo": "tests.agents:echo",
     "slow": "tests.agents:slow",
     "unicode": "tests.agents:unicode",
+    "second_thoughts": "tests.agents:second_thoughts",
+    "big": "tests.agents:big",
     "nul": "tests.agents:nul",
     "breaks": "tests.agents:breaks",
     "form": "tests.agents:form",

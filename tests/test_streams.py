@@ -8,26 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.client import Client, Event, ids, names, read_events, texts
-
-
-def rebuilt(events: list[Event]) -> list[str]:
-    """Put together the texts of a stream with deltas, as a client would."""
-    text: str | None = None
-    seen: list[str] = []
-    for event in events:
-        if event["event"] == "message_started":
-            text = None
-        if event["event"] != "text_delta":
-            continue
-        if "token" in event:
-            text = event["token"]
-        else:
-            assert text is not None
-            assert text[len(text) - event["drop"] :].isascii()
-            text = text[: len(text) - event["drop"]] + event["append"]
-        seen.append(str(text))
-    return seen
+from tests.client import Client, ids, names, read_events, rebuilt, texts
 
 
 @pytest.mark.parametrize("sse", [False, True], ids=["ndjson", "sse"])

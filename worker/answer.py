@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from worker.catalog import Offer, ToolEvents
 from worker.merging import MergingModel
 
 log = logging.getLogger(__name__)
+
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class Listener(Protocol):
@@ -151,9 +154,9 @@ class Answer:
             self._listener.show(self._render(partial))
 
     def _render(self, output: Any) -> str:
-        """Say an output as text; NUL, which no PostgreSQL text can hold, becomes U+FFFD."""
+        """Say an output as text; NUL and lone surrogates, which no PostgreSQL text can hold, become U+FFFD."""
         if self._offer.text_output:
-            return str(output).replace("\0", "\ufffd")
+            return _UNSTORABLE.sub("\ufffd", str(output))
         return to_json(output, inf_nan_mode="null").decode()
 
     def _tell_tool(self, event: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 from uuid import UUID
 
@@ -130,6 +130,9 @@ class Telling:
         return Append(self.run_id, self._wrote, entries, self._ttl_seconds) if entries else None
 
     def _stir(self) -> None:
+        if self._fenced:
+            self._waiting.clear()
+            return
         self._quiet.clear()
         self._changed(self)
 
@@ -157,11 +160,15 @@ class Publisher:
                 await self._publish(list(tellings))
             except (RedisError, OSError) as away:
                 log.warning("publisher.redis_away error=%r", away)
-                await asyncio.sleep(BACK_OFF_SECONDS)
-                for telling in tellings:
-                    self._note(telling)
+                await self._later(tellings)
             except Exception:
                 log.exception("publisher.failed")
+                await self._later(tellings)
+
+    async def _later(self, tellings: Iterable[Telling]) -> None:
+        await asyncio.sleep(BACK_OFF_SECONDS)
+        for telling in tellings:
+            self._note(telling)
 
     def _note(self, telling: Telling) -> None:
         self._changed[telling] = None

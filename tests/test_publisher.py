@@ -1,0 +1,245 @@
+"""The publisher: texts coalesce, events never, and what Redis loses is told again under new ids."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisAway
+
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key
+from worker.publisher import Publisher, Telling
+
+TTL = 60
+BEGUN = {"event": "message_started", "reason": "first"}
+CALL = {"event": "tool_call", "tool_call_id": "1", "tool_name": "look", "args": "{}"}
+
+
+class TroubledLog(EventLog):
+    """A real log behind a connection that can be held, lose its replies, or be cut."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.open = asyncio.Event()
+        self.open.set()
+        self.replies_to_lose = 0
+        self.away = False
+        self.sizes: list[int] = []
+
+    async def append(self, appends: Sequence[Append]) -> list[Outcome]:
+        """Append, if the connection lets it."""
+        await self.open.wait()
+        if self.away:
+            raise RedisAway("away")
+        outcomes = await super().append(appends)
+        self.sizes.append(len(appends))
+        if self.replies_to_lose:
+            self.replies_to_lose -= 1
+            raise RedisAway("the reply was lost")
+        return outcomes
+
+
+class Desk:
+    """A publisher at work, and what PostgreSQL would say about whose run it is."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.log = TroubledLog(redis)
+        self.mine = True
+        self.database_failures = 0
+        self.publisher = Publisher(self.log, self.is_mine)
+        self.fenced: list[UUID] = []
+
+    async def is_mine(self, _run_id: UUID, _attempt: int) -> bool:
+        """Say whether the run is still this attempt's."""
+        if self.database_failures:
+            self.database_failures -= 1
+            raise RuntimeError("PostgreSQL is away")
+        return self.mine
+
+    def telling(self, attempt: int = 1) -> Telling:
+        """Begin to tell of a new run."""
+        run_id = uuid4()
+        return self.publisher.begin(run_id, attempt, TTL, lambda: self.fenced.append(run_id))
+
+    async def read(self, telling: Telling) -> list[Entry]:
+        """Read what stands in the log."""
+        return await self.log.read(telling.run_id)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncGenerator[None]:
+        """Hold the connection, as a slow round trip does."""
+        self.log.open.clear()
+        yield
+        self.log.open.set()
+
+
+@pytest.fixture
+async def desk(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Desk]:
+    """A publisher at work on a real Redis."""
+    monkeypatch.setattr("worker.publisher.BACK_OFF_SECONDS", 0.01)
+    async with Redis.from_url(redis_url) as redis:
+        desk = Desk(redis)
+        publishing = asyncio.create_task(desk.publisher.run())
+        yield desk
+        publishing.cancel()
+
+
+def story(entries: list[Entry]) -> list[str]:
+    """Say what entries tell, growth put together."""
+    told: list[str] = []
+    text = ""
+    for entry in entries:
+        text = entry.growth.of(text) if entry.growth else entry.text or text
+        told.append(f"{entry.id} {entry.event or text}")
+    return told
+
+
+async def test_texts_that_wait_are_replaced_and_events_keep_their_place(desk: Desk) -> None:
+    telling = desk.telling()
+    async with desk.held():
+        telling.tell(BEGUN)
+        for text in ("a", "ab", "abc"):
+            telling.show(text)
+        telling.tell(CALL)
+        for text in ("abcd", "abcde"):
+            telling.show(text)
+    await telling.flushed()
+
+    assert story(await desk.read(telling)) == ["1-1 message_started", "1-2 abc", "1-3 tool_call", "1-4 abcde"]
+
+
+async def test_the_first_text_is_whole_and_the_next_are_growth(desk: Desk) -> None:
+    telling = desk.telling()
+    for text in ('{"a":"one"}', '{"a":"one two"}', '{"a":"one two 👩"}'):
+        telling.show(text)
+        await telling.flushed()
+
+    assert [dict(entry.body) for entry in await desk.read(telling)] == [
+        {"text": '{"a":"one"}'},
+        {"drop": 2, "append": ' two"}'},
+        {"drop": 2, "append": ' 👩"}'},
+    ]
+
+
+async def test_the_same_text_again_is_nothing_new(desk: Desk) -> None:
+    telling = desk.telling()
+    telling.show("a")
+    await telling.flushed()
+    telling.show("a")
+    await telling.flushed()
+
+    assert story(await desk.read(telling)) == ["1-1 a"]
+
+
+async def test_all_runs_share_a_round_trip(desk: Desk) -> None:
+    tellings = [desk.telling() for _ in range(50)]
+    for telling in tellings:
+        telling.show("hello")
+    for telling in tellings:
+        await telling.flushed()
+
+    assert desk.log.sizes == [50]
+
+
+async def test_a_lost_reply_is_asked_for_again_and_nothing_is_twice(desk: Desk) -> None:
+    telling = desk.telling()
+    desk.log.replies_to_lose = 2
+    for text in ("a", "ab", "abc"):
+        telling.show(text)
+    await telling.flushed()
+    telling.show("abcd")
+    await telling.flushed()
+
+    assert story(await desk.read(telling)) == ["1-1 abc", "1-2 abcd"]
+
+
+async def test_a_lost_log_goes_on_with_a_whole_text_under_new_ids(desk: Desk) -> None:
+    telling = desk.telling()
+    telling.tell(BEGUN)
+    telling.show("Hello")
+    await telling.flushed()
+    before = await desk.read(telling)
+    await desk.redis.delete(key(telling.run_id))
+
+    telling.tell(CALL)
+    telling.show("Hello world")
+    await telling.flushed()
+
+    after = await desk.read(telling)
+    assert story(after)[-1].endswith(" Hello world")
+    assert [entry.event for entry in after if entry.event] == ["tool_call"]
+    assert [entry.text for entry in after if not entry.event] == ["Hello world"]
+    assert after[0].id.n > before[-1].id.n + 1  # Their first ids may have been read before they were lost.
+    assert telling.last_entry == after[-1].id.n
+
+
+async def test_a_lost_log_waits_for_a_database_that_is_away(desk: Desk) -> None:
+    telling, other = desk.telling(), desk.telling()
+    telling.show("Hello")
+    await telling.flushed()
+    await desk.redis.delete(key(telling.run_id))
+    desk.database_failures = 2
+
+    telling.show("Hello world")
+    other.show("Hi")
+    await telling.flushed()
+    await other.flushed()
+
+    assert [entry.text for entry in await desk.read(telling)] == ["Hello world"]
+    assert [entry.text for entry in await desk.read(other)] == ["Hi"]
+
+
+async def test_a_lost_log_of_a_run_that_is_somebody_elses_is_left_alone(desk: Desk) -> None:
+    telling = desk.telling()
+    telling.show("Hello")
+    await telling.flushed()
+    await desk.redis.delete(key(telling.run_id))
+    desk.mine = False
+
+    telling.show("Hello world")
+    await telling.flushed()
+
+    assert desk.fenced == [telling.run_id]
+    assert await desk.read(telling) == []
+
+
+async def test_a_fenced_attempt_is_told_once_and_writes_nothing_more(desk: Desk) -> None:
+    telling = desk.telling()
+    await desk.log.append([Append(telling.run_id, BEFORE_ALL, [Entry(Id(2, 1), BEGUN)], TTL)])
+
+    for text in ("a", "ab"):
+        telling.show(text)
+        await telling.flushed()
+
+    assert desk.fenced == [telling.run_id]
+    assert story(await desk.read(telling)) == ["2-1 message_started"]
+
+
+async def test_an_end_does_not_wait_for_redis_for_ever(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.publisher.GIVE_UP_SECONDS", 0.05)
+    telling = desk.telling()
+    desk.log.away = True
+    telling.tell(BEGUN)
+    telling.show("Hello")
+    await telling.flushed()
+
+    assert telling.text == "Hello"
+    assert telling.last_entry == 2  # What the row says stands behind whatever comes through yet.
+    assert await desk.read(telling) == []
+
+
+async def test_redis_that_comes_back_is_told_what_waited(desk: Desk) -> None:
+    telling = desk.telling()
+    desk.log.away = True
+    telling.tell(BEGUN)
+    telling.show("Hello")
+    await asyncio.sleep(0)
+    desk.log.away = False
+    await telling.flushed()
+
+    assert story(await desk.read(telling)) == ["1-1 message_started", "1-2 Hello"]
