@@ -10,7 +10,8 @@ from api.dependencies import Parts
 from api.identity import Owner
 from api.problems import invalid
 from api.resources import NewQuery
-from shared.runs import Query, accept
+from api.run_cancel import announce
+from shared.runs import Query, Strategy, accept
 
 
 async def ask(service: Parts, caller: Owner, new: NewQuery) -> Any:
@@ -33,11 +34,13 @@ async def ask(service: Parts, caller: Owner, new: NewQuery) -> Any:
             agent_type=new.agent_type,
             query=new.query,
             deadline_seconds=deadline,
-            reject_if_busy=new.multitask_strategy == "reject",
+            strategy=new.multitask_strategy or Strategy.ENQUEUE,
             metadata=new.metadata,
         ),
     )
     await service.lanes.ring([accepted.ring])
+    if accepted.superseded:
+        await announce(service, accepted.superseded)
     return accepted.run
 
 

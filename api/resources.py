@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError, from_json
 
 from shared.failures import FailureCode
+from shared.runs import Strategy
 from shared.tables import RunStatus
 
 Metadata = dict[str, JsonValue]
@@ -133,8 +134,9 @@ class NewQuery(Request):
     """Instead of a thread: the agent to ask, once and without a memory."""
     query: str = Field(min_length=1)
     """What is asked."""
-    multitask_strategy: Literal["enqueue", "reject"] | None = None
-    """When the thread has an unfinished run: wait behind it (`enqueue`, the default) or refuse (`reject`, 409)."""
+    multitask_strategy: Strategy | None = None
+    """When the thread has unfinished runs: wait behind them (`enqueue`, the default), refuse (`reject`, 409), cancel
+    them and keep what they produced (`interrupt`), or cancel them and erase their messages (`rollback`)."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None

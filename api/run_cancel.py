@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from uuid import UUID
 
 from redis.exceptions import RedisError
 
 from api.dependencies import Parts
-from shared.runs import cancel, next_in_thread
+from shared.runs import Cancellation, cancel, next_in_thread
 from shared.runs.cancel import CANCELS
 
 log = logging.getLogger(__name__)
 
 
-async def cancel_run(service: Parts, run_id: UUID) -> None:
-    """Ask that a run end. Without Redis its worker hears of it with the next beat, and its end is told by a sweeper."""
+async def cancel_run(service: Parts, run_id: UUID) -> bool:
+    """Ask that a run end; True if it has ended by that."""
     cancellation = await cancel(service.database, run_id)
+    if cancellation is None:
+        return False
+    await announce(service, [cancellation])
     row = cancellation.ended
-    try:
-        if cancellation.held:
-            await service.redis.publish(CANCELS, str(run_id))
-        elif row is not None:
-            await service.event_log.tell_ends([row], service.settings.log_retention_seconds)
-    except (RedisError, OSError) as away:
-        log.warning("run_cancel.redis_away run=%s error=%r", run_id, away)
     if row is not None and row.thread_id is not None:
         ring = await next_in_thread(service.database, row.thread_id)
         if ring is not None:
             await service.lanes.ring([ring])
+    return row is not None
+
+
+async def announce(service: Parts, cancellations: Sequence[Cancellation]) -> None:
+    """Tell followers of the ends, and workers of the wishes.
+
+    Without Redis a worker hears of it with its next beat, and a sweeper tells the end.
+    """
+    ended = [cancellation.ended for cancellation in cancellations if cancellation.ended is not None]
+    try:
+        if ended:
+            await service.event_log.tell_ends(ended, service.settings.log_retention_seconds)
+        for cancellation in cancellations:
+            if cancellation.ended is None:
+                await service.redis.publish(CANCELS, str(cancellation.run_id))
+    except (RedisError, OSError) as away:
+        log.warning("run_cancel.redis_away runs=%d error=%r", len(cancellations), away)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -17,10 +16,11 @@ from api.identity import Caller, Owner
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
 from api.resources import Message, NewThread, Thread, ThreadId, ThreadWithMessages
-from api.run_cancel import cancel_run
+from api.run_cancel import announce
 from api.strict import StrictRoute
 from shared.clock import new_id
 from shared.errors import NotFound, UnknownAgent
+from shared.runs.cancel import supersede
 
 router = APIRouter(prefix="/threads", tags=["threads"], route_class=StrictRoute)
 
@@ -57,8 +57,6 @@ _DELETE = text("""
     UPDATE threads SET deleted_at = now()
     WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL RETURNING id
 """)
-
-_UNFINISHED = text("SELECT id FROM runs WHERE thread_id = :id AND status IN ('queued', 'running') ORDER BY seq DESC")
 
 
 @router.post(
@@ -139,8 +137,8 @@ async def delete_thread(thread_id: ThreadId, service: Service, caller: Caller) -
     async with service.database.begin() as connection:
         if await connection.scalar(_DELETE, owner) is None:
             raise NotFound("thread")
-    for run_id in await _unfinished(service.database, thread_id):
-        await cancel_run(service, run_id)
+        cancellations = await supersede(connection, thread_id, roll_back=False)
+    await announce(service, cancellations)
 
 
 async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) -> Any:
@@ -155,12 +153,6 @@ async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) ->
     if row is None:
         raise NotFound("thread")
     return row
-
-
-async def _unfinished(database: AsyncEngine, thread_id: UUID) -> Sequence[UUID]:
-    """List the unfinished runs, the last first, so that none of them begins while those before it end."""
-    async with database.connect() as connection:
-        return (await connection.scalars(_UNFINISHED, {"id": thread_id})).all()
 
 
 def _thread(row: Any) -> Thread:

@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
@@ -31,8 +31,21 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
 SWEEPS_A_LEASE = 6
 """With a short lease the sweeps are nearer to one another, else no database would ever count as unbroken."""
+ERASE_SECONDS = 20.0
+"""What nobody needs any more is erased about so often by each process."""
 UNTOLD_SECONDS = 5.0
 """An end that its author has not marked as told by then is told by the sweeper; a beat and a bit."""
+
+_LOOK = text("""
+    SELECT now() AS at,
+        EXISTS (SELECT FROM workers WHERE ended_at IS NULL AND lease_until < now()) AS lapsed,
+        EXISTS (SELECT FROM runs JOIN workers ON workers.id = worker_id
+                WHERE status = 'running' AND workers.ended_at IS NOT NULL) AS held_by_the_dead,
+        EXISTS (SELECT FROM runs WHERE status IN ('queued', 'running') AND deadline_at <= now()) AS overdue,
+        EXISTS (SELECT FROM runs WHERE status = 'queued' AND rung_at < now() - interval '1 second') AS waiting,
+        EXISTS (SELECT FROM runs WHERE finished_at < now() - make_interval(secs => :untold_seconds)
+                AND NOT end_told) AS untold
+""")
 
 _DUE = text(f"""
     SELECT id, ring, pool, lane, extract(epoch FROM created_at) AS turn FROM runs AS run
@@ -129,19 +142,24 @@ class Sweeper:
             await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
 
     async def sweep(self) -> None:
-        """Do everything once."""
+        """Look whether there is anything to do, and do it."""
         async with self._database.connect() as connection:
-            self._unbroken.answered(cast("datetime", await connection.scalar(text("SELECT now()"))))
-        if self._unbroken.for_a_lease:
+            seen = (await connection.execute(_LOOK, {"untold_seconds": UNTOLD_SECONDS})).one()
+        self._unbroken.answered(seen.at)
+        if seen.lapsed and self._unbroken.for_a_lease:
             for worker_id in await judge_workers(self._database):
                 log.warning("sweeper.worker_lost worker=%s", worker_id)
-        await self.take_back()
+        if seen.lapsed or seen.held_by_the_dead or seen.overdue:
+            await self.take_back()
         try:
-            await self._ring_absent()
-            await self._tell_untold()
+            if seen.waiting:
+                await self._ring_absent()
+            if seen.untold:
+                await self._tell_untold()
         except (RedisError, OSError) as away:
             log.warning("sweeper.redis_away error=%r", away)
-        await self._erase()
+        if random.random() * ERASE_SECONDS < SWEEP_SECONDS:  # noqa: S311
+            await self._erase()
 
     async def take_back(self) -> None:
         """Have runs that nobody answers any more wait again, or end; and tell both."""

@@ -139,6 +139,8 @@ class Run(Base):
     rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]
     cancel_requested_at: Mapped[datetime | None]
+    rolled_back: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether its messages were erased, by a later run of the thread: whatever comes of it, none are stored."""
 
     partial_output: Mapped[str | None]
     """The newest valid partial, as JSON text (of a text agent: the text); at most a heartbeat old."""

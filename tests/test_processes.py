@@ -225,3 +225,33 @@ async def test_a_deleted_thread_is_gone_and_its_streams_end(service: Service) ->
     assert deleted.status_code == 204
     assert names(events)[-2:] == ["cancelled", "done"]
     assert [response.status_code for response in gone] == [404] * 5
+
+
+@pytest.mark.parametrize("strategy", ["interrupt", "rollback"])
+async def test_a_new_query_can_take_the_place_of_those_before(service: Service, strategy: str) -> None:
+    api = service.api()
+    service.worker()
+    async with Client(api.url) as client:
+        thread_id = await client.thread("slow")
+        async with client.asking("30 seconds", thread_id=thread_id) as stream:
+            events = [await anext(stream) for _ in range(4)]
+            waiting = await client.run("30 seconds", thread_id=thread_id)
+            new = await client.run("0.2 seconds", thread_id=thread_id, multitask_strategy=strategy)
+            events += [event async for event in stream]
+        ended = [await client.ended(run_id) for run_id in (events[0]["run_id"], waiting["id"], new["id"])]
+        messages = await client.messages(thread_id)
+
+    assert [run["status"] for run in ended] == ["cancelled", "cancelled", "succeeded"]
+    assert names(events)[-2:] == ["cancelled", "done"]
+    assert ended[0]["partial_output"] == texts(events)[-1]
+    told = [(message["role"], message["metadata"].get("status")) for message in messages]
+    if strategy == "rollback":
+        assert told == [("user", None), ("assistant", None)]
+    else:
+        assert told == [
+            ("user", None),
+            ("assistant", "interrupted"),
+            ("user", None),
+            ("user", None),
+            ("assistant", None),
+        ]

@@ -10,7 +10,7 @@
 no row has come too late, and writes nothing.
 """
 
-from shared.runs.accept import Accepted, Query, accept
+from shared.runs.accept import Accepted, Query, Strategy, accept
 from shared.runs.cancel import Cancellation, cancel
 from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine, is_suspect
 from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
@@ -22,6 +22,7 @@ __all__ = [
     "Ending",
     "Exchange",
     "Query",
+    "Strategy",
     "accept",
     "cancel",
     "claim",

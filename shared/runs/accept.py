@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +14,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.clock import new_id
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
 from shared.lanes import Lane, Ring
+from shared.runs.cancel import Cancellation, supersede
 from shared.runs.finish import ring_of
+
+
+class Strategy(StrEnum):
+    """What becomes of a query to a thread that has unfinished runs."""
+
+    ENQUEUE = "enqueue"
+    """It waits behind them."""
+    REJECT = "reject"
+    """It is refused."""
+    INTERRUPT = "interrupt"
+    """They are cancelled; what they produced stays."""
+    ROLLBACK = "rollback"
+    """They are cancelled, and their messages erased."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +41,7 @@ class Query:
     agent_type: str | None
     query: str
     deadline_seconds: float
-    reject_if_busy: bool = False
+    strategy: Strategy = Strategy.ENQUEUE
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -36,6 +51,8 @@ class Accepted:
 
     run: Any
     ring: Ring
+    superseded: list[Cancellation]
+    """The runs of the thread that were cancelled for it; those who follow or hold them are still to be told."""
 
 
 _TAKE_SEQ = text("""
@@ -75,7 +92,7 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
     """
     async with database.begin() as connection:
-        agent_type, seq = asked.agent_type, None
+        agent_type, seq, superseded = asked.agent_type, None, list[Cancellation]()
         if asked.thread_id is not None:
             owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
             thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
@@ -83,8 +100,15 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
                 raise NotFound("thread")
             agent_type, seq = thread.agent_type, thread.last_seq
             # A new statement, which sees what was committed while this one waited for the thread.
-            if asked.reject_if_busy and (busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id})):
-                raise ThreadBusy(busy)
+            match asked.strategy:
+                case Strategy.REJECT:
+                    if busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id}):
+                        raise ThreadBusy(busy)
+                case Strategy.INTERRUPT | Strategy.ROLLBACK:
+                    roll_back = asked.strategy is Strategy.ROLLBACK
+                    superseded = await supersede(connection, asked.thread_id, roll_back=roll_back)
+                case Strategy.ENQUEUE:
+                    pass
         result = await connection.execute(
             _INSERT,
             {
@@ -105,4 +129,4 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
         run = result.one_or_none()
         if run is None:
             raise UnknownAgent(str(agent_type))
-    return Accepted(run, ring_of(run))
+    return Accepted(run, ring_of(run), superseded)

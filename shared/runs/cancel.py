@@ -7,9 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.runs.finish import END_COLUMNS, INTERRUPTED
+from shared.tables import RunStatus
 
 CANCELS = "cancels"
 """The channel on which workers hear, within a moment, what the next beat would tell them anyway."""
@@ -19,10 +20,9 @@ CANCELS = "cancels"
 class Cancellation:
     """What a request to cancel came to."""
 
+    run_id: UUID
     ended: Any | None
-    """The run's row, where the request itself ended it."""
-    held: bool
-    """Whether a worker holds the run and has to be told."""
+    """The run's row, where the request itself ended it; None where a worker holds it and has to be told."""
 
 
 _CANCEL = text(f"""
@@ -38,11 +38,35 @@ _CANCEL = text(f"""
 """)  # noqa: S608  (constants)
 
 
-async def cancel(database: AsyncEngine, run_id: UUID) -> Cancellation:
-    """Ask that the run end; asking again, or too late, changes nothing."""
+_SUPERSEDE = text(f"""
+    WITH touched AS (
+        UPDATE runs
+        SET cancel_requested_at = coalesce(cancel_requested_at, now()), rolled_back = :roll_back,
+            status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
+            finished_at = CASE status WHEN 'queued' THEN now() END
+        WHERE thread_id = :thread_id AND status IN ('queued', 'running')
+        RETURNING *
+    ), interrupted AS ({INTERRUPTED})
+    SELECT {END_COLUMNS} FROM touched
+""")  # noqa: S608  (constants)
+
+_ERASE_MESSAGES = text("DELETE FROM messages WHERE run_id = ANY(CAST(:run_ids AS uuid[]))")
+
+
+async def supersede(connection: AsyncConnection, thread_id: UUID, *, roll_back: bool) -> list[Cancellation]:
+    """Cancel all unfinished runs of a thread, in the transaction that has locked its row; erase their messages, too."""
+    rows = (await connection.execute(_SUPERSEDE, {"thread_id": thread_id, "roll_back": roll_back})).all()
+    if roll_back:
+        await connection.execute(_ERASE_MESSAGES, {"run_ids": [row.id for row in rows]})
+    return [_cancellation(row) for row in rows]
+
+
+async def cancel(database: AsyncEngine, run_id: UUID) -> Cancellation | None:
+    """Ask that the run end; asking again, or too late (None), changes nothing."""
     async with database.begin() as connection:
         row = (await connection.execute(_CANCEL, {"run_id": run_id})).one_or_none()
-    if row is None:
-        return Cancellation(None, held=False)
-    held = row.status == "running"
-    return Cancellation(None if held else row, held=held)
+    return None if row is None else _cancellation(row)
+
+
+def _cancellation(row: Any) -> Cancellation:
+    return Cancellation(row.id, None if row.status == RunStatus.RUNNING else row)

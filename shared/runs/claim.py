@@ -68,7 +68,7 @@ _IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' FROM runs WHERE id 
 _EARLIER = text("""
     SELECT query, coalesce(output, partial_output) AS answer, messages
     FROM runs LEFT JOIN transcripts ON run_id = id
-    WHERE thread_id = :thread_id AND seq < :seq
+    WHERE thread_id = :thread_id AND seq < :seq AND NOT rolled_back
       AND (status = 'succeeded' OR (status = 'cancelled' AND (messages IS NOT NULL OR partial_output IS NOT NULL)))
     ORDER BY seq
 """)

@@ -39,7 +39,7 @@ INTERRUPTED = """
     SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', partial_output,
         jsonb_build_object('run_id', id, 'usage', usage, 'status', 'interrupted')
     FROM touched
-    WHERE thread_id IS NOT NULL AND status = 'cancelled' AND partial_output IS NOT NULL
+    WHERE thread_id IS NOT NULL AND NOT rolled_back AND status = 'cancelled' AND partial_output IS NOT NULL
 """
 """Keeps what was produced of runs that were cancelled while nobody held them."""
 
@@ -59,11 +59,12 @@ _FINISH = text(f"""
                 'run_id', id, 'usage', usage, 'model', CAST(:model AS text),
                 'status', CASE WHEN status = 'cancelled' THEN 'interrupted' END))
         FROM ended
-        WHERE thread_id IS NOT NULL AND status <> 'failed' AND CAST(:text AS text) IS NOT NULL
+        WHERE thread_id IS NOT NULL AND NOT rolled_back AND status <> 'failed' AND CAST(:text AS text) IS NOT NULL
     ), transcript AS (
         INSERT INTO transcripts (run_id, messages)
         SELECT id, CAST(:transcript AS text) FROM ended
-        WHERE thread_id IS NOT NULL AND status <> 'failed' AND CAST(:transcript AS text) IS NOT NULL
+        WHERE thread_id IS NOT NULL AND NOT rolled_back AND status <> 'failed'
+          AND CAST(:transcript AS text) IS NOT NULL
     )
     SELECT {END_COLUMNS} FROM ended
 """)  # noqa: S608  (a constant)

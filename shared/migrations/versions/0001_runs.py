@@ -76,6 +76,7 @@ def upgrade() -> None:
         sa.Column("rung_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("worker_id", sa.Uuid(), nullable=True),
         sa.Column("cancel_requested_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("rolled_back", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("partial_output", sa.Text(), nullable=True),
         sa.Column("output", sa.Text(), nullable=True),
         sa.Column("text_output", sa.Boolean(), nullable=False),
