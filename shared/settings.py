@@ -107,6 +107,8 @@ class Settings(BaseSettings):
     """Model of the agents that bring none of their own, as pydantic-ai names models (`openai-chat:gpt-5`)."""
     model_timeout_seconds: float = Field(default=120, gt=0)
     """Longest silence of a model, for agents that bring no model settings of their own."""
+    model_tries: int = Field(default=4, ge=1)
+    """How often a model that cannot be had is asked before a run fails as `model_unavailable`."""
     pool: str = Field(default="default", pattern="[a-z0-9][a-z0-9_-]{0,62}")
     """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
     worker_slots: int = Field(default=50, ge=1, le=10_000)

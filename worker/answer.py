@@ -26,6 +26,7 @@ from pydantic_core import to_json
 
 from worker.catalog import Offer, ToolEvents
 from worker.merging import MergingModel
+from worker.retrying import RetryingModel
 
 log = logging.getLogger(__name__)
 
@@ -65,13 +66,16 @@ class Answer:
         partial_interval_seconds: float,
         tool_event_bytes: int,
         model_timeout_seconds: float,
+        model_tries: int,
     ) -> None:
         self._offer = offer
         self._listener = listener
         self._token = token
         self._interval = partial_interval_seconds
         self._tool_event_bytes = tool_event_bytes
-        self._model_timeout = model_timeout_seconds
+        self._tries = model_tries
+        self._settings = ModelSettings(timeout=model_timeout_seconds, max_retries=0)
+        """For agents that bring none; a client's own retries would multiply ours."""
         self._run: AgentRun[Any, Any] | None = None
 
     @property
@@ -91,10 +95,8 @@ class Answer:
             query,
             message_history=history,
             deps=deps,
-            model=MergingModel(self._offer.model, self._interval),
-            model_settings=ModelSettings(timeout=self._model_timeout)
-            if getattr(agent, "model_settings", None) is None
-            else None,
+            model=MergingModel(RetryingModel(self._offer.model, self._tries), self._interval),
+            model_settings=self._settings if getattr(agent, "model_settings", None) is None else None,
             usage_limits=self._offer.usage_limits,
             cancellation_token=self._token,
         ) as run:

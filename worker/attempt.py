@@ -57,6 +57,7 @@ class Attempt:
             partial_interval_seconds=settings.partial_interval_seconds,
             tool_event_bytes=settings.tool_event_bytes,
             model_timeout_seconds=settings.model_timeout_seconds,
+            model_tries=settings.model_tries,
         )
 
     def stop(self, reason: Stop) -> None:

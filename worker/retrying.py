@@ -1,0 +1,73 @@
+"""Ask a model again that could not be had just now: before its first event, a few times, with full jitter.
+
+What has begun is not asked again here: half an answer is no success, and the next would not go on where it stopped. The
+run's deadline bounds all of it, because it cancels whoever waits here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
+from pydantic_ai.messages import ModelMessage
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import RunContext
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_SECONDS = 1.0
+LONGEST_PAUSE_SECONDS = 30.0
+_FINAL = (ModelRequestRejectedError, ModelQuotaExceededError)
+"""Errors that asking again does not mend."""
+
+
+class RetryingModel(WrapperModel):
+    """A model that is asked up to `tries` times."""
+
+    def __init__(self, wrapped: Model, tries: int) -> None:
+        super().__init__(wrapped)
+        self._tries = tries
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Stream as the wrapped model does, once it does."""
+        tried = 0
+        while True:
+            stack = AsyncExitStack()
+            try:
+                response = await stack.enter_async_context(
+                    super().request_stream(messages, model_settings, model_request_parameters, run_context)
+                )
+            except ModelAPIError as error:
+                tried += 1
+                pause = _pause(error, tried)
+                if tried >= self._tries or pause is None:
+                    raise
+                log.warning("retrying.model error=%s tried=%d pause=%.1f", type(error).__name__, tried, pause)
+                await asyncio.sleep(pause)
+                continue
+            async with stack:
+                yield response
+            return
+
+
+def _pause(error: ModelAPIError, tried: int) -> float | None:
+    """Say how long to wait, at least as long as the provider asks for; None where it makes no sense."""
+    if isinstance(error, _FINAL):
+        return None
+    asked: float = getattr(error, "retry_after", None) or 0
+    jitter = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tried - 1)))  # noqa: S311
+    return None if asked > LONGEST_PAUSE_SECONDS else asked + jitter
