@@ -15,7 +15,7 @@ from shared.errors import NotFound
 from shared.tables import RunStatus
 
 _VISIBLE = """
-    SELECT runs.*, extract(epoch FROM runs.created_at) AS turn FROM runs LEFT JOIN threads ON threads.id = thread_id
+    SELECT runs.* FROM runs LEFT JOIN threads ON threads.id = thread_id
     WHERE runs.tenant = :tenant AND runs.user_id = :user_id AND threads.deleted_at IS NULL
 """
 

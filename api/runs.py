@@ -22,7 +22,7 @@ from api.resources import NewQuery, Run, RunId, StreamTicket, run_of
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run, owned_runs
 from api.strict import StrictRoute, TicketedRoute
-from shared.lanes import Ring
+from shared.runs.finish import ring_of
 from shared.tables import TERMINAL, RunStatus
 
 router = APIRouter(prefix="/runs", tags=["runs"], route_class=StrictRoute)
@@ -176,4 +176,4 @@ async def shown(service: Parts, row: Any) -> Run:
 
 
 async def _positions(service: Parts, rows: list[Any]) -> dict[UUID, int]:
-    return await service.lanes.positions([Ring(row.id, row.ring, row.pool, row.lane, float(row.turn)) for row in rows])
+    return await service.lanes.positions([ring_of(row) for row in rows])

@@ -1,14 +1,16 @@
 """The lanes: who is to be answered next. Ringing side of arq, whose job format and keys they use.
 
 A lane is a sorted set in Redis for one pool of workers and one kind of run; a member is `<run>:<ring>`, its score a
-turn. Lanes are news: what is lost here is still queued in PostgreSQL, and the sweeper rings it again.
+turn. A turn is no time: tenants alternate. Lanes are news: what is lost here is still queued in PostgreSQL, and the
+sweeper rings it again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -17,7 +19,7 @@ from uuid import UUID
 from arq.constants import expires_extra_ms, job_key_prefix
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 
 from shared.clock import now_ms
 
@@ -42,7 +44,9 @@ class Ring:
     ring: int
     pool: str
     lane: str
-    turn: float
+    tenant: str
+    first: bool = False
+    """Whether it goes before all others: it has waited its turn already."""
 
     @property
     def member(self) -> str:
@@ -70,27 +74,56 @@ def run_of(member: bytes) -> UUID:
     return UUID(member.decode().partition(":")[0])
 
 
+_RING = """
+redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
+local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if #head == 0 then redis.call('DEL', KEYS[2]) end
+local turn = tonumber(head[2] or 0)
+if ARGV[5] == '1' then
+    turn = turn - 1
+else
+    turn = math.max(turn, tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or 0)) + 1
+    redis.call('HSET', KEYS[2], ARGV[4], turn)
+    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+end
+redis.call('ZADD', KEYS[1], turn, ARGV[1])
+"""
+"""A turn is one after the tenant's last in this lane, but not before the head: so tenants alternate."""
+_RING_SHA = hashlib.sha1(_RING.encode(), usedforsecurity=False).hexdigest()
+
+
 class Lanes:
     """The ringing end of the lanes."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def ring(self, rings: Iterable[Ring]) -> bool:
+    async def ring(self, rings: Sequence[Ring]) -> bool:
         """Call for workers, in one round trip; False where Redis could not be reached, which the sweeper makes good."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for call in rings:
-            job = serialize_job(JOB, (str(call.run_id),), {}, None, now_ms(), serializer=dumps)
-            pipeline.psetex(job_key_prefix + call.member, expires_extra_ms, job)
-            pipeline.zadd(key(call.pool, call.lane), {call.member: call.turn})
-        if not len(pipeline):
+        if not rings:
             return True
         try:
-            await pipeline.execute()
+            outcomes = await self._ring(rings)
+            if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
+                await self._redis.script_load(_RING)
+                outcomes = await self._ring(rings)
         except (RedisError, OSError) as away:
             log.warning("lanes.ring_failed error=%r", away)
             return False
-        return True
+        failed = [outcome for outcome in outcomes if isinstance(outcome, Exception)]
+        if failed:
+            log.warning("lanes.ring_failed error=%r", failed[0])
+        return not failed
+
+    async def _ring(self, rings: Sequence[Ring]) -> list[Any]:
+        pipeline = self._redis.pipeline(transaction=False)
+        for call in rings:
+            lane = key(call.pool, call.lane)
+            keys = [lane, f"{lane}:turns", job_key_prefix + call.member]
+            job = serialize_job(JOB, (str(call.run_id),), {}, None, now_ms(), serializer=dumps)
+            first = b"1" if call.first else b""
+            pipeline.evalsha(_RING_SHA, 3, *keys, call.member, job, str(expires_extra_ms), call.tenant, first)
+        return await pipeline.execute(raise_on_error=False)
 
     async def absent(self, rings: Sequence[Ring]) -> list[Ring]:
         """Tell which of these calls stand in no lane."""

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
-from shared.runs.finish import END_COLUMNS, ring_of
+from shared.runs.finish import END_COLUMNS, RING_COLUMNS, ring_of
 from shared.runs.take_back import BATCH, expire, judge_workers, take_back
 from shared.settings import Settings
 
@@ -48,7 +48,7 @@ _LOOK = text("""
 """)
 
 _DUE = text(f"""
-    SELECT id, ring, pool, lane, extract(epoch FROM created_at) AS turn FROM runs AS run
+    SELECT {RING_COLUMNS} FROM runs AS run
     WHERE pool = :pool AND lane = :lane AND status = 'queued'
       AND due_at <= now() AND rung_at < now() - interval '1 second'
       AND NOT EXISTS (
@@ -62,7 +62,7 @@ _RING_AGAIN = text("""
     UPDATE runs SET ring = runs.ring + 1, rung_at = now()
     FROM (SELECT unnest(CAST(:ids AS uuid[])) AS id, unnest(CAST(:rings AS int[])) AS ring) AS heard
     WHERE runs.id = heard.id AND runs.ring = heard.ring AND runs.status = 'queued'
-    RETURNING runs.id, runs.ring, pool, lane, extract(epoch FROM created_at) AS turn
+    RETURNING runs.id, runs.ring, pool, lane, tenant
 """)
 
 _UNTOLD = text(f"""

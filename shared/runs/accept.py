@@ -79,7 +79,7 @@ _INSERT = text("""
         SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
         FROM run WHERE thread_id IS NOT NULL
     )
-    SELECT *, extract(epoch FROM created_at) AS turn FROM run
+    SELECT * FROM run
 """)
 
 

@@ -31,6 +31,9 @@ class Ending:
     model: str | None = None
 
 
+RING_COLUMNS = "id, ring, pool, lane, tenant"
+"""What a ring is made from; see `ring_of`."""
+
 END_COLUMNS = "id, thread_id, status, attempt, output, partial_output, last_entry, usage, error"
 """What the end of an event log is written from; see `end_entry`."""
 
@@ -69,20 +72,20 @@ _FINISH = text(f"""
     SELECT {END_COLUMNS} FROM ended
 """)  # noqa: S608  (a constant)
 
-_GIVE_BACK = text("""
+_GIVE_BACK = text(f"""
     UPDATE runs
     SET status = 'queued', worker_id = NULL, begun = :begun, usage = CAST(:usage AS jsonb),
         ring = ring + 1, rung_at = now(), due_at = now() + make_interval(secs => :delay_seconds)
     WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
-    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
-""")
+    RETURNING {RING_COLUMNS}
+""")  # noqa: S608  (a constant)
 
-_LET_GO = text("""
+_LET_GO = text(f"""
     UPDATE runs
     SET status = 'queued', worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
     WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
-    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
-""")
+    RETURNING {RING_COLUMNS}
+""")  # noqa: S608  (a constant)
 
 _ENDED_ROW = text(f"""
     SELECT {END_COLUMNS} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
@@ -90,13 +93,13 @@ _ENDED_ROW = text(f"""
 
 _TOUCH_THREAD = text("UPDATE threads SET updated_at = now() WHERE id = :thread_id")
 
-_NEXT_IN_THREAD = text("""
+_NEXT_IN_THREAD = text(f"""
     UPDATE runs SET ring = ring + 1, rung_at = now()
     WHERE status = 'queued' AND due_at <= now() AND id = (
         SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1
     )
-    RETURNING id, ring, pool, lane, extract(epoch FROM created_at) AS turn
-""")
+    RETURNING {RING_COLUMNS}
+""")  # noqa: S608  (a constant)
 
 
 async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> Any | None:
@@ -141,7 +144,7 @@ async def give_back(
             },
         )
         row = result.one_or_none()
-    return None if row is None else ring_of(row)
+    return None if row is None else ring_of(row, first=True)
 
 
 async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | None:
@@ -170,6 +173,6 @@ async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> Ring | None:
     return None if row is None else ring_of(row)
 
 
-def ring_of(row: Any) -> Ring:
+def ring_of(row: Any, *, first: bool = False) -> Ring:
     """Make the ring of a run from its row."""
-    return Ring(row.id, row.ring, row.pool, row.lane, float(row.turn))
+    return Ring(row.id, row.ring, row.pool, row.lane, row.tenant, first)

@@ -27,7 +27,7 @@ _DECLARE_DEAD = text("UPDATE workers SET ended_at = now() WHERE id = :worker_id 
 _ENDED = f"""
     RETURNING *
     ), interrupted AS ({INTERRUPTED})
-    SELECT {END_COLUMNS}, ring, pool, lane, extract(epoch FROM created_at) AS turn FROM touched
+    SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched
 """  # noqa: S608  (constants)
 
 _TAKE_BACK = text(f"""
@@ -92,7 +92,7 @@ async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any],
             },
         )
         touched = rows.all()
-    waiting = [ring_of(row) for row in touched if row.status == "queued"]
+    waiting = [ring_of(row, first=True) for row in touched if row.status == "queued"]
     return [row for row in touched if row.status != "queued"], waiting
 
 
