@@ -83,8 +83,10 @@ class Hub:
                 for task in broken:
                     task.result()
             finally:
-                for task in together:
-                    task.cancel()
+                while pending := [task for task in together if not task.done()]:
+                    for task in pending:  # Until it is heard: `asyncio.wait_for` of Python 3.11 can swallow it.
+                        task.cancel()
+                    await asyncio.wait(pending, timeout=BACK_OFF_SECONDS)
                 await asyncio.gather(*together, return_exceptions=True)
 
     async def _read(self, pubsub: PubSub) -> None:

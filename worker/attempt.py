@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import Enum, auto
 from typing import Any
 from uuid import UUID
@@ -251,8 +252,8 @@ class Attempts:
                 await self._lanes.ring([ring])
                 return
             ending = attempt.cancelled()  # It would have been given back, had nobody asked to cancel it.
-        if ending is not None:
-            await self._store(attempt.claimed, ending)
+        if ending is not None:  # What came last has its number only now that everything was told.
+            await self._store(attempt.claimed, replace(ending, last_entry=attempt.telling.last_entry))
 
     async def _store(self, claimed: Claim, ending: Ending) -> None:
         """Store the end, tell it, and call for the thread's next run."""

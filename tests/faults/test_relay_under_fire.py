@@ -112,7 +112,7 @@ async def test_a_run_ends_for_its_readers_though_redis_never_comes_back(
             events += [event async for event in stream]
         run = await client.read(events[0]["run_id"])
 
-    assert names(events)[-3:] == ["text_delta", "message_complete", "done"]
+    assert names(events)[-4:] == ["gap", "text_delta", "message_complete", "done"]
     assert texts(events)[-1] == run["output"]
 
 
