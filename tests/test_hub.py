@@ -82,8 +82,8 @@ class Proxy:
                 else:
                     writer.write(data)
 
+        directions = [asyncio.create_task(forth()), asyncio.create_task(back())]
         try:
-            directions = [asyncio.create_task(forth()), asyncio.create_task(back())]
             await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for direction in directions:
