@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import psutil
@@ -45,8 +45,7 @@ def fragile(own_redis: RedisServer, database_url: str, tmp_path: Path) -> Iterat
 
 
 async def _kill(redis: Redis) -> int:
-    count: Any = await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-    return count
+    return cast("int", await redis.execute_command("CLIENT", "KILL", "TYPE", "pubsub"))
 
 
 @asynccontextmanager
