@@ -57,13 +57,12 @@ class Hub:
 
     async def run(self) -> None:
         """Listen for ever, on one connection after the other."""
-        me = asyncio.current_task()
-        while me is not None and not me.cancelling():  # A group that breaks as it is cancelled says only that it broke.
+        while True:
             try:
                 await self._listen()
-            except* (RedisError, OSError) as broken:  # Whatever its three tasks ran into together.
-                log.warning("hub.broken error=%r", broken.exceptions[0])
-            except* Exception:
+            except (RedisError, OSError) as broken:
+                log.warning("hub.broken error=%r", broken)
+            except Exception:
                 log.exception("hub.failed")
             self.connected = False
             await asyncio.sleep(BACK_OFF_SECONDS)
@@ -75,10 +74,20 @@ class Hub:
             self._sent, self._asked = set(), set(self._wanted)
             self._changed.set()
             self._echo = asyncio.get_running_loop().time()
-            async with asyncio.TaskGroup() as together:
-                together.create_task(self._read(pubsub))
-                together.create_task(self._subscribe(pubsub))
-                together.create_task(self._sing())
+            # No TaskGroup: until Python 3.13, one that breaks while it is cancelled forgets that it was cancelled.
+            together = [
+                asyncio.create_task(work) for work in (self._read(pubsub), self._subscribe(pubsub), self._sing())
+            ]
+            try:
+                broken, _ = await asyncio.wait(together, return_when=asyncio.FIRST_COMPLETED)
+                for task in broken:
+                    task.result()
+            finally:
+                while pending := [task for task in together if not task.done()]:
+                    for task in pending:  # Until it is heard: `asyncio.wait_for` of Python 3.11 can swallow it.
+                        task.cancel()
+                    await asyncio.wait(pending, timeout=BACK_OFF_SECONDS)
+                await asyncio.gather(*together, return_exceptions=True)
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:

@@ -68,21 +68,21 @@ class Stream(Response):
         """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
         async with self._relay.follow(self._run) as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            body = self._framing.opening
+            frames = [self._framing.opening] if self._framing.opening else []
             while not self._relay.closing:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
                 except (RedisError, OSError) as away:
                     log.warning("stream.cut run=%s error=%r", feed.run_id, away)
                     break
-                body += b"".join([self._frame(item) for item in feed.after(self._cursor, forgotten)])
-                if body:
-                    await _send(send, body)
-                    body = b""
+                frames += [self._frame(item) for item in feed.after(self._cursor, forgotten)]
+                if frames:
+                    await _send(send, frames)
+                    frames = []
                 elif feed.ended:
                     break
                 elif not await feed.changed(self._keepalive):
-                    body = self._framing.keepalive
+                    frames = [self._framing.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _frame(self, item: Event | Text) -> bytes:
@@ -115,10 +115,13 @@ def _grown(grown: Growth) -> dict[str, Any]:
     return {"drop": grown.drop, "append": grown.append}
 
 
-async def _send(send: Send, body: bytes) -> None:
-    """Write a body in pieces: no more than one of them waits in the buffer of a socket that does not take it."""
-    for start in range(0, len(body), PIECE_BYTES):
-        await send({"type": "http.response.body", "body": body[start : start + PIECE_BYTES], "more_body": True})
+async def _send(send: Send, frames: list[bytes]) -> None:
+    """Write frames: small ones together, large ones in pieces, of which one waits for a socket that takes nothing."""
+    if sum(map(len, frames)) <= PIECE_BYTES:
+        frames = [b"".join(frames)]
+    for frame in frames:  # A large one is never copied: followers share it.
+        for start in range(0, len(frame), PIECE_BYTES):
+            await send({"type": "http.response.body", "body": frame[start : start + PIECE_BYTES], "more_body": True})
 
 
 async def disconnected(receive: Receive) -> None:

@@ -89,6 +89,7 @@ async def test_the_pieces_equal_the_whole(urls: list[str], redis_of_the_logs: st
         ]
         assert seen == {place: text_at[place] for place in seen}
         assert list(seen.items())[-1] == (last["id"], last["token"])
+    assert log[-1].body["last"] == log[-2].id.n
     assert [str(entry.id) for entry in log if entry.event] == [
         event["id"] for event in whole if event["event"] not in {"message_created", "text_delta", "done"}
     ]

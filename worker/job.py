@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -169,8 +170,8 @@ class Job:
                 await self._lanes.ring([ring])
                 return
             ending = attempt.cancelled()  # It would have been given back, had nobody asked to cancel it.
-        if ending is not None:
-            await self._store(attempt.claimed, ending)
+        if ending is not None:  # What came last has its number only now that everything was told.
+            await self._store(attempt.claimed, replace(ending, last_entry=attempt.telling.last_entry))
 
     async def _store(self, claimed: Claim, ending: Ending) -> None:
         """Store the end, tell it, and call for the thread's next run."""

@@ -1,0 +1,73 @@
+"""Run the mutations, or those whose name holds a word: `python -m tests.mutations [word …]`.
+
+Each breaks a copy of the tree of its own. First the named tests must be green in a copy that nobody broke.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.mutations.mutation import DoesNotApply, Mutation
+from tests.mutations.relay import MUTATIONS
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ["api", "worker", "shared", "tests"]
+AT_ONCE = 2
+GREEN, RED = 0, 1
+"""How pytest ends; anything else (no such test, no server) is neither."""
+TEST_SECONDS = 60
+
+
+def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
+    """Run tests in a copy of the tree; returns how pytest ended and what it said."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS), *tests]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout[-3000:]
+
+
+def copy_tree(folder: str) -> Path:
+    """Copy what tests need."""
+    tree = Path(folder, "tree")
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    return tree
+
+
+def verdict(mutation: Mutation) -> str:
+    """Break the code and say what came of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree = copy_tree(folder)
+        try:
+            mutation.apply(tree)
+        except DoesNotApply as reason:
+            return f"DOES NOT APPLY: {reason}"
+        ended, said = run_tests(tree, [mutation.test])
+        return {GREEN: "SURVIVED", RED: "red"}.get(ended, f"WAS NOT TESTED\n{said}")
+
+
+def main(words: list[str]) -> int:
+    """Print a line a mutation; 0 where each turned its test red."""
+    chosen = [mutation for mutation in MUTATIONS if not words or any(word in mutation.breaks for word in words)]
+    with tempfile.TemporaryDirectory() as folder:
+        ended, said = run_tests(copy_tree(folder), sorted({mutation.test for mutation in chosen}))
+    if ended != GREEN:
+        print(f"The tests are not green where nothing is broken.\n{said}")  # noqa: T201
+        return 1
+    width = max(len(mutation.breaks) for mutation in chosen)
+    escaped = 0
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for mutation, what in zip(chosen, pool.map(verdict, chosen), strict=True):
+            escaped += what != "red"
+            print(f"{mutation.breaks:{width}}  {what:8}  {mutation.test}", flush=True)  # noqa: T201
+    print(f"{len(chosen) - escaped} of {len(chosen)} mutations turned their tests red.")  # noqa: T201
+    return 1 if escaped else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

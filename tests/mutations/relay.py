@@ -1,0 +1,198 @@
+"""The laws of the relay, and how each is broken."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = [
+    Mutation(
+        "read before the subscription is acknowledged",
+        "api/relay.py",
+        """            self._hub.want(channel)
+""",
+        """            self._hub.want(channel)
+            self._read(channel)
+            self._hub._subscribed = lambda _: None
+""",
+        "tests/test_relay.py::test_what_is_told_between_subscription_and_read_is_not_missed",
+    ),
+    Mutation(
+        "write without the compare",
+        "shared/event_log.py",
+        "if top_a > last_a then return 'fenced' end\n",
+        "",
+        "tests/test_event_log.py::test_a_zombie_is_fenced_and_not_heard",
+    ),
+    Mutation(
+        "publish without the compare",
+        "shared/event_log.py",
+        "if top_a > last_a then return 'fenced' end\n",
+        "if top_a > last_a then redis.call('PUBLISH', KEYS[1], ARGV[3] .. ' ' .. ARGV[4]) return 'fenced' end\n",
+        "tests/test_event_log.py::test_a_zombie_is_fenced_and_not_heard",
+    ),
+    Mutation(
+        "append although the log has lost what was before",
+        "shared/event_log.py",
+        "if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' end\n",
+        "",
+        "tests/test_event_log.py::test_a_log_that_lost_what_was_written_refuses_more_of_it",
+    ),
+    Mutation(
+        "append a second time what was resent",
+        "shared/event_log.py",
+        "if top_a == last_a and top_n >= last_n then return 'duplicate' end\n",
+        "",
+        "tests/test_event_log.py::test_a_resent_append_is_a_duplicate_and_nothing_is_twice",
+    ),
+    Mutation(
+        "a log that lives for ever",
+        "shared/event_log.py",
+        "redis.call('EXPIRE', KEYS[1], ARGV[2])\n",
+        "",
+        "tests/test_event_log.py::test_what_is_appended_is_announced_in_one_message_just_so",
+    ),
+    Mutation(
+        "no canary",
+        "api/hub.py",
+        "if silence > SILENCE_SECONDS:",
+        "if silence < 0:",
+        "tests/test_hub.py::test_a_connection_that_went_silent_is_replaced",
+    ),
+    Mutation(
+        "no reconnect",
+        "api/hub.py",
+        """                log.warning("hub.broken error=%r", broken)
+""",
+        """                log.warning("hub.broken error=%r", broken)
+                return
+""",
+        "tests/test_hub.py::test_a_killed_connection_is_replaced_and_every_channel_acknowledged_again",
+    ),
+    Mutation(
+        "no acknowledgement for who comes as the last one leaves",
+        "api/hub.py",
+        "added, dropped = list(self._asked), ",
+        "added, dropped = list(self._wanted - self._sent), ",
+        "tests/test_hub.py::test_what_is_dropped_and_wanted_in_one_breath_is_acknowledged_again",
+    ),
+    Mutation(
+        "no second try of a read",
+        "api/relay.py",
+        """            await asyncio.sleep(READ_AGAIN_SECONDS)
+            followed.again = True
+""",
+        "",
+        "tests/test_relay.py::test_a_read_that_failed_is_tried_again",
+    ),
+    Mutation(
+        "no end from the row",
+        "api/relay.py",
+        "                if not followed.feed.ended and now - followed.feed.touched > QUIET_SECONDS\n",
+        "                if followed.feed.touched > now\n",
+        "tests/faults/test_relay_under_fire.py::test_a_run_ends_for_its_readers_though_redis_never_comes_back",
+    ),
+    Mutation(
+        "an end without the last number",
+        "worker/attempt.py",
+        "replace(ending, last_entry=attempt.telling.last_entry)",
+        "replace(ending)",
+        "tests/test_resume.py::test_the_pieces_equal_the_whole[slow]",
+    ),
+    Mutation(
+        "an end that is believed with another text",
+        "api/feed.py",
+        ' and digest(self._base[1]) == body["digest"]',
+        "",
+        "tests/test_feed.py::test_an_end_with_another_text_is_not_believed",
+    ),
+    Mutation(
+        "a delta against a missing base",
+        "api/feed.py",
+        """        elif self._base is None:
+            return
+""",
+        """        elif self._base is None:
+            before, whole = None, grown.of(self.text.whole if self.text else "")
+""",
+        "tests/test_feed.py::test_a_hole_in_the_log_is_a_gap_and_growth_waits_for_a_whole_text",
+    ),
+    Mutation(
+        "growth of one attempt out of another",
+        "api/feed.py",
+        """        self._base = None
+        self.text = None
+""",
+        """        self.text = None
+""",
+        "tests/test_feed.py::test_growth_of_a_new_attempt_never_grows_out_of_the_old_one",
+    ),
+    Mutation(
+        "a hole that nobody is told of",
+        "api/feed.py",
+        """                self._tell(Event(Id(entry.id.attempt, entry.id.n - 1), "gap", {}))
+            self.top""",
+        """            self.top""",
+        "tests/test_feed.py::test_a_hole_in_the_log_is_a_gap_and_growth_waits_for_a_whole_text",
+    ),
+    Mutation(
+        "a follower that is not told what was forgotten",
+        "api/feed.py",
+        "self._forgotten = self._events.popleft().id",
+        "self._events.popleft()",
+        "tests/test_feed.py::test_forgotten_events_are_recalled_from_the_log_with_the_text_in_its_place",
+    ),
+    Mutation(
+        "a text that takes the place of an event",
+        "worker/publisher.py",
+        "if self._waiting and isinstance(self._waiting[-1], str):",
+        "if self._waiting:",
+        "tests/test_publisher.py::test_texts_that_wait_are_replaced_and_events_keep_their_place",
+    ),
+    Mutation(
+        "old ids again after a lost log",
+        "worker/publisher.py",
+        """        self._base = None
+        self._wrote = BEFORE_ALL
+        self._waiting = [*events""",
+        """        self._base = None
+        self._wrote, self.last_entry = BEFORE_ALL, 0
+        self._waiting = [*events""",
+        "tests/test_publisher.py::test_a_lost_log_goes_on_with_a_whole_text_under_new_ids",
+    ),
+    Mutation(
+        "growth into a lost log",
+        "worker/publisher.py",
+        """        self._base = None
+        self._wrote = BEFORE_ALL
+        self._waiting = [*events""",
+        """        self._wrote = BEFORE_ALL
+        self._waiting = [*events""",
+        "tests/test_publisher.py::test_a_lost_log_goes_on_with_a_whole_text_under_new_ids",
+    ),
+    Mutation(
+        "line separators that are not escaped",
+        "api/framing.py",
+        r'"\x85\u2028\u2029"',
+        r'"\x85"',
+        "tests/test_framing.py::test_a_line_of_ndjson_is_one_line_for_every_splitter",
+    ),
+    Mutation(
+        "growth that drops more than ASCII",
+        "shared/growth.py",
+        "not dropped.isascii() or ",
+        "",
+        "tests/test_growth.py::test_a_dropped_emoji_means_the_whole_text",
+    ),
+    Mutation(
+        "deltas held back while the model pauses",
+        "worker/merging.py",
+        "timeout=self.window_seconds)",
+        "timeout=None)",
+        "tests/test_merging.py::test_a_model_that_pauses_holds_nothing_back",
+    ),
+    Mutation(
+        "a stalled reader that is kept",
+        "api/protocol.py",
+        "if self._checks_stalled >= CHECKS_A_STALL:",
+        "if self._checks_stalled < 0:",
+        "tests/faults/test_relay_under_fire.py::test_readers_that_never_read_cost_little_and_delay_nobody",
+    ),
+]

@@ -1,0 +1,120 @@
+"""The relay on a real Redis, in process: subscribe, then read; read again whatever fails; tell the end in any case."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import ConnectionError as RedisAway
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from api.feed import Feed, Text
+from api.relay import Relay
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id
+from shared.tables import RunStatus
+
+TTL = 60
+
+
+class EventfulLog(EventLog):
+    """A real log; something happens right after the first read of it, or the first reads fail."""
+
+    def __init__(self, redis: Redis) -> None:
+        super().__init__(redis)
+        self.meanwhile: Append | None = None
+        self.failures = 0
+
+    async def read(self, run_id: UUID, after: Id = BEFORE_ALL) -> list[Entry]:
+        """Read as it was, before what happens meanwhile."""
+        if self.failures:
+            self.failures -= 1
+            raise RedisAway("away")
+        entries = await super().read(run_id, after)
+        if self.meanwhile is not None:
+            append, self.meanwhile = self.meanwhile, None
+            await self.append([append])
+        return entries
+
+
+@pytest.fixture
+async def log(redis_url: str) -> AsyncGenerator[EventfulLog]:
+    """A log on a Redis of the test's own."""
+    async with Redis.from_url(redis_url) as redis:
+        yield EventfulLog(redis)
+
+
+@pytest.fixture
+async def relay(log: EventfulLog, redis_url: str, database_url: str) -> AsyncGenerator[Relay]:
+    """A relay that has not begun."""
+    engine = create_async_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    async with Redis.from_url(redis_url) as redis:
+        yield Relay(engine, redis, log)
+    await engine.dispose()
+
+
+@pytest.fixture
+def run() -> Any:
+    """The row of a run that is running."""
+    return SimpleNamespace(id=uuid4(), message_id=uuid4(), user_message_id=uuid4(), status=RunStatus.RUNNING, attempt=1)
+
+
+def text(run: Any, n: int) -> Append:
+    """Make the n-th text of a run."""
+    return Append(run.id, Id(1, n - 1) if n > 1 else BEFORE_ALL, [Entry(Id(1, n), {"text": f"text {n}"})], TTL)
+
+
+async def until_told(feed: Feed, whole: str) -> None:
+    """Wait until a feed has a text."""
+    async with asyncio.timeout(5):
+        while not any(isinstance(item, Text) and item.whole == whole for item in feed.after(BEFORE_ALL)):
+            await feed.changed(1)
+
+
+async def test_what_is_told_between_subscription_and_read_is_not_missed(
+    relay: Relay, log: EventfulLog, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.FIRST_READ_SECONDS", 0.2)
+    await log.append([text(run, 1)])
+    log.meanwhile = text(run, 2)
+    async with relay.follow(run) as feed:
+        relaying = asyncio.create_task(relay.run())
+        await until_told(feed, "text 2")
+        relaying.cancel()
+
+
+async def test_a_read_that_failed_is_tried_again(
+    relay: Relay, log: EventfulLog, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.READ_AGAIN_SECONDS", 0.05)
+    log.failures = 2
+    await log.append([text(run, 1)])
+    relaying = asyncio.create_task(relay.run())
+    async with relay.follow(run) as feed:
+        await until_told(feed, "text 1")
+    relaying.cancel()
+
+
+async def test_followers_of_a_run_share_a_feed_and_the_last_one_takes_it_along(relay: Relay, run: Any) -> None:
+    relaying = asyncio.create_task(relay.run())
+    async with relay.follow(run) as one, relay.follow(run) as other:
+        assert one is other
+        assert len(relay) == 1
+    assert len(relay) == 0
+    relaying.cancel()
+
+
+async def test_who_comes_as_the_last_one_leaves_is_told_everything(relay: Relay, log: EventfulLog, run: Any) -> None:
+    relaying = asyncio.create_task(relay.run())
+    await log.append([text(run, 1)])
+    async with relay.follow(run) as feed:
+        await until_told(feed, "text 1")
+    async with relay.follow(run) as feed:
+        await until_told(feed, "text 1")
+        await log.append([text(run, 2)])
+        await until_told(feed, "text 2")
+    relaying.cancel()
