@@ -56,6 +56,8 @@ class Feed:
         """Whether everything was told; `done` is the last event then."""
         self.touched = asyncio.get_running_loop().time()
         """When the last news came."""
+        self.taken = 0
+        """How many entries were taken in."""
         self._base: tuple[Id, str] | None = None
         """The text that the next growth is of; None after a hole, until a whole text comes."""
         self._message_id = str(run.message_id)
@@ -103,6 +105,7 @@ class Feed:
             if entry.is_end:
                 if not self._knows_all_before(entry):
                     return False
+                self.taken += 1
                 self._end(entry)
                 continue
             if entry.id.attempt > self.top.attempt:
@@ -112,6 +115,7 @@ class Feed:
                     return False
                 self._base = None
                 self._tell(Event(Id(entry.id.attempt, entry.id.n - 1), "gap", {}))
+            self.taken += 1
             self.top = entry.id
             if entry.event is None:
                 self._take_text(entry)

@@ -64,6 +64,10 @@ class Relay:
         self._followed: dict[str, _Followed] = {}
         self._reads = asyncio.Semaphore(READS_AT_ONCE)
         self.closing = False
+        self.live = 0
+        """How many entries came by announcement."""
+        self.read = 0
+        """How many entries were read from logs: again, or because they were written before anybody followed."""
 
     async def run(self) -> None:
         """Relay for ever."""
@@ -103,12 +107,14 @@ class Relay:
 
     async def recall(self, feed: Feed, cursor: Id) -> list[Event]:
         """Read events again that a feed no longer keeps."""
-        return feed.recall(await self._event_log.read(feed.run_id, after=cursor))
+        recalled = feed.recall(await self._event_log.read(feed.run_id, after=cursor))
+        self.read += len(recalled)
+        return recalled
 
     async def _feed_of_the_past(self, run: Any) -> Feed:
         feed = Feed(run)
         try:
-            feed.take_log(await self._event_log.read(run.id))
+            self._take_log(feed, await self._event_log.read(run.id))
         except (RedisError, OSError) as away:
             log.warning("relay.redis_away error=%r", away)
         feed.settle(run)
@@ -124,8 +130,20 @@ class Relay:
             if len(followed.pending) > MOST_PENDING:
                 followed.pending.clear()
                 followed.again = True
-        elif not followed.feed.take_live(entries):
+        elif not self._take_live(followed.feed, entries):
             self._read(channel)
+
+    def _take_live(self, feed: Feed, entries: Sequence[Entry]) -> bool:
+        before = feed.taken
+        known = feed.take_live(entries)
+        self.live += feed.taken - before
+        return known
+
+    def _take_log(self, feed: Feed, entries: Sequence[Entry]) -> bool:
+        before = feed.taken
+        known = feed.take_log(entries)
+        self.read += feed.taken - before
+        return known
 
     def _subscribed(self, channel: str) -> None:
         if channel in self._followed:
@@ -144,9 +162,9 @@ class Relay:
         try:
             async with self._reads:
                 entries = await self._event_log.read(feed.run_id, after=feed.top)
-            known = feed.take_log(entries)
+            known = self._take_log(feed, entries)
             pending, followed.pending = followed.pending, []
-            followed.again |= known and not feed.take_live(pending)
+            followed.again |= known and not self._take_live(feed, pending)
             followed.read_once.set()
             if not known:
                 await self._settle([feed.run_id])
@@ -183,7 +201,7 @@ class Relay:
             if followed is None or followed.feed.ended:
                 continue
             try:
-                followed.feed.take_log(await self._event_log.read(row.id, after=followed.feed.top))
+                self._take_log(followed.feed, await self._event_log.read(row.id, after=followed.feed.top))
             except (RedisError, OSError) as away:
                 log.warning("relay.redis_away error=%r", away)
             followed.feed.settle(row)

@@ -31,7 +31,7 @@ def module(name: str, *arguments: str, **environment: str) -> Generator[subproce
     try:
         yield process
     finally:
-        process.terminate()
+        process.kill()  # It keeps nothing, and might wait for open streams.
         process.wait()
 
 
