@@ -7,9 +7,9 @@ told. It knows neither Redis nor HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +44,17 @@ class Text:
     """What followers share of it, once one of them has written it."""
 
 
+class Waited(Enum):
+    """What a wait was for, seen from its end."""
+
+    FOR_NEWS = auto()
+    """Something has come."""
+    FOR_THE_OTHER = auto()
+    """What was awaited meanwhile has happened."""
+    IN_VAIN = auto()
+    """There were no news for so long."""
+
+
 class Feed:
     """One run, as far as this process knows."""
 
@@ -63,10 +74,10 @@ class Feed:
         self._message_id = str(run.message_id)
         created = {"message": {"id": str(run.user_message_id), "role": "user"}, "run_id": str(run.id)}
         self._created = Event(CREATED, "message_created", created)
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
         self._forgotten = BEFORE_ALL
-        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Shared by all who wait; done when something has come."""
+        self._waiting: set[asyncio.Timeout] = set()
+        """The patience of all who wait; it ends when something has come."""
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -183,7 +194,7 @@ class Feed:
     def _tell(self, event: Event) -> None:
         self._events.append(event)
         if len(self._events) > KEPT_EVENTS:
-            self._forgotten = self._events.popleft().id
+            self._forgotten = self._events.pop(0).id
 
     def has_forgotten(self, cursor: Id) -> bool:
         """Whether a follower there must have events read from the log."""
@@ -212,12 +223,26 @@ class Feed:
         if text is not None:
             yield text
 
-    async def changed(self, seconds: float) -> bool:
-        """Wait for news; False if there are none for so long."""
-        done, _ = await asyncio.wait([self._news], timeout=seconds)
-        return bool(done)
+    async def changed(self, seconds: float, meanwhile: Awaitable[None] | None = None) -> Waited:
+        """Wait for news, for so long at most, and for something else meanwhile.
+
+        It is that which is awaited, and news interrupt it: a follower needs no second task.
+        """
+        try:
+            async with asyncio.timeout(seconds) as patience:
+                self._waiting.add(patience)
+                await (meanwhile or asyncio.get_running_loop().create_future())
+        except TimeoutError:
+            return Waited.IN_VAIN if patience in self._waiting else Waited.FOR_NEWS
+        else:
+            return Waited.FOR_THE_OTHER
+        finally:
+            self._waiting.discard(patience)
 
     def wake(self) -> None:
         """Have every follower look."""
-        self._news.set_result(None)
-        self._news = asyncio.get_running_loop().create_future()
+        waiting, self._waiting = self._waiting, set()
+        now = asyncio.get_running_loop().time()
+        for patience in waiting:
+            if not patience.expired():
+                patience.reschedule(now)

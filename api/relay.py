@@ -95,6 +95,7 @@ class Relay:
         if followed is None:
             followed = self._followed[channel] = _Followed(run)
             self._hub.want(channel)
+        del run  # A row keeps its whole result alive, which is as much as all the rest of an idle stream.
         followed.followers += 1
         try:
             await _wait(followed.read_once, FIRST_READ_SECONDS)

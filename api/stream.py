@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from api.feed import Event, Feed, Text
+from api.feed import Event, Feed, Text, Waited
 from api.framing import Framing
 from api.relay import Relay
 from shared.event_log import Id
@@ -37,7 +36,8 @@ class Stream(Response):
     ) -> None:
         super().__init__(media_type=framing.value)
         self._relay = relay
-        self._run = run
+        self._following = relay.follow(run)
+        self._message_id = str(run.message_id)  # Of the row nothing is kept: it would drag its whole result along.
         self._cursor = cursor
         self._framing = framing
         self._deltas = deltas
@@ -50,21 +50,12 @@ class Stream(Response):
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Write until the run ends, the service stops or the follower hangs up."""
-        writing = asyncio.create_task(self._write(send))
-        listening = asyncio.create_task(disconnected(receive))
-        try:
-            await asyncio.wait([writing, listening], return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
-            elif self._hung_up is not None:
-                await self._hung_up()
-        finally:
-            writing.cancel()
-            listening.cancel()
+        if await self._write(receive, send) is Waited.FOR_THE_OTHER and self._hung_up is not None:
+            await self._hung_up()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, receive: Receive, send: Send) -> Waited | None:
         """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
-        async with self._relay.follow(self._run) as feed:
+        async with self._following as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             body = self._framing.opening
             while True:
@@ -73,18 +64,21 @@ class Stream(Response):
                         body += await self._recall(feed)
                     except (RedisError, OSError) as away:
                         log.warning("stream.cut run=%s error=%r", feed.run_id, away)
-                        await send({"type": "http.response.body", "body": b"", "more_body": False})
-                        return
+                        break
                 body += b"".join(self._frame(item) for item in feed.after(self._cursor))
                 if body:
                     await send({"type": "http.response.body", "body": body, "more_body": True})
                     body = b""
                     continue
                 if feed.ended or self._relay.closing:
-                    await send({"type": "http.response.body", "body": b"", "more_body": False})
-                    return
-                if not await feed.changed(self._keepalive):
+                    break
+                waited = await feed.changed(self._keepalive, disconnected(receive))
+                if waited is Waited.FOR_THE_OTHER:
+                    return waited
+                if waited is Waited.IN_VAIN:
                     body = self._framing.keepalive
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
 
     async def _recall(self, feed: Feed) -> bytes:
         return b"".join([self._frame(event) for event in await self._relay.recall(feed, self._cursor)])
@@ -104,7 +98,7 @@ class Stream(Response):
         return self._framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
 
     def _text(self, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return "text_delta", {"message_id": str(self._run.message_id), **said}
+        return "text_delta", {"message_id": self._message_id, **said}
 
     def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
         frame = item.frames.get(kind)
