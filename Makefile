@@ -12,10 +12,10 @@ LOCK := $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test check lint types contracts format lock key migrate api worker clean
+.PHONY: help install run test check lint types contracts format lock key migrate api worker bench-relay clean
 
 help: ## List every verb.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/development ## Install everything, locked by hash, in .venv (PYTHON=… chooses the interpreter).
 
@@ -55,6 +55,9 @@ api: $(VENV)/runtime ## Run an API process on the servers that DATABASE_URL and 
 
 worker: $(VENV)/runtime ## Run a worker process on the servers that DATABASE_URL and REDIS_URL name.
 	@exec $(RUN) -m worker
+
+bench-relay: $(VENV)/development ## Measure the relay and the worker against what everybody knows (ARGS="--rounds 5").
+	$(RUN) -m benchmarks $(ARGS)
 
 clean: ## Remove what was installed and cached; the data of `make run` in .local stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

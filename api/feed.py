@@ -228,9 +228,10 @@ class Feed:
 
         It is that which is awaited, and news interrupt it: a follower needs no second task.
         """
+        patience = asyncio.timeout(seconds)
+        self._waiting.add(patience)
         try:
-            async with asyncio.timeout(seconds) as patience:
-                self._waiting.add(patience)
+            async with patience:
                 await (meanwhile or asyncio.get_running_loop().create_future())
         except TimeoutError:
             return Waited.IN_VAIN if patience in self._waiting else Waited.FOR_NEWS

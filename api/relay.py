@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from shared.tables import TERMINAL
 log = logging.getLogger(__name__)
 
 READS_AT_ONCE = 16
-"""After a reconnect every feed reads its log; no more than so many at a time."""
+"""After a reconnect every feed reads its log; so many share a round trip, and one connection serves all."""
 FIRST_READ_SECONDS = 1.0
 """A follower waits so long for its first look at the log; without Redis it goes on with what the row says."""
 ROWS_SECONDS = 1.0
@@ -48,8 +49,8 @@ class _Followed:
     def __init__(self, run: Any) -> None:
         self.feed = Feed(run)
         self.followers = 0
-        self.read_once = asyncio.Event()
-        self.reading: asyncio.Task[None] | None = None
+        self.read_once: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reading = False
         self.again = False
         self.pending: list[Entry] = []
 
@@ -62,7 +63,8 @@ class Relay:
         self._event_log = event_log
         self._hub = Hub(redis, self._heard, self._subscribed)
         self._followed: dict[str, _Followed] = {}
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._unread: dict[str, _Followed] = {}
+        self._reads = asyncio.Event()
         self.closing = False
         self.live = 0
         """How many entries came by announcement."""
@@ -73,6 +75,7 @@ class Relay:
         """Relay for ever."""
         async with asyncio.TaskGroup() as together:
             together.create_task(self._hub.run())
+            together.create_task(self._read_logs())
             together.create_task(self._watch_rows())
 
     def close(self) -> None:
@@ -98,7 +101,7 @@ class Relay:
         del run  # A row keeps its whole result alive, which is as much as all the rest of an idle stream.
         followed.followers += 1
         try:
-            await _wait(followed.read_once, FIRST_READ_SECONDS)
+            await asyncio.wait([followed.read_once], timeout=FIRST_READ_SECONDS)
             yield followed.feed
         finally:
             followed.followers -= 1
@@ -126,7 +129,7 @@ class Relay:
         if followed is None:
             return
         entries = parse_announcement(message)
-        if followed.reading is not None or not followed.read_once.is_set():
+        if followed.reading or not followed.read_once.done():
             followed.pending += entries
             if len(followed.pending) > MOST_PENDING:
                 followed.pending.clear()
@@ -153,29 +156,52 @@ class Relay:
     def _read(self, channel: str) -> None:
         """Have a feed read its log, once more if it is reading already."""
         followed = self._followed[channel]
-        if followed.reading is None:
-            followed.reading = asyncio.create_task(self._read_log(channel, followed))
-        else:
+        if followed.reading:
             followed.again = True
+        else:
+            followed.reading = True
+            self._unread[channel] = followed
+            self._reads.set()
 
-    async def _read_log(self, channel: str, followed: _Followed) -> None:
-        feed = followed.feed
-        try:
-            async with self._reads:
-                entries = await self._event_log.read(feed.run_id, after=feed.top)
-            known = self._take_log(feed, entries)
+    async def _read_logs(self) -> None:
+        """Read for ever the logs that are to be read, some at a time."""
+        while await self._reads.wait():
+            some = dict(islice(self._unread.items(), READS_AT_ONCE))
+            for channel in some:
+                del self._unread[channel]
+            if not some:
+                self._reads.clear()
+                continue
+            unknown: list[UUID] = []
+            try:
+                unknown = await self._read_some(list(some.values()))
+            except (RedisError, OSError) as away:
+                log.warning("relay.read_failed runs=%d error=%r", len(some), away)
+            except Exception:
+                log.exception("relay.read_failed runs=%d", len(some))
+            for channel, followed in some.items():
+                followed.reading = False
+                if followed.again and self._followed.get(channel) is followed:
+                    followed.again = False
+                    self._read(channel)
+            try:
+                await self._settle(unknown)
+            except (SQLAlchemyError, OSError) as away:
+                log.warning("relay.database_away error=%r", away)
+
+    async def _read_some(self, some: Sequence[_Followed]) -> list[UUID]:
+        """Read some logs; return the runs whose end is not what was read."""
+        logs = await self._event_log.read_many([(followed.feed.run_id, followed.feed.top) for followed in some])
+        unknown: list[UUID] = []
+        for followed, entries in zip(some, logs, strict=True):
+            known = self._take_log(followed.feed, entries)
             pending, followed.pending = followed.pending, []
-            followed.again |= known and not self._take_live(feed, pending)
-            followed.read_once.set()
+            followed.again |= known and not self._take_live(followed.feed, pending)
+            if not followed.read_once.done():
+                followed.read_once.set_result(None)
             if not known:
-                await self._settle([feed.run_id])
-        except (RedisError, OSError, SQLAlchemyError) as away:
-            log.warning("relay.read_failed run=%s error=%r", feed.run_id, away)
-        finally:
-            followed.reading = None
-            if followed.again and self._followed.get(channel) is followed:
-                followed.again = False
-                self._read(channel)
+                unknown.append(followed.feed.run_id)
+        return unknown
 
     async def _watch_rows(self) -> None:
         """Look at the rows of quiet runs, all in one query: an end that nobody announced is told from there."""
@@ -195,6 +221,8 @@ class Relay:
 
     async def _settle(self, run_ids: Sequence[UUID]) -> None:
         """End the feeds of those runs that have ended, after a last look at their logs."""
+        if not run_ids:
+            return
         async with self._database.connect() as connection:
             rows = (await connection.execute(_ENDED, {"ids": list(run_ids)})).all()
         for row in rows:
@@ -206,12 +234,3 @@ class Relay:
             except (RedisError, OSError) as away:
                 log.warning("relay.redis_away error=%r", away)
             followed.feed.settle(row)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    if event.is_set():
-        return
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -16,7 +16,8 @@ from typing_extensions import TypedDict
 
 from tests.agents import query_of
 
-_WORDS = " the bank will look at your card and call you back on Monday because it cannot say more today".split(" ")[1:]
+_SENTENCE = "the bank will look at your card and call you back on Monday because it cannot say more today"
+_WORDS = _SENTENCE.split()
 
 
 class Advice(TypedDict, total=False):

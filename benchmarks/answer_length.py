@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -36,7 +36,8 @@ class Cost:
 async def logged(on: Stage, pattern: str) -> tuple[int, int]:
     """Sum the payload and the number of the entries of all logs, and delete them."""
     size = count = 0
-    async for key in on.redis.scan_iter(match=pattern, _type="STREAM"):
+    keys = cast("AsyncIterator[bytes]", on.redis.scan_iter(match=pattern, _type="STREAM"))
+    async for key in keys:
         rows: list[Any] = await on.redis.xrange(key)
         size += sum(len(fields[b"e"]) for _, fields in rows)
         count += len(rows)
@@ -74,6 +75,7 @@ async def main(rounds: int) -> None:
         rival_port = int(heard(rival_api))
         heard(rival_worker)
         api, worker = on.service.api(), on.service.worker()
+
         def rival_cpu() -> float:
             return cpu_seconds([on.redis_server.process.pid, rival_api.pid, rival_worker.pid])
 
@@ -81,9 +83,7 @@ async def main(rounds: int) -> None:
         for length in LENGTHS:
             sides[f"whole {length}"] = partial(relayed, on, api, worker, length, deltas=False)
             sides[f"deltas {length}"] = partial(relayed, on, api, worker, length, deltas=True)
-            sides[f"cumulative {length}"] = partial(
-                cost, on, rival_port, "/stream", "cumulative:*", length, rival_cpu
-            )
+            sides[f"cumulative {length}"] = partial(cost, on, rival_port, "/stream", "cumulative:*", length, rival_cpu)
         figures = await interleaved(rounds, sides)
         worker.terminate()
         worker = on.service.worker(PARTIAL_INTERVAL_SECONDS="0")
@@ -128,8 +128,13 @@ def report(rounds: int, figures: dict[str, list[Cost]]) -> None:
         ratios.append([kind, Spread.of_ratio(long, short), f"<= {TARGET_CPU_RATIO}" if kind != "cumulative" else ""])
     table("CPU(8,000 tokens) / CPU(1,000 tokens)", ["design", "ratio", "target"], ratios)
     saved = [
-        [length, *(Spread.of_ratio(*([getattr(c, f) for c in figures[f"{k} {length}"]] for k in ("cumulative", "deltas")))
-                   for f in ("cpu_ms", "log_bytes", "wire_bytes"))]
+        [
+            length,
+            *(
+                Spread.of_ratio(*([getattr(c, f) for c in figures[f"{k} {length}"]] for k in ("cumulative", "deltas")))
+                for f in ("cpu_ms", "log_bytes", "wire_bytes")
+            ),
+        ]
         for length in LENGTHS
     ]
     table("The cumulative design over ours with deltas", ["tokens", "CPU", "log", "wire"], saved)

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import uuid4
 
 import uvloop
@@ -24,7 +24,7 @@ from benchmarks.direct import serve
 JOBS = "cumulative:jobs"
 
 app = FastAPI()
-redis = Redis.from_url(os.environ.get("REDIS_URL", "redis://"))
+redis: Any = Redis.from_url(os.environ.get("REDIS_URL", "redis://"))
 
 
 @app.post("/stream")

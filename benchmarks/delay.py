@@ -13,6 +13,7 @@ import subprocess
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import uvloop
 from redis.asyncio import Redis
@@ -109,8 +110,8 @@ async def _read(response: Response, noted: Noted) -> None:
             noted.note(line)
 
 
-async def _listen(pubsub: object, noted: Noted) -> None:
-    async for message in pubsub.listen():  # type: ignore[attr-defined]
+async def _listen(pubsub: Any, noted: Noted) -> None:
+    async for message in pubsub.listen():
         if message["type"] == "message":
             noted.note(message["data"])
 

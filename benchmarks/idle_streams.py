@@ -21,7 +21,7 @@ from benchmarks.rounds import Spread, asked, table
 from benchmarks.stage import Stage, port, stage
 from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
 
-STREAMS = (1000,)
+STREAMS = (1000, 5000)
 WARM_UP = 200
 OPENED_AT_ONCE = 100
 SETTLE_SECONDS = 2.0
@@ -88,7 +88,11 @@ class Cost:
 
 
 async def measure(
-    port: int, pid: int, requests: list[bytes], say: Callable[[int], Awaitable[bytes]], connections: Callable[[], Awaitable[int]]
+    port: int,
+    pid: int,
+    requests: list[bytes],
+    say: Callable[[int], Awaitable[bytes]],
+    connections: Callable[[], Awaitable[int]],
 ) -> Cost:
     """Open streams to a process that has seen some before, and then have something said on them."""
     warmed = await opened(port, requests[:WARM_UP])

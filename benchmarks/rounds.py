@@ -44,10 +44,8 @@ def asked() -> int:
     return parser.parse_args().rounds
 
 
-async def interleaved(
-    rounds: int, sides: Mapping[str, Callable[[], Awaitable[Measured]]]
-) -> dict[str, list[Measured]]:
-    """Measure each side in every round; the order turns, so that none is always first. A round before is thrown away."""
+async def interleaved(rounds: int, sides: Mapping[str, Callable[[], Awaitable[Measured]]]) -> dict[str, list[Measured]]:
+    """Measure each side in every round; the order turns. The round before the first is thrown away."""
     figures: dict[str, list[Measured]] = {name: [] for name in sides}
     names = list(sides)
     for number in range(-1, rounds):
@@ -69,4 +67,4 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"  # noqa: PLR2004
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

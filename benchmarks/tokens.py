@@ -1,4 +1,4 @@
-"""How many tokens a second of CPU a worker carries from a model's HTTP stream into the log, against the usual design."""
+"""How many tokens a worker carries from a model's HTTP stream into the log in a second of CPU, and the usual design."""
 
 from __future__ import annotations
 
