@@ -12,7 +12,7 @@ LOCK := $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-ver
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-faults test-mutations check lint types contracts format lock key migrate api worker clean
+.PHONY: help install run test test-faults test-mutations check lint types contracts format lock key migrate api worker bench-relay clean
 
 help: ## List every verb.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -61,6 +61,9 @@ api: $(VENV)/runtime ## Run an API process on the servers that DATABASE_URL and 
 
 worker: $(VENV)/runtime ## Run a worker process on the servers that DATABASE_URL and REDIS_URL name.
 	@exec $(RUN) -m worker
+
+bench-relay: $(VENV)/development ## Measure the relay and the worker against what everybody knows (ARGS="--rounds 5").
+	$(RUN) -m benchmarks $(ARGS)
 
 clean: ## Remove what was installed and cached; the data of `make run` in .local stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

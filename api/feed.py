@@ -7,9 +7,9 @@ told. It knows neither Redis nor HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
@@ -44,6 +44,17 @@ class Text:
     """What followers share of it, once one of them has written it."""
 
 
+class Waited(Enum):
+    """What a wait was for, seen from its end."""
+
+    FOR_NEWS = auto()
+    """Something has come."""
+    FOR_THE_OTHER = auto()
+    """What was awaited meanwhile has happened."""
+    IN_VAIN = auto()
+    """There were no news for so long."""
+
+
 class Feed:
     """One run, as far as this process knows."""
 
@@ -56,17 +67,19 @@ class Feed:
         """Whether everything was told; `done` is the last event then."""
         self.touched = asyncio.get_running_loop().time()
         """When the last news came."""
+        self.taken = 0
+        """How many entries were taken in."""
         self._base: tuple[Id, str] | None = None
         """The text that the next growth is of; None after a hole, until a whole text comes."""
         self._message_id = str(run.message_id)
         created = {"message": {"id": str(run.user_message_id), "role": "user"}, "run_id": str(run.id)}
         self._created = Event(CREATED, "message_created", created)
-        self._events: deque[Event] = deque()
+        self._events: list[Event] = []
         self._forgotten = BEFORE_ALL
         self._expired = BEFORE_ALL
         """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
-        self._news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Shared by all who wait; done when something has come."""
+        self._waiting: set[asyncio.Timeout] = set()
+        """The patience of all who wait; it ends when something has come."""
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -106,6 +119,7 @@ class Feed:
             if entry.is_end:
                 if not self._knows_all_before(entry):
                     return False
+                self.taken += 1
                 self._end(entry)
                 continue
             if entry.id.attempt > self.top.attempt:
@@ -115,6 +129,7 @@ class Feed:
                     return False
                 self._base = None
                 self._tell(Event(Id(entry.id.attempt, entry.id.n - 1), "gap", {}))
+            self.taken += 1
             self.top = entry.id
             if entry.event is None:
                 self._take_text(entry)
@@ -182,7 +197,7 @@ class Feed:
     def _tell(self, event: Event) -> None:
         self._events.append(event)
         if len(self._events) > KEPT_EVENTS:
-            self._forgotten = self._events.popleft().id
+            self._forgotten = self._events.pop(0).id
 
     def has_forgotten(self, cursor: Id) -> bool:
         """Whether a follower there must have events read from the log."""
@@ -223,12 +238,27 @@ class Feed:
         if text is not None:
             yield text
 
-    async def changed(self, seconds: float) -> bool:
-        """Wait for news; False if there are none for so long."""
-        done, _ = await asyncio.wait([self._news], timeout=seconds)
-        return bool(done)
+    async def changed(self, seconds: float, meanwhile: Awaitable[None] | None = None) -> Waited:
+        """Wait for news, for so long at most, and for something else meanwhile.
+
+        It is that which is awaited, and news interrupt it: a follower needs no second task.
+        """
+        patience = asyncio.timeout(seconds)
+        self._waiting.add(patience)
+        try:
+            async with patience:
+                await (meanwhile or asyncio.get_running_loop().create_future())
+        except TimeoutError:
+            return Waited.IN_VAIN if patience in self._waiting else Waited.FOR_NEWS
+        else:
+            return Waited.FOR_THE_OTHER
+        finally:
+            self._waiting.discard(patience)
 
     def wake(self) -> None:
         """Have every follower look."""
-        self._news.set_result(None)
-        self._news = asyncio.get_running_loop().create_future()
+        waiting, self._waiting = self._waiting, set()
+        now = asyncio.get_running_loop().time()
+        for patience in waiting:
+            if not patience.expired():
+                patience.reschedule(now)

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Parts, Service
 from api.problems import problem_responses, unavailable
+from api.relay import Relay
 from api.resources import Resource
 from shared.database import SCHEMA, schema_of
 
@@ -85,7 +86,7 @@ async def metrics(service: Service) -> Response:
     async with service.database.connect() as connection:
         queue = (await connection.execute(_QUEUE)).all()
         workers = (await connection.execute(_WORKERS)).all()
-    return Response(_exposition(queue, workers, len(service.relay)), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    return Response(_exposition(queue, workers, service.relay), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
 async def _redis_answers(service: Parts) -> bool:
@@ -97,7 +98,7 @@ async def _redis_answers(service: Parts) -> bool:
         return False
 
 
-def _exposition(queue: Any, workers: Any, followed: int) -> bytes:
+def _exposition(queue: Any, workers: Any, relay: Relay) -> bytes:
     registry = CollectorRegistry()
     runs = Gauge("agent_relay_runs", "Unfinished runs.", ["pool", "lane", "status"], registry=registry)
     oldest = Gauge(
@@ -114,5 +115,9 @@ def _exposition(queue: Any, workers: Any, followed: int) -> bytes:
     for row in workers:
         alive.labels(row.pool).set(row.workers)
         slots.labels(row.pool).set(row.slots)
-    Gauge("agent_relay_followed_runs", "Unfinished runs that this process relays.", registry=registry).set(followed)
+    followed = Gauge("agent_relay_followed_runs", "Unfinished runs that this process relays.", registry=registry)
+    followed.set(len(relay))
+    entries = Counter("agent_relay_entries", "Log entries, by the way they came here.", ["way"], registry=registry)
+    entries.labels("live").inc(relay.live)
+    entries.labels("read").inc(relay.read)
     return generate_latest(registry)

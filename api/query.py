@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
+from uuid import UUID
 
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -100,7 +101,7 @@ async def stream(
         cursor=None,
         deltas=deltas,
         headers={"Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
-        hung_up=_cancelling(service, row) if new.on_disconnect == "cancel" else None,
+        hung_up=_cancelling(service, row.id) if new.on_disconnect == "cancel" else None,
     )
 
 
@@ -110,9 +111,9 @@ async def _hung_up(request: Request, service: Parts, row: Any) -> None:
     await cancel_run(service, row.id)
 
 
-def _cancelling(service: Parts, row: Any) -> Callable[[], Awaitable[None]]:
+def _cancelling(service: Parts, run_id: UUID) -> Callable[[], Awaitable[None]]:
     async def hung_up() -> None:
-        await cancel_run(service, row.id)
+        await cancel_run(service, run_id)
 
     return hung_up
 

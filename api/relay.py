@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +28,7 @@ from shared.tables import TERMINAL
 log = logging.getLogger(__name__)
 
 READS_AT_ONCE = 16
-"""After a reconnect every feed reads its log; no more than so many at a time."""
+"""After a reconnect every feed reads its log; so many share a round trip, and one connection serves all."""
 FIRST_READ_SECONDS = 1.0
 """A follower waits so long for its first look at the log; without Redis it goes on with what the row says."""
 READ_AGAIN_SECONDS = 0.5
@@ -50,8 +51,8 @@ class _Followed:
     def __init__(self, run: Any) -> None:
         self.feed = Feed(run)
         self.followers = 0
-        self.read_once = asyncio.Event()
-        self.reading: asyncio.Task[None] | None = None
+        self.read_once: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reading = False
         self.again = False
         self.pending: list[Entry] = []
 
@@ -64,13 +65,19 @@ class Relay:
         self._event_log = event_log
         self._hub = Hub(redis, self._heard, self._subscribed)
         self._followed: dict[str, _Followed] = {}
-        self._reads = asyncio.Semaphore(READS_AT_ONCE)
+        self._unread: dict[str, _Followed] = {}
+        self._reads = asyncio.Event()
         self.closing = False
+        self.live = 0
+        """How many entries came by announcement."""
+        self.read = 0
+        """How many entries were read from logs: again, or because they were written before anybody followed."""
 
     async def run(self) -> None:
         """Relay for ever."""
         async with asyncio.TaskGroup() as together:
             together.create_task(self._hub.run())
+            together.create_task(self._read_logs())
             together.create_task(self._watch_rows())
 
     def close(self) -> None:
@@ -93,9 +100,10 @@ class Relay:
         if followed is None:
             followed = self._followed[channel] = _Followed(run)
             self._hub.want(channel)
+        del run  # A row keeps its whole result alive, which is as much as all the rest of an idle stream.
         followed.followers += 1
         try:
-            await _wait(followed.read_once, FIRST_READ_SECONDS)
+            await asyncio.wait([followed.read_once], timeout=FIRST_READ_SECONDS)
             yield followed.feed
         finally:
             followed.followers -= 1
@@ -105,12 +113,14 @@ class Relay:
 
     async def recall(self, feed: Feed, cursor: Id) -> list[Event]:
         """Read events again that a feed no longer keeps."""
-        return feed.recall(cursor, await self._event_log.read(feed.run_id, after=cursor))
+        recalled = feed.recall(cursor, await self._event_log.read(feed.run_id, after=cursor))
+        self.read += len(recalled)
+        return recalled
 
     async def _feed_of_the_past(self, run: Any) -> Feed:
         feed = Feed(run)
         try:
-            feed.take_log(await self._event_log.read(run.id))
+            self._take_log(feed, await self._event_log.read(run.id))
         except (RedisError, OSError) as away:
             log.warning("relay.redis_away error=%r", away)
         feed.settle(run)
@@ -121,13 +131,25 @@ class Relay:
         if followed is None:
             return
         entries = parse_announcement(message)
-        if followed.reading is not None or not followed.read_once.is_set():
+        if followed.reading or not followed.read_once.done():
             followed.pending += entries
             if len(followed.pending) > MOST_PENDING:
                 followed.pending.clear()
                 followed.again = True
-        elif not followed.feed.take_live(entries):
+        elif not self._take_live(followed.feed, entries):
             self._read(channel)
+
+    def _take_live(self, feed: Feed, entries: Sequence[Entry]) -> bool:
+        before = feed.taken
+        known = feed.take_live(entries)
+        self.live += feed.taken - before
+        return known
+
+    def _take_log(self, feed: Feed, entries: Sequence[Entry]) -> bool:
+        before = feed.taken
+        known = feed.take_log(entries)
+        self.read += feed.taken - before
+        return known
 
     def _subscribed(self, channel: str) -> None:
         if channel in self._followed:
@@ -136,31 +158,59 @@ class Relay:
     def _read(self, channel: str) -> None:
         """Have a feed read its log, once more if it is reading already."""
         followed = self._followed[channel]
-        if followed.reading is None:
-            followed.reading = asyncio.create_task(self._read_log(channel, followed))
+        if followed.reading:
+            followed.again = True
         else:
-            followed.again = True
+            followed.reading = True
+            self._unread[channel] = followed
+            self._reads.set()
 
-    async def _read_log(self, channel: str, followed: _Followed) -> None:
-        feed = followed.feed
-        try:
-            async with self._reads:
-                entries = await self._event_log.read(feed.run_id, after=feed.top)
-            known = feed.take_log(entries)
-            pending, followed.pending = followed.pending, []
-            followed.again |= known and not feed.take_live(pending)
-            followed.read_once.set()
-            if not known:
-                await self._settle([feed.run_id])
-        except (RedisError, OSError, SQLAlchemyError) as away:
-            log.warning("relay.read_failed run=%s error=%r", feed.run_id, away)
-            await asyncio.sleep(READ_AGAIN_SECONDS)
+    async def _read_logs(self) -> None:
+        """Read for ever the logs that are to be read, some at a time."""
+        while await self._reads.wait():
+            some = dict(islice(self._unread.items(), READS_AT_ONCE))
+            for channel in some:
+                del self._unread[channel]
+            if not some:
+                self._reads.clear()
+                continue
+            unknown: list[UUID] = []
+            try:
+                unknown = await self._read_some(list(some.values()))
+            except (RedisError, OSError) as away:
+                log.warning("relay.read_failed runs=%d error=%r", len(some), away)
+                await self._read_again(some.values())
+            except Exception:
+                log.exception("relay.read_failed runs=%d", len(some))
+                await self._read_again(some.values())
+            for channel, followed in some.items():
+                followed.reading = False
+                if followed.again and self._followed.get(channel) is followed:
+                    followed.again = False
+                    self._read(channel)
+            try:
+                await self._settle(unknown)
+            except (SQLAlchemyError, OSError) as away:
+                log.warning("relay.database_away error=%r", away)
+
+    async def _read_again(self, some: Iterable[_Followed]) -> None:
+        for followed in some:
             followed.again = True
-        finally:
-            followed.reading = None
-            if followed.again and self._followed.get(channel) is followed:
-                followed.again = False
-                self._read(channel)
+        await asyncio.sleep(READ_AGAIN_SECONDS)
+
+    async def _read_some(self, some: Sequence[_Followed]) -> list[UUID]:
+        """Read some logs; return the runs whose end is not what was read."""
+        logs = await self._event_log.read_many([(followed.feed.run_id, followed.feed.top) for followed in some])
+        unknown: list[UUID] = []
+        for followed, entries in zip(some, logs, strict=True):
+            known = self._take_log(followed.feed, entries)
+            pending, followed.pending = followed.pending, []
+            followed.again |= known and not self._take_live(followed.feed, pending)
+            if not followed.read_once.done():
+                followed.read_once.set_result(None)
+            if not known:
+                unknown.append(followed.feed.run_id)
+        return unknown
 
     async def _watch_rows(self) -> None:
         """Look at the rows of quiet runs, all in one query: an end that nobody announced is told from there."""
@@ -180,6 +230,8 @@ class Relay:
 
     async def _settle(self, run_ids: Sequence[UUID]) -> None:
         """End the feeds of those runs that have ended, after a last look at their logs."""
+        if not run_ids:
+            return
         async with self._database.connect() as connection:
             rows = (await connection.execute(_ENDED, {"ids": list(run_ids)})).all()
         for row in rows:
@@ -187,16 +239,7 @@ class Relay:
             if followed is None or followed.feed.ended:
                 continue
             try:
-                followed.feed.take_log(await self._event_log.read(row.id, after=followed.feed.top))
+                self._take_log(followed.feed, await self._event_log.read(row.id, after=followed.feed.top))
             except (RedisError, OSError) as away:
                 log.warning("relay.redis_away error=%r", away)
             followed.feed.settle(row)
-
-
-async def _wait(event: asyncio.Event, seconds: float) -> None:
-    if event.is_set():
-        return
-    try:
-        await asyncio.wait_for(event.wait(), seconds)
-    except TimeoutError:
-        return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from api.feed import Event, Text
+from api.feed import Event, Text, Waited
 from api.framing import Framing
 from api.relay import Relay
 from shared.event_log import Id
@@ -39,7 +38,8 @@ class Stream(Response):
     ) -> None:
         super().__init__(media_type=framing.value)
         self._relay = relay
-        self._run = run
+        self._following = relay.follow(run)
+        self._message_id = str(run.message_id)  # Of the row nothing is kept: it would drag its whole result along.
         self._cursor = cursor
         self._framing = framing
         self._deltas = deltas
@@ -52,21 +52,12 @@ class Stream(Response):
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Write until the run ends, the service stops or the follower hangs up."""
-        writing = asyncio.create_task(self._write(send))
-        listening = asyncio.create_task(disconnected(receive))
-        try:
-            await asyncio.wait([writing, listening], return_when=asyncio.FIRST_COMPLETED)
-            if writing.done():
-                writing.result()
-            elif self._hung_up is not None:
-                await self._hung_up()
-        finally:
-            writing.cancel()
-            listening.cancel()
+        if await self._write(receive, send) is Waited.FOR_THE_OTHER and self._hung_up is not None:
+            await self._hung_up()
 
-    async def _write(self, send: Send) -> None:
+    async def _write(self, receive: Receive, send: Send) -> Waited | None:
         """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
-        async with self._relay.follow(self._run) as feed:
+        async with self._following as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             frames = [self._framing.opening] if self._framing.opening else []
             while not self._relay.closing:
@@ -79,11 +70,16 @@ class Stream(Response):
                 if frames:
                     await _send(send, frames)
                     frames = []
-                elif feed.ended:
+                    continue
+                if feed.ended:
                     break
-                elif not await feed.changed(self._keepalive):
+                waited = await feed.changed(self._keepalive, disconnected(receive))
+                if waited is Waited.FOR_THE_OTHER:
+                    return waited
+                if waited is Waited.IN_VAIN:
                     frames = [self._framing.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        return None
 
     def _frame(self, item: Event | Text) -> bytes:
         """Write an item, or take what another follower wrote; and note that this one has it."""
@@ -102,7 +98,7 @@ class Stream(Response):
         return self._framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
 
     def _text(self, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        return "text_delta", {"message_id": str(self._run.message_id), **said}
+        return "text_delta", {"message_id": self._message_id, **said}
 
     def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
         frame = item.frames.get(kind)

@@ -7,7 +7,7 @@ Entries have ids `<attempt>-<n>`, `n` from 1 without holes; the end of a run who
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, cast
@@ -208,8 +208,15 @@ class EventLog:
 
     async def read(self, run_id: UUID, after: Id = BEFORE_ALL) -> list[Entry]:
         """Read the entries after an id, oldest first."""
-        rows = await self._redis.xrange(key(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
-        return [Entry(Id.parse(entry_id), from_json(fields[b"e"])) for entry_id, fields in rows]
+        return (await self.read_many([(run_id, after)]))[0]
+
+    async def read_many(self, reads: Iterable[tuple[UUID, Id]]) -> list[list[Entry]]:
+        """Read of each of these logs the entries after an id, oldest first, in one round trip."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for run_id, after in reads:
+            pipeline.xrange(key(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
+        logs: list[Any] = await pipeline.execute()
+        return [[Entry(Id.parse(entry_id), from_json(fields[b"e"])) for entry_id, fields in rows] for rows in logs]
 
     async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
         """Append the ends of these runs, from their rows; those that stand there already are left as they are."""

@@ -120,8 +120,8 @@ class Lanes:
         for call in rings:
             lane = key(call.pool, call.lane)
             keys = [lane, f"{lane}:turns", job_key_prefix + call.member]
-            job = serialize_job(JOB, (str(call.run_id),), {}, None, now_ms(), serializer=dumps)
-            first = b"1" if call.first else b""
+            job = serialize_job(JOB, (str(call.run_id),), {}, None, now_ms(), serializer=dumps).decode()
+            first = "1" if call.first else ""
             pipeline.evalsha(_RING_SHA, 3, *keys, call.member, job, str(expires_extra_ms), call.tenant, first)
         return await pipeline.execute(raise_on_error=False)
 

@@ -25,7 +25,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import to_json
 
 from worker.catalog import Offer, ToolEvents
-from worker.merging import MergingModel
+from worker.merging import MergingModel, seconds_left
 from worker.retrying import RetryingModel
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Answer:
                 await self._show(stream)
                 if over.is_set():
                     return
-                await _first_of(over, self._interval)
+                await _first_of(over, seconds_left(self._interval))
 
         showing = asyncio.create_task(show())
         try:

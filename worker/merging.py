@@ -75,7 +75,7 @@ class _Merged(StreamedResponse):
                 for event in events:
                     yield event
                 if any(isinstance(event, PartDeltaEvent) for event in events):
-                    await asyncio.wait([pump], timeout=self.window_seconds)
+                    await asyncio.wait([pump], timeout=seconds_left(self.window_seconds))
                     news.set()
             pump.result()
         finally:
@@ -124,6 +124,11 @@ class _Merged(StreamedResponse):
     @property
     def timestamp(self) -> datetime:
         return self.inner.timestamp
+
+
+def seconds_left(window_seconds: float) -> float:
+    """Tell how long the window lasts that is open now. It is the same for all runs, so that they share round trips."""
+    return window_seconds and window_seconds - asyncio.get_running_loop().time() % window_seconds
 
 
 def _merge(before: ModelResponseStreamEvent, event: ModelResponseStreamEvent) -> PartDeltaEvent | None:

@@ -91,7 +91,7 @@ MUTATIONS = [
     ),
     Mutation(
         "an end without the last number",
-        "worker/attempt.py",
+        "worker/job.py",
         "replace(ending, last_entry=attempt.telling.last_entry)",
         "replace(ending)",
         "tests/test_resume.py::test_the_pieces_equal_the_whole[slow]",

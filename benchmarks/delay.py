@@ -1,0 +1,184 @@
+"""How long from a worker's telling to the client's reading, and how many events a second, against raw pub/sub.
+
+The raw side is a subscriber in redis-py that does nothing else; what a chunk of HTTP takes over loopback, from a plain
+`StreamingResponse`, is measured beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import statistics
+import subprocess
+import time
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import uvloop
+from redis.asyncio import Redis
+
+from benchmarks.client import Response, post_run, request
+from benchmarks.processes import heard, module, tell
+from benchmarks.rounds import Spread, asked, interleaved, table
+from benchmarks.stage import Stage, port, stage
+from tests.service import Running
+
+RUNS = 20
+TICKS = 60
+TICK_SECONDS = 0.03
+EVENTS = 1000
+WRITES = 200
+_STAMP = re.compile(rb"at (\d+) ")
+
+
+class Noted:
+    """The delays of what has come, and its number."""
+
+    def __init__(self, wanted: int) -> None:
+        self._wanted = wanted
+        self.delays: list[float] = []
+        self.count = 0
+        self.all = asyncio.Event()
+        self.last = 0.0
+
+    def note(self, data: bytes) -> None:
+        """Read the newest stamp."""
+        self.last = time.perf_counter()
+        self.count += data.count(b"number ") or 1
+        if stamps := _STAMP.findall(data):
+            self.delays.append((time.monotonic_ns() - int(stamps[-1])) / 1e6)
+        if self.count >= self._wanted:
+            self.all.set()
+
+
+class Played:
+    """A publisher, and what hears it."""
+
+    def __init__(self, on: Stage, api: Running, publisher: subprocess.Popen[str]) -> None:
+        self.on = on
+        self.port = port(api)
+        self.publisher = publisher
+
+    async def ordered(self, order: str) -> float:
+        """Have the publisher do something; tell how long it took."""
+        began = time.perf_counter()
+        tell(self.publisher, order)
+        await asyncio.to_thread(heard, self.publisher)
+        return time.perf_counter() - began
+
+    async def relayed(self, order: str, wanted: int) -> tuple[Noted, float]:
+        """Follow runs of their own, and have them told."""
+        runs = [await post_run(self.port, "hello", "words") for _ in range(RUNS)]
+        path = "/api/v1/runs/{}/stream?deltas=true"
+        responses = [await request(self.port, "GET", path.format(run)) for run in runs]
+        noted = Noted(wanted)
+        reading = [asyncio.create_task(_read(response, noted)) for response in responses]
+        took = await self._told(f"relayed {order} {' '.join(runs)}", noted)
+        for task, response in zip(reading, responses, strict=True):
+            task.cancel()
+            response.close()
+        return noted, took
+
+    async def raw(self, order: str, wanted: int) -> tuple[Noted, float]:
+        """Subscribe, and have the same published."""
+        redis = Redis.from_url(self.on.redis_url)
+        noted = Noted(wanted)
+        channels = [f"raw:{number}" for number in range(RUNS)]
+        async with redis.pubsub() as pubsub:
+            await pubsub.subscribe(*channels)
+            listening = asyncio.create_task(_listen(pubsub, noted))
+            await asyncio.sleep(0.1)
+            took = await self._told(f"raw {order} {' '.join(map(str, range(RUNS)))}", noted)
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+        await redis.aclose()
+        return noted, took
+
+    async def _told(self, order: str, noted: Noted) -> float:
+        began = time.perf_counter()
+        await self.ordered(order)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(noted.all.wait(), 5)
+        return noted.last - began
+
+
+async def _read(response: Response, noted: Noted) -> None:
+    async for line in response.lines():
+        if b"at " in line:
+            noted.note(line)
+
+
+async def _listen(pubsub: Any, noted: Noted) -> None:
+    async for message in pubsub.listen():
+        if message["type"] == "message":
+            noted.note(message["data"])
+
+
+async def written(plain_port: int) -> float:
+    """Measure a chunk over loopback: the median of many, in ms."""
+    noted = Noted(WRITES)
+    response = await request(plain_port, "GET", f"/timed/{WRITES}")
+    await _read(response, noted)
+    response.close()
+    return statistics.median(noted.delays)
+
+
+async def delay(play: Played, way: str) -> float:
+    """Measure the delay at a pace of twenty runs of thirty texts a second: the median, in ms."""
+    noted, _ = await getattr(play, way)(f"paced {TICKS} {TICK_SECONDS}", RUNS * TICKS)
+    return statistics.median(noted.delays)
+
+
+async def speed(play: Played, way: str) -> float:
+    """Measure events a second, as fast as they come."""
+    noted, seconds = await getattr(play, way)(f"burst {EVENTS}", RUNS * EVENTS)
+    assert noted.count >= RUNS * EVENTS, f"{way}: {noted.count} of {RUNS * EVENTS}"
+    return noted.count / seconds
+
+
+async def main(rounds: int) -> None:
+    """Compare."""
+    with stage() as on, module("plain_streams") as plain:
+        plain_port = int(heard(plain))
+        on.service.worker().terminate()  # It has registered the agents.
+        api = on.service.api()
+        with module("publishing", REDIS_URL=on.redis_url) as publisher:
+            heard(publisher)
+            play = Played(on, api, publisher)
+            delays = await interleaved(
+                rounds,
+                {
+                    "raw": partial(delay, play, "raw"),
+                    "relayed": partial(delay, play, "relayed"),
+                    "written": partial(written, plain_port),
+                },
+            )
+            speeds = await interleaved(
+                rounds, {"raw": partial(speed, play, "raw"), "relayed": partial(speed, play, "relayed")}
+            )
+    allowed = [3 * raw + write for raw, write in zip(delays["raw"], delays["written"], strict=True)]
+    table(
+        f"From the worker to the client, {RUNS} runs, {rounds} rounds",
+        ["", "raw pub/sub", "one loopback write", "agent-relay", "ours / (3 x raw + write)", "target"],
+        [
+            [
+                "delay, p50 ms",
+                Spread.of(delays["raw"]),
+                Spread.of(delays["written"]),
+                Spread.of(delays["relayed"]),
+                Spread.of_ratio(delays["relayed"], allowed),
+                "<= 1",
+            ]
+        ],
+    )
+    table(
+        f"Events a second, ten a round trip and run, {rounds} rounds",
+        ["raw pub/sub", "agent-relay", "ratio"],
+        [[Spread.of(speeds["raw"]), Spread.of(speeds["relayed"]), Spread.of_ratio(speeds["relayed"], speeds["raw"])]],
+    )
+
+
+if __name__ == "__main__":
+    uvloop.run(main(asked()))

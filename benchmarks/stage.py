@@ -1,0 +1,51 @@
+"""The stage: private servers with durable data, and API and worker processes with the agents of the benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from redis.asyncio import Redis
+
+from benchmarks.processes import cpu_seconds, port_of
+from shared.embedded import PostgresServer, RedisServer
+from shared.migrations.upgrade import upgrade
+from tests.service import Running, Service, serving
+
+AGENTS = {name: f"benchmarks.agents:{name}" for name in ("words", "form", "provided")}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that a benchmark plays on."""
+
+    service: Service
+    postgres: PostgresServer
+    redis_server: RedisServer
+    redis: Redis
+    redis_url: str
+
+    def cpu_seconds(self, *processes: Running) -> float:
+        """Sum the CPU that the servers and these processes have used."""
+        servers = [self.postgres.process.pid, self.redis_server.process.pid]
+        return cpu_seconds([*servers, *(running.process.pid for running in processes)])
+
+
+@contextmanager
+def stage(**environment: str) -> Generator[Stage]:
+    """Set the stage, and clear it."""
+    agents = {"AGENTS": ",".join(f"{name}={path}" for name, path in AGENTS.items()), "LOG_LEVEL": "WARNING"}
+    with PostgresServer() as postgres, RedisServer() as redis_server, TemporaryDirectory() as folder:
+        postgres.ensure_database()
+        upgrade(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+        url = redis_server.url()
+        with serving(postgres.url(), url, Path(folder), agents | {"LOG_LEVEL": "INFO"} | environment) as service:
+            yield Stage(service, postgres, redis_server, Redis.from_url(url), url)
+
+
+def port(api: Running) -> int:
+    """Tell the port of an API process."""
+    return port_of(api.url)
