@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from api.feed import KEPT_EVENTS, Event, Feed, Text
+from api.feed import KEPT_EVENTS, Event, Feed, Text, Waited
 from shared.event_log import BEFORE_ALL, CREATED, Entry, Id, end_entry, text_body
 from shared.growth import growth
 from shared.tables import RunStatus
@@ -221,6 +222,16 @@ async def test_forgotten_events_that_the_log_has_lost_are_a_gap(feed: Feed) -> N
 
 
 async def test_who_waits_is_woken_by_news_and_only_by_news(feed: Feed) -> None:
-    assert not await feed.changed(0)
+    assert await feed.changed(0) is Waited.IN_VAIN
+    waiting = asyncio.create_task(feed.changed(60))
+    await asyncio.sleep(0)
     feed.take_live(STORY)
-    assert not await feed.changed(0)  # It looked before it waited, so this is no news.
+    assert await waiting is Waited.FOR_NEWS
+    assert await feed.changed(0) is Waited.IN_VAIN  # It looked before it waited, so this is no news.
+
+
+async def test_who_waits_hears_of_something_else_meanwhile(feed: Feed) -> None:
+    async def at_once() -> None:
+        return
+
+    assert await feed.changed(60, at_once()) is Waited.FOR_THE_OTHER
