@@ -94,7 +94,7 @@ MUTATIONS = [
         "worker/attempt.py",
         "replace(ending, last_entry=attempt.telling.last_entry)",
         "replace(ending)",
-        "tests/test_resume.py::test_the_pieces_equal_the_whole[slow]",
+        "tests/test_resume.py::test_the_pieces_equal_the_whole[unicode]",
     ),
     Mutation(
         "an end that is believed with another text",
