@@ -94,7 +94,7 @@ MUTATIONS = [
         "worker/job.py",
         "replace(ending, last_entry=attempt.telling.last_entry)",
         "replace(ending)",
-        "tests/test_resume.py::test_the_pieces_equal_the_whole[slow]",
+        "tests/faults/test_relay_under_fire.py::test_a_run_ends_for_its_readers_though_redis_never_comes_back",
     ),
     Mutation(
         "an end that is believed with another text",
