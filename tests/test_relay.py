@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -29,16 +29,16 @@ class EventfulLog(EventLog):
         self.meanwhile: Append | None = None
         self.failures = 0
 
-    async def read(self, run_id: UUID, after: Id = BEFORE_ALL) -> list[Entry]:
+    async def read_many(self, reads: Iterable[tuple[UUID, Id]]) -> list[list[Entry]]:
         """Read as it was, before what happens meanwhile."""
         if self.failures:
             self.failures -= 1
             raise RedisAway("away")
-        entries = await super().read(run_id, after)
+        read = await super().read_many(reads)
         if self.meanwhile is not None:
             append, self.meanwhile = self.meanwhile, None
             await self.append([append])
-        return entries
+        return read
 
 
 @pytest.fixture

@@ -5,18 +5,22 @@ It knows pydantic-ai and no queue, no database, no Redis; whoever asks gives it 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_ai import Agent, CancellationToken, ModelRetry
 from pydantic_ai.exceptions import ToolRetryError, UnexpectedModelBehavior
-from pydantic_ai.messages import FinalResultEvent, FunctionToolCallEvent, FunctionToolResultEvent, ModelMessage
+from pydantic_ai.messages import (
+    FinalResultEvent,
+    FunctionToolCallEvent,
+    FunctionToolResultEvent,
+    ModelMessage,
+    PartDeltaEvent,
+)
 from pydantic_ai.result import AgentStream
 from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
@@ -25,7 +29,7 @@ from pydantic_ai.usage import RunUsage
 from pydantic_core import to_json
 
 from worker.catalog import Offer, ToolEvents
-from worker.merging import MergingModel, seconds_left
+from worker.merging import MergingModel
 from worker.retrying import RetryingModel
 
 log = logging.getLogger(__name__)
@@ -117,35 +121,12 @@ class Answer:
         return Answered(text, result.new_messages(), result.response.model_name)
 
     async def _hear(self, stream: AgentStream[Any, Any]) -> None:
-        """Listen to the model; once it writes the output, show it as it grows."""
-        async with self._showing(stream) as heard:
-            writing = False
-            async for event in stream:
-                writing = writing or isinstance(event, FinalResultEvent)
-                if writing:
-                    heard.set()
-
-    @asynccontextmanager
-    async def _showing(self, stream: AgentStream[Any, Any]) -> AsyncGenerator[asyncio.Event]:
-        """Validate and show beside the stream, at most once an interval: the first partial at once, and the last."""
-        heard, over = asyncio.Event(), asyncio.Event()
-
-        async def show() -> None:
-            while await heard.wait():
-                heard.clear()
+        """Listen to the model, whose deltas come in windows; once it writes the output, show what each brought."""
+        writing = False
+        async for event in stream:
+            writing = writing or isinstance(event, FinalResultEvent)
+            if writing and isinstance(event, FinalResultEvent | PartDeltaEvent):
                 await self._show(stream)
-                if over.is_set():
-                    return
-                await _first_of(over, seconds_left(self._interval))
-
-        showing = asyncio.create_task(show())
-        try:
-            yield heard
-            over.set()
-            if heard.is_set():
-                await showing
-        finally:
-            showing.cancel()
 
     async def _show(self, stream: AgentStream[Any, Any]) -> None:
         try:
@@ -188,11 +169,3 @@ class Answer:
         if len(data) <= self._tool_event_bytes:
             return data.decode()
         return data[: self._tool_event_bytes].decode(errors="ignore") + f"… ({len(data)} bytes)"
-
-
-async def _first_of(over: asyncio.Event, seconds: float) -> None:
-    """Wait so many seconds, or until it is over."""
-    try:
-        await asyncio.wait_for(over.wait(), seconds)
-    except TimeoutError:
-        return
