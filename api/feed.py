@@ -7,7 +7,7 @@ told. It knows neither Redis nor HTTP.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -49,8 +49,8 @@ class Waited(Enum):
 
     FOR_NEWS = auto()
     """Something has come."""
-    FOR_THE_OTHER = auto()
-    """What was awaited meanwhile has happened."""
+    NO_LONGER = auto()
+    """Who waited has gone."""
     IN_VAIN = auto()
     """There were no news for so long."""
 
@@ -78,8 +78,7 @@ class Feed:
         self._forgotten = BEFORE_ALL
         self._expired = BEFORE_ALL
         """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
-        self._waiting: set[asyncio.Timeout] = set()
-        """The patience of all who wait; it ends when something has come."""
+        self._waiting: set[asyncio.Future[Waited]] = set()
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -238,27 +237,30 @@ class Feed:
         if text is not None:
             yield text
 
-    async def changed(self, seconds: float, meanwhile: Awaitable[None] | None = None) -> Waited:
-        """Wait for news, for so long at most, and for something else meanwhile.
+    def wait(self) -> asyncio.Future[Waited]:
+        """Make what is done as soon as there are news; whoever waits for it may be done with it for another reason."""
+        waiting: asyncio.Future[Waited] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        return waiting
 
-        It is that which is awaited, and news interrupt it: a follower needs no second task.
-        """
-        patience = asyncio.timeout(seconds)
-        self._waiting.add(patience)
+    async def changed(self, seconds: float, waiting: asyncio.Future[Waited] | None = None) -> Waited:
+        """Wait for news, for so long at most."""
+        waiting = waiting or self.wait()
+        timer = asyncio.get_running_loop().call_later(seconds, end_wait, waiting, Waited.IN_VAIN)
         try:
-            async with patience:
-                await (meanwhile or asyncio.get_running_loop().create_future())
-        except TimeoutError:
-            return Waited.IN_VAIN if patience in self._waiting else Waited.FOR_NEWS
-        else:
-            return Waited.FOR_THE_OTHER
+            return await waiting
         finally:
-            self._waiting.discard(patience)
+            timer.cancel()
+            self._waiting.discard(waiting)
 
     def wake(self) -> None:
         """Have every follower look."""
-        waiting, self._waiting = self._waiting, set()
-        now = asyncio.get_running_loop().time()
-        for patience in waiting:
-            if not patience.expired():
-                patience.reschedule(now)
+        for waiting in self._waiting:
+            end_wait(waiting, Waited.FOR_NEWS)
+        self._waiting.clear()
+
+
+def end_wait(waiting: asyncio.Future[Waited], reason: Waited) -> None:
+    """End a wait, if it has not ended; the first reason counts."""
+    if not waiting.done():
+        waiting.set_result(reason)

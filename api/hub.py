@@ -91,19 +91,19 @@ class Hub:
 
     async def _read(self, pubsub: PubSub) -> None:
         while True:
-            message = cast("dict[str, Any] | None", await pubsub.get_message(timeout=CANARY_SECONDS))
-            if message is None:
-                continue
-            channel = message["channel"].decode()
+            # Not `get_message`, whose timers and bookkeeping cost more than all that is done with a message here.
+            response = cast("list[Any]", await pubsub.parse_response(block=True))
+            kind, channel, data = response[0], response[1].decode(), response[2]
             if channel == self._canary:
                 self._echo = asyncio.get_running_loop().time()
                 self.connected = True
-            elif channel not in self._wanted:
-                continue
-            elif message["type"] == "message":
-                self._heard(channel, message["data"])
-            elif message["type"] == "subscribe":
-                self._subscribed(channel)
+            elif kind == b"message":
+                if channel in self._wanted:
+                    self._heard(channel, data)
+            else:
+                await pubsub.handle_message(response)
+                if kind == b"subscribe" and channel in self._wanted:
+                    self._subscribed(channel)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""

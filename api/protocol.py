@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 UNSENT_BYTES = 32 << 10
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
 CHECKS_A_STALL = 4
+CONNECTION_LOST = "agent_relay.connection_lost"
+"""Where a request's scope may hold what is called when its connection is lost."""
 LONGEST_HEAD_BYTES = 64 << 10
 """The parser has no limit of its own, and takes time in the square of a header's length."""
 
@@ -74,8 +77,11 @@ class PatientProtocol(HttpToolsProtocol):
         self._forget()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """There is nobody to watch any more."""
+        """There is nobody to watch any more, and nobody who follows."""
         self._forget()
+        lost: Callable[[], None] | None = getattr(self.cycle, "scope", {}).get(CONNECTION_LOST)
+        if lost is not None:
+            lost()
         super().connection_lost(exc)
 
     def _watch(self) -> None:

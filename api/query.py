@@ -22,7 +22,6 @@ from api.resources import Answer, AttendedQuery, Run
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run
 from api.runs import shown
-from api.stream import disconnected
 from api.strict import StrictRoute
 from shared.failures import SENTENCES, FailureCode
 from shared.tables import TERMINAL, RunStatus
@@ -107,7 +106,8 @@ async def stream(
 
 async def _hung_up(request: Request, service: Parts, row: Any) -> None:
     """Cancel the run once its caller has hung up."""
-    await disconnected(request.receive)
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
     await cancel_run(service, row.id)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any
@@ -10,8 +11,9 @@ from fastapi.responses import Response
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from api.feed import Event, Text, Waited
+from api.feed import Event, Text, Waited, end_wait
 from api.framing import Framing
+from api.protocol import CONNECTION_LOST
 from api.relay import Relay
 from shared.event_log import Id
 from shared.growth import Growth, growth
@@ -45,22 +47,32 @@ class Stream(Response):
         self._deltas = deltas
         self._keepalive = keepalive_seconds
         self._hung_up = hung_up
+        self._lost = False
+        self._waiting: asyncio.Future[Waited] | None = None
         self._base: tuple[Id, str] | None = None
         """The text that the follower has, where it is sent growth."""
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
 
-    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         """Write until the run ends, the service stops or the follower hangs up."""
-        if await self._write(receive, send) is Waited.FOR_THE_OTHER and self._hung_up is not None:
+        scope[CONNECTION_LOST] = self._lose
+        await self._write(send)
+        if self._lost and self._hung_up is not None:
             await self._hung_up()
 
-    async def _write(self, receive: Receive, send: Send) -> Waited | None:
+    def _lose(self) -> None:
+        """The follower is gone; told by the connection, so that no task need listen for it."""
+        self._lost = True
+        if self._waiting is not None:
+            end_wait(self._waiting, Waited.NO_LONGER)
+
+    async def _write(self, send: Send) -> None:
         """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
         async with self._following as feed:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             frames = [self._framing.opening] if self._framing.opening else []
-            while not self._relay.closing:
+            while not self._relay.closing and not self._lost:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
                 except (RedisError, OSError) as away:
@@ -73,13 +85,10 @@ class Stream(Response):
                     continue
                 if feed.ended:
                     break
-                waited = await feed.changed(self._keepalive, disconnected(receive))
-                if waited is Waited.FOR_THE_OTHER:
-                    return waited
-                if waited is Waited.IN_VAIN:
+                self._waiting = feed.wait()
+                if await feed.changed(self._keepalive, self._waiting) is Waited.IN_VAIN:
                     frames = [self._framing.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        return None
 
     def _frame(self, item: Event | Text) -> bytes:
         """Write an item, or take what another follower wrote; and note that this one has it."""
@@ -118,9 +127,3 @@ async def _send(send: Send, frames: list[bytes]) -> None:
     for frame in frames:  # A large one is never copied: followers share it.
         for start in range(0, len(frame), PIECE_BYTES):
             await send({"type": "http.response.body", "body": frame[start : start + PIECE_BYTES], "more_body": True})
-
-
-async def disconnected(receive: Receive) -> None:
-    """Wait until the client has hung up."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
