@@ -87,6 +87,7 @@ async def test_streams_are_whole_while_their_news_are_cut_off(
         ended = [await client.read(events[0]["run_id"]) for events in streams]
 
     assert sum(killed) > 10
+    assert api.log.read_text().count("hub.broken") > 10  # The API's own connection among them.
     for events, run in zip(streams, ended, strict=True):
         assert ids(events) == sorted(set(ids(events)))
         assert names([event for event in events if event["event"] != "text_delta"]) == [
