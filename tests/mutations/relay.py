@@ -76,10 +76,11 @@ MUTATIONS = [
     Mutation(
         "no second try of a read",
         "api/relay.py",
-        """            await asyncio.sleep(READ_AGAIN_SECONDS)
+        """        for followed in some:
             followed.again = True
+        await asyncio.sleep(READ_AGAIN_SECONDS)
 """,
-        "",
+        "        await asyncio.sleep(0)\n",
         "tests/test_relay.py::test_a_read_that_failed_is_tried_again",
     ),
     Mutation(
@@ -128,15 +129,15 @@ MUTATIONS = [
         "a hole that nobody is told of",
         "api/feed.py",
         """                self._tell(Event(Id(entry.id.attempt, entry.id.n - 1), "gap", {}))
-            self.top""",
-        """            self.top""",
+            self.taken""",
+        """            self.taken""",
         "tests/test_feed.py::test_a_hole_in_the_log_is_a_gap_and_growth_waits_for_a_whole_text",
     ),
     Mutation(
         "a follower that is not told what was forgotten",
         "api/feed.py",
-        "self._forgotten = self._events.popleft().id",
-        "self._events.popleft()",
+        "self._forgotten = self._events.pop(0).id",
+        "self._events.pop(0)",
         "tests/test_feed.py::test_forgotten_events_are_recalled_from_the_log_with_the_text_in_its_place",
     ),
     Mutation(
@@ -184,7 +185,7 @@ MUTATIONS = [
     Mutation(
         "deltas held back while the model pauses",
         "worker/merging.py",
-        "timeout=self.window_seconds)",
+        "timeout=seconds_left(self.window_seconds))",
         "timeout=None)",
         "tests/test_merging.py::test_a_model_that_pauses_holds_nothing_back",
     ),
