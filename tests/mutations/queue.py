@@ -1,0 +1,118 @@
+"""What the life of a run, its lanes and its models promise, broken one by one."""
+
+from tests.mutations.mutation import Mutation
+
+RUNS = "tests/test_runs.py::"
+LANES = "tests/test_lanes.py::"
+RETRYING = "tests/test_retrying.py::"
+
+MUTATIONS = [
+    Mutation(
+        "finish without the fence",
+        "shared/runs/finish.py",
+        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+        RETURNING *""",
+        """        WHERE id = :run_id AND CAST(:attempt AS int) > 0 AND status = 'running'
+        RETURNING *""",
+        RUNS + "test_an_attempt_that_was_overtaken_finishes_nothing",
+    ),
+    Mutation(
+        "claim out of turn",
+        "shared/runs/claim.py",
+        "earlier.seq < run.seq AND",
+        "earlier.seq < 0 AND",
+        RUNS + "test_a_run_is_not_claimed_before_the_one_before_it_has_ended",
+    ),
+    Mutation(
+        "claim what is taken",
+        "shared/runs/claim.py",
+        "WHERE id = :run_id AND status = 'queued' AND due_at",
+        "WHERE id = :run_id AND status IN ('queued', 'running') AND due_at",
+        RUNS + "test_a_run_is_claimed_once",
+    ),
+    Mutation(
+        "a claim of the dead",
+        "shared/runs/claim.py",
+        "id = :worker_id AND ended_at IS NULL AND lease_until > now()",
+        "id = :worker_id",
+        RUNS + "test_the_dead_claim_nothing",
+    ),
+    Mutation(
+        "a suspect among others",
+        "shared/runs/claim.py",
+        "(crashes = 0 OR CAST(:isolated AS boolean))",
+        "(crashes >= 0 OR CAST(:isolated AS boolean))",
+        RUNS + "test_a_run_of_the_dead_is_a_suspect_and_has_a_budget",
+    ),
+    Mutation(
+        "a crash that does not count",
+        "shared/runs/take_back.py",
+        "crashes = crashes + 1,",
+        "crashes = crashes,",
+        RUNS + "test_a_run_of_the_dead_is_a_suspect_and_has_a_budget",
+    ),
+    Mutation(
+        "a living worker judged",
+        "shared/runs/take_back.py",
+        "ended_at IS NULL AND lease_until < now() RETURNING id",
+        "ended_at IS NULL RETURNING id",
+        RUNS + "test_only_a_lease_that_has_run_out_is_judged",
+    ),
+    Mutation(
+        "a lease judged although the database was away",
+        "shared/sweeper.py",
+        "or at - self._seen > self._lease / 3",
+        "",
+        RUNS + "test_a_lease_is_judged_only_over_a_lease_of_unbroken_database",
+    ),
+    Mutation(
+        "a cancel that comes too late and wins",
+        "shared/runs/cancel.py",
+        "WHERE id = :run_id AND status IN ('queued', 'running')",
+        "WHERE id = :run_id",
+        RUNS + "test_a_stored_answer_wins_over_a_cancel_that_came_too_late",
+    ),
+    Mutation(
+        "given back although it is to be cancelled",
+        "shared/runs/finish.py",
+        """AND status = 'running' AND cancel_requested_at IS NULL
+    RETURNING {RING_COLUMNS}
+\"\"\")  # noqa: S608  (a constant)
+
+_LET_GO""",
+        """AND status = 'running'
+    RETURNING {RING_COLUMNS}
+\"\"\")  # noqa: S608  (a constant)
+
+_LET_GO""",
+        RUNS + "test_a_run_that_is_to_be_cancelled_is_not_given_back",
+    ),
+    Mutation(
+        "one tenant before all others",
+        "shared/lanes.py",
+        "turn = math.max(turn, tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or 0)) + 1",
+        "turn = redis.call('HINCRBY', KEYS[2], 'all', 1)",
+        LANES + "test_tenants_alternate_however_many_calls_one_of_them_has",
+    ),
+    Mutation(
+        "who waited already goes last",
+        "shared/lanes.py",
+        "if ARGV[5] == '1' then",
+        "if ARGV[5] == '2' then",
+        LANES + "test_who_waited_already_goes_first",
+    ),
+    Mutation(
+        "a refusal of the model asked again",
+        "worker/retrying.py",
+        "if isinstance(error, _FINAL):",
+        "if error is None:",
+        RETRYING + "test_a_refusal_is_final",
+    ),
+    Mutation(
+        "a model that is not asked again",
+        "worker/retrying.py",
+        "if tried >= self._tries or pause is None:",
+        "if tried:",
+        RETRYING + "test_a_model_that_recovers_is_asked_until_it_does",
+    ),
+]
