@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from api import agents, docs, health, problems, query, runs, threads
 from api.dependencies import Parts
 from api.head import Head
+from api.idempotency import REPLAYED_HEADER
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
@@ -26,7 +27,16 @@ from shared.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
 
-_EXPOSED = [REQUEST_ID_HEADER, "Location", "Content-Location", "Link", "ETag", "Retry-After", "Preference-Applied"]
+_EXPOSED = [
+    REQUEST_ID_HEADER,
+    REPLAYED_HEADER,
+    "Location",
+    "Content-Location",
+    "Link",
+    "ETag",
+    "Retry-After",
+    "Preference-Applied",
+]
 
 
 @asynccontextmanager

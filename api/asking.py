@@ -3,45 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from api.dependencies import Parts
+from api.idempotency import REPLAYED, once
 from api.identity import Owner
 from api.problems import invalid
 from api.resources import NewQuery
 from api.run_cancel import announce
+from api.run_rows import owned_run
+from shared.idempotency import Key, Repeated
 from shared.runs import Query, Strategy, accept
 
 
-async def ask(service: Parts, caller: Owner, new: NewQuery) -> Any:
-    """Store the query as a run, ring, and return its row; once this returns, it will be answered.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The row of the run that was asked for, and headers that tell whether this call made it."""
+
+    run: Any
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> Asked:
+    """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
 
     Raises:
         Refused: 422, the deadline is further away than this service allows.
+        NotFound: what the key created is gone.
         Refusal: there is no such thread or agent, or the thread is busy.
     """
     settings = service.settings
     deadline = new.deadline_s or settings.run_deadline_seconds
     if deadline > settings.max_run_deadline_seconds:
         raise invalid("/deadline_s", "less_than_equal", f"At most {settings.max_run_deadline_seconds:g} seconds")
-    accepted = await accept(
-        service.database,
-        Query(
-            tenant=caller.tenant,
-            user_id=caller.user_id,
-            thread_id=new.thread_id,
-            agent_type=new.agent_type,
-            query=new.query,
-            deadline_seconds=deadline,
-            strategy=new.multitask_strategy or Strategy.ENQUEUE,
-            metadata=new.metadata,
-        ),
+    asked = Query(
+        tenant=caller.tenant,
+        user_id=caller.user_id,
+        thread_id=new.thread_id,
+        agent_type=new.agent_type,
+        query=new.query,
+        deadline_seconds=deadline,
+        strategy=new.multitask_strategy or Strategy.ENQUEUE,
+        metadata=new.metadata,
     )
+    try:
+        accepted = await once(lambda: accept(service.database, asked, key))
+    except Repeated as repeated:
+        return Asked(await owned_run(service.database, caller, repeated.created), REPLAYED)
     await service.lanes.ring([accepted.ring])
     if accepted.superseded:
         await announce(service, accepted.superseded)
-    return accepted.run
+    return Asked(accepted.run)
 
 
 async def ended(service: Parts, run: Any, seconds: float) -> bool:

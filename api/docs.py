@@ -53,6 +53,15 @@ are ASCII, off the end of the text that you have, then append. The first of a co
 
 A browser's `EventSource` cannot send headers: give it the `url` of a ticket from `POST /runs/{id}/stream-ticket`.
 
+## Asking again
+
+A call whose answer was lost can be sent again without asking twice: give every POST that creates something an
+`Idempotency-Key` of your own, a UUID for example, and send the same key and the same bytes again. Later copies are answered
+with what the first created and say `Idempotency-Replayed: true`; a blocking call waits with the first, a stream follows the
+same run from its beginning. The same key with another body is refused (422), and while the first call has not been stored
+yet, a copy is asked to come later (409). What was refused is not kept: that key is free. What was deleted since is a 404.
+Keys are yours alone, hold for one path, and are kept for 24 hours, unless the service says otherwise.
+
 ## Attempts
 
 A run outlives its worker: if that dies, another one begins the answer again, as the next attempt. So a tool may be called

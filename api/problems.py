@@ -20,7 +20,7 @@ from starlette.routing import Match
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
 from shared.database import is_away
-from shared.errors import NotFound, Refusal, ThreadBusy, UnknownAgent
+from shared.errors import KeyInUse, KeyReused, NotFound, Refusal, ThreadBusy, UnknownAgent
 from shared.failures import FailureCode
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,8 @@ _MEANINGS = {
     401: "No valid API key; absent, wrong and revoked look the same.",
     404: "It is not there, or it is not yours, which looks the same.",
     406: "You accept neither of the two framings of a stream.",
-    409: "The thread has an unfinished run (`thread_busy`), or the run was cancelled while you waited (`cancelled`).",
+    409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), or a"
+    " call with the same `Idempotency-Key` has not been stored yet (`idempotency_key_in_use`).",
     413: "The body is over the limit.",
     415: "The body is not plain `application/json`.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
@@ -207,6 +208,12 @@ async def _refusal(request: Request, error: Exception) -> Response:
             refused = invalid("/agent_type", "unknown_agent", str(error))
         case ThreadBusy(run_id=run_id):
             refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
+        case KeyReused():
+            wrong = FieldError(pointer="header:Idempotency-Key", code="idempotency_key_reused", message=str(error))
+            refused = Refused(422, str(error), code="idempotency_key_reused", errors=[wrong])
+        case KeyInUse():
+            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+            refused = Refused(409, str(error), code="idempotency_key_in_use", headers=headers)
         case _:
             raise error
     return respond(request, refused)

@@ -16,6 +16,7 @@ from api.dependencies import Parts, Service
 from api.docs import STREAM
 from api.following import Deltas, follow
 from api.framing import negotiate
+from api.idempotency import IdempotencyKey
 from api.identity import Caller
 from api.problems import FAILURE_STATUS, Refused, responses
 from api.resources import Answer, AttendedQuery, Run
@@ -49,12 +50,14 @@ async def query(
     new: AttendedQuery,
     service: Service,
     caller: Caller,
+    key: IdempotencyKey,
     prefer: Annotated[
         str | None, Header(alias="Prefer", description="`wait=N`: seconds to wait, 60 by default, at most 300.")
     ] = None,
 ) -> Response:
     """Ask and block until the answer is stored. If the run fails, the problem says why, with `run_id`."""
-    row = await ask(service, caller, new)
+    asked = await ask(service, caller, new, key)
+    row = asked.run
     hung_up = asyncio.create_task(_hung_up(request, service, row)) if new.on_disconnect == "cancel" else None
     wanted = _WAIT.search(prefer or "")
     seconds = min(int(wanted[1]), LONGEST_WAIT_SECONDS) if wanted else DEFAULT_WAIT_SECONDS
@@ -64,11 +67,13 @@ async def query(
     finally:
         if hung_up is not None:
             hung_up.cancel()
-    headers = {"Location": run_url(row.id), **({"Preference-Applied": f"wait={seconds}"} if wanted else {})}
+    headers = asked.headers | {"Location": run_url(row.id)}
+    if wanted:
+        headers["Preference-Applied"] = f"wait={seconds}"
     if row.status not in TERMINAL:
         return JSONResponse((await shown(service, row)).model_dump(mode="json"), 202, headers)
     if row.status != RunStatus.SUCCEEDED:
-        raise _failed(row)
+        raise _failed(row, asked.headers)
     answer = Answer(thread_id=row.thread_id, message_id=row.message_id, run_id=row.id, response=row.output)
     return JSONResponse(answer.model_dump(mode="json"), 200, headers)
 
@@ -86,20 +91,21 @@ async def stream(
     new: AttendedQuery,
     service: Service,
     caller: Caller,
+    key: IdempotencyKey,
     deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """Ask and get every event as it is born. `Content-Location` names the run: when the line breaks, go on there."""
     negotiate(accept)
-    row = await ask(service, caller, new)
-    url = run_url(row.id)
+    asked = await ask(service, caller, new, key)
+    row, url = asked.run, run_url(asked.run.id)
     return follow(
         service,
         row,
         accept=accept,
         cursor=None,
         deltas=deltas,
-        headers={"Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
+        headers={**asked.headers, "Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
         hung_up=_cancelling(service, row.id) if new.on_disconnect == "cancel" else None,
     )
 
@@ -118,9 +124,9 @@ def _cancelling(service: Parts, run_id: UUID) -> Callable[[], Awaitable[None]]:
     return hung_up
 
 
-def _failed(row: Any) -> Refused:
+def _failed(row: Any, headers: dict[str, str]) -> Refused:
     """Say as a problem how a run failed."""
     code = FailureCode(row.error["code"]) if row.error else FailureCode.CANCELLED
     detail = row.error["message"] if row.error else SENTENCES[FailureCode.CANCELLED]
     thread_id = None if row.thread_id is None else str(row.thread_id)
-    return Refused(FAILURE_STATUS[code], detail, code=code, run_id=str(row.id), thread_id=thread_id)
+    return Refused(FAILURE_STATUS[code], detail, code=code, headers=headers, run_id=str(row.id), thread_id=thread_id)

@@ -15,6 +15,7 @@ from api.asking import ask, ended, run_url
 from api.dependencies import Parts, Service
 from api.docs import STREAM
 from api.following import CursorParameter, Deltas, LastEventId, follow
+from api.idempotency import IdempotencyKey
 from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
@@ -43,11 +44,11 @@ Wait = Annotated[
     response_description="The run, accepted; `Location` says where it is.",
     responses=responses(404, 409, 413, 415),
 )
-async def create_run(new: NewQuery, service: Service, caller: Caller, response: Response) -> Run:
+async def create_run(new: NewQuery, service: Service, caller: Caller, key: IdempotencyKey, response: Response) -> Run:
     """Store a query; a worker takes it at once. Poll the run, or follow its stream."""
-    row = await ask(service, caller, new)
-    response.headers["Location"] = run_url(row.id)
-    return await shown(service, row)
+    asked = await ask(service, caller, new, key)
+    response.headers.update({**asked.headers, "Location": run_url(asked.run.id)})
+    return await shown(service, asked.run)
 
 
 @router.get("", summary="List your runs", response_description="A page of runs.", responses=responses())

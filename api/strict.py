@@ -20,6 +20,7 @@ from api.identity import identify, identify_by_ticket
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
+IDEMPOTENCY_KEY = "Idempotency-Key"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -66,13 +67,14 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         known = set(_query_names(self.dependant))
         takes_body = self.body_field is not None
+        takes_key = IDEMPOTENCY_KEY in _header_names(self.dependant)
 
         async def strictly(request: Request) -> Response:
             self.identify(request)
             _check_query(request, known)
-            if request.method == "POST" and "idempotency-key" in request.headers:
-                error = FieldError(pointer="header:Idempotency-Key", code="not_offered", message="Not offered yet")
-                raise _invalid([error])
+            if request.method == "POST" and not takes_key and IDEMPOTENCY_KEY in request.headers:
+                message = "This call creates nothing and takes no key"
+                raise _invalid([FieldError(pointer=f"header:{IDEMPOTENCY_KEY}", code="not_offered", message=message)])
             strict = StrictRequest(request.scope, request.receive)
             if takes_body:
                 _check_content_type(request)
@@ -104,6 +106,12 @@ def _query_names(dependant: Dependant) -> Iterator[str]:
             yield from (info.alias or name for name, info in fields.items())
     for inner in dependant.dependencies:
         yield from _query_names(inner)
+
+
+def _header_names(dependant: Dependant) -> Iterator[str]:
+    yield from (field.alias for field in dependant.header_params)
+    for inner in dependant.dependencies:
+        yield from _header_names(inner)
 
 
 def _check_query(request: Request, known: set[str]) -> None:

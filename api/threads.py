@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.dependencies import Service
+from api.idempotency import REPLAYED, IdempotencyKey, once
 from api.identity import Caller, Owner
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
@@ -20,6 +21,7 @@ from api.run_cancel import announce
 from api.strict import StrictRoute
 from shared.clock import new_id
 from shared.errors import NotFound, UnknownAgent
+from shared.idempotency import Key, Repeated, keep
 from shared.runs.cancel import supersede
 
 router = APIRouter(prefix="/threads", tags=["threads"], route_class=StrictRoute)
@@ -64,24 +66,17 @@ _DELETE = text("""
     status_code=201,
     summary="Begin a thread",
     response_description="The thread; `Location` says where it is.",
-    responses=responses(413, 415),
+    responses=responses(409, 413, 415),
 )
-async def create_thread(new: NewThread, service: Service, caller: Caller, response: Response) -> Thread:
+async def create_thread(
+    new: NewThread, service: Service, caller: Caller, key: IdempotencyKey, response: Response
+) -> Thread:
     """Begin a conversation with an agent."""
-    async with service.database.begin() as connection:
-        result = await connection.execute(
-            _CREATE,
-            {
-                "id": new_id(),
-                "tenant": caller.tenant,
-                "user_id": caller.user_id,
-                "agent_type": new.agent_type,
-                "metadata": to_json(new.metadata).decode(),
-            },
-        )
-        row = result.one_or_none()
-    if row is None:
-        raise UnknownAgent(new.agent_type)
+    try:
+        row = await once(lambda: _create(service.database, caller, new, key))
+    except Repeated as repeated:
+        row = await owned_thread(service.database, caller, repeated.created)
+        response.headers.update(REPLAYED)
     response.headers["Location"] = f"/api/v1/threads/{row.id}"
     return _thread(row)
 
@@ -152,6 +147,26 @@ async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) ->
         row = (await connection.execute(_OWNED, owner)).one_or_none()
     if row is None:
         raise NotFound("thread")
+    return row
+
+
+async def _create(database: AsyncEngine, caller: Owner, new: NewThread, key: Key | None) -> Any:
+    async with database.begin() as connection:
+        thread_id = new_id()
+        await keep(connection, key, thread_id)
+        result = await connection.execute(
+            _CREATE,
+            {
+                "id": thread_id,
+                "tenant": caller.tenant,
+                "user_id": caller.user_id,
+                "agent_type": new.agent_type,
+                "metadata": to_json(new.metadata).decode(),
+            },
+        )
+        row = result.one_or_none()
+        if row is None:
+            raise UnknownAgent(new.agent_type)
     return row
 
 

@@ -31,3 +31,17 @@ class ThreadBusy(Refusal):
     def __init__(self, run_id: UUID) -> None:
         super().__init__(f"Run {run_id} of this thread has not ended.")
         self.run_id = run_id
+
+
+class KeyReused(Refusal):
+    """The idempotency key has created something, and was given with another body then."""
+
+    def __init__(self) -> None:
+        super().__init__("The key was used before, for another body.")
+
+
+class KeyInUse(Refusal):
+    """Another call with this idempotency key has not come to its end yet."""
+
+    def __init__(self) -> None:
+        super().__init__("A call with this key is still being answered.")

@@ -138,6 +138,8 @@ class Settings(BaseSettings):
     """Longest deadline that a caller may ask for."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
+    idempotency_retention_hours: float = Field(default=24, gt=0)
+    """Life of idempotency keys in PostgreSQL."""
     run_retention_days: float = Field(default=30, gt=0)
     """Life of stateless runs in PostgreSQL after their end; those of a thread live as long as the thread."""
 

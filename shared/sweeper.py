@@ -86,6 +86,11 @@ _ERASE = (
             WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
             ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
     """),
+    text("""
+        DELETE FROM idempotency_keys WHERE (tenant, user_id, route, key) IN (
+            SELECT tenant, user_id, route, key FROM idempotency_keys WHERE expires_at < now()
+            ORDER BY expires_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
+    """),
     text("DELETE FROM workers WHERE ended_at < now() - interval '1 day'"),
 )
 
@@ -159,7 +164,7 @@ class Sweeper:
         except (RedisError, OSError) as away:
             log.warning("sweeper.redis_away error=%r", away)
         if random.random() * ERASE_SECONDS < SWEEP_SECONDS:  # noqa: S311
-            await self._erase()
+            await self.erase()
 
     async def take_back(self) -> None:
         """Have runs that nobody answers any more wait again, or end; and tell both."""
@@ -212,7 +217,8 @@ class Sweeper:
             await self._event_log.tell_ends(ended, self._settings.log_retention_seconds)
             await mark_told(self._database, [run.id for run in ended])
 
-    async def _erase(self) -> None:
+    async def erase(self) -> None:
+        """Erase a batch each of what nobody needs any more."""
         retention = {"retention_seconds": self._settings.run_retention_days * 86_400}
         for statement in _ERASE:
             async with self._database.begin() as connection:

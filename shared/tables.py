@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, Text, UniqueConstraint, Uuid, func, text
+from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, Uuid, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -44,6 +44,7 @@ class Base(DeclarativeBase):
         dict[str, Any]: JSONB,
         datetime: DateTime(timezone=True),
         UUID: Uuid,
+        bytes: LargeBinary,
         str: Text,
     }
 
@@ -206,3 +207,20 @@ class Transcript(Base):
     run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
     messages: Mapped[str]
     """A JSON array in the format of pydantic-ai's `ModelMessagesTypeAdapter`."""
+
+
+class IdempotencyKey(Base):
+    """What was created under a key that a caller gave; written in the transaction that created it."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    route: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    body_hash: Mapped[bytes]
+    created: Mapped[UUID]
+    """The id of the thread, run or batch."""
+    expires_at: Mapped[datetime]
+
+    __table_args__ = (Index("idempotency_keys_to_erase", "expires_at"),)

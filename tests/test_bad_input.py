@@ -191,10 +191,25 @@ async def test_the_first_hundred_errors_are_told(visitor: Client) -> None:
 
 
 @creating
-async def test_an_idempotency_key_is_refused_rather_than_ignored(visitor: Client, path: str) -> None:
-    response = await visitor.http.post(path, json=GOOD[path], headers={"Idempotency-Key": CANARY})
+@pytest.mark.parametrize("key", [b"", b"x" * 256, "c4n4ry é".encode(), b"c4n4ry\tc4n4ry"])
+async def test_a_key_that_is_none_is_refused(visitor: Client, path: str, key: bytes) -> None:
+    response = await visitor.http.post(path, json=GOOD[path], headers=[(b"Idempotency-Key", key)])
 
-    assert errors_of(response) == {("header:Idempotency-Key", "not_offered")}
+    problem_of(response, 400, "bad_request")
+
+
+@creating
+async def test_two_keys_are_refused(visitor: Client, path: str) -> None:
+    headers = [("Idempotency-Key", CANARY), ("Idempotency-Key", CANARY)]
+
+    problem_of(await visitor.http.post(path, json=GOOD[path], headers=headers), 400, "bad_request")
+
+
+async def test_a_key_for_a_call_that_creates_nothing_is_refused_rather_than_ignored(visitor: Client) -> None:
+    for path in (f"/runs/{UNKNOWN}/cancel", f"/runs/{UNKNOWN}/stream-ticket"):
+        response = await visitor.http.post(path, headers={"Idempotency-Key": CANARY})
+
+        assert errors_of(response) == {("header:Idempotency-Key", "not_offered")}
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.clock import new_id
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
+from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
 from shared.runs.cancel import Cancellation, supersede
 from shared.runs.finish import ring_of
@@ -83,16 +84,18 @@ _INSERT = text("""
 """)
 
 
-async def accept(database: AsyncEngine, asked: Query) -> Accepted:
-    """Store the query as a queued run, with its message if it belongs to a thread.
+async def accept(database: AsyncEngine, asked: Query, key: Key | None = None) -> Accepted:
+    """Store the query as a queued run, with its message if it belongs to a thread and the key it was asked under.
 
     Raises:
+        Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
         UnknownAgent: no worker has registered the agent.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
     """
     async with database.begin() as connection:
-        agent_type, seq, superseded = asked.agent_type, None, list[Cancellation]()
+        run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
+        await keep(connection, key, run_id)
         if asked.thread_id is not None:
             owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
             thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
@@ -112,7 +115,7 @@ async def accept(database: AsyncEngine, asked: Query) -> Accepted:
         result = await connection.execute(
             _INSERT,
             {
-                "id": new_id(),
+                "id": run_id,
                 "tenant": asked.tenant,
                 "user_id": asked.user_id,
                 "thread_id": asked.thread_id,
