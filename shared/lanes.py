@@ -76,19 +76,18 @@ def run_of(member: bytes) -> UUID:
 
 _RING = """
 redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
-local head = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
-if #head == 0 then redis.call('DEL', KEYS[2]) end
-local turn = tonumber(head[2] or 0)
-if ARGV[5] == '1' then
-    turn = turn - 1
-else
-    turn = math.max(turn, tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or 0)) + 1
+local turn = -1
+if ARGV[5] == '' then
+    local head = redis.call('ZRANGEBYSCORE', KEYS[1], 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+    if #head == 0 then redis.call('DEL', KEYS[2]) end
+    turn = math.max(tonumber(head[2] or 0), tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or -1) + 1)
     redis.call('HSET', KEYS[2], ARGV[4], turn)
     redis.call('PEXPIRE', KEYS[2], ARGV[3])
 end
 redis.call('ZADD', KEYS[1], turn, ARGV[1])
 """
-"""A turn is one after the tenant's last in this lane, but not before the head: so tenants alternate."""
+"""A turn is one after the tenant's last in this lane, but not before the head: so tenants alternate, and who comes new
+is next but one. In one turn, and before all turns, the run that was accepted first goes first: ids sort by time."""
 _RING_SHA = hashlib.sha1(_RING.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -134,15 +133,26 @@ class Lanes:
         return [call for call, score in zip(rings, scores, strict=True) if score is None]
 
     async def positions(self, rings: Sequence[Ring]) -> dict[UUID, int]:
-        """Tell how many calls stand before each of these that stands in a lane; of none, if Redis is away."""
+        """Tell how many calls stand before each of these that stands in a lane; of none, if Redis is away.
+
+        Before those of batches stand all of the interactive lane, too.
+        """
         if not rings:
             return {}
         pipeline = self._redis.pipeline(transaction=False)
         for call in rings:
             pipeline.zrank(key(call.pool, call.lane), call.member)
+        waited_for = sorted({call.pool for call in rings if call.lane == Lane.BATCH})
+        for pool in waited_for:
+            pipeline.zcard(key(pool, Lane.INTERACTIVE))
         try:
-            ranks: list[int | None] = await pipeline.execute()
+            told: list[int | None] = await pipeline.execute()
         except (RedisError, OSError) as away:
             log.warning("lanes.positions_unknown error=%r", away)
             return {}
-        return {call.run_id: rank for call, rank in zip(rings, ranks, strict=True) if rank is not None}
+        before = dict(zip(waited_for, told[len(rings) :], strict=True))
+        return {
+            call.run_id: rank + ((before[call.pool] or 0) if call.lane == Lane.BATCH else 0)
+            for call, rank in zip(rings, told, strict=False)
+            if rank is not None
+        }

@@ -113,6 +113,10 @@ class Settings(BaseSettings):
     """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
     worker_slots: int = Field(default=50, ge=1, le=10_000)
     """Runs that a worker process answers at once."""
+    interactive_share: float = Field(default=0.2, ge=0, lt=1)
+    """Share of a worker's slots that runs of batches never take."""
+    batch_turn: int = Field(default=10, ge=1)
+    """After so many interactive runs in a row, a worker takes one of a batch first."""
     lease_seconds: float = Field(default=15, gt=0)
     """A worker that has not beaten for so long is dead."""
     beat_seconds: float = Field(default=3, gt=0)

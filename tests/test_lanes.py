@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncGenerator
+from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
 
-from shared.clock import new_id
 from shared.lanes import Lane, Lanes, Ring, key, run_of
+
+_ids = itertools.count(1)
 
 
 @pytest.fixture
@@ -18,9 +21,9 @@ async def redis(redis_url: str) -> AsyncGenerator[Redis]:
         yield client
 
 
-def rings(tenant: str, count: int, *, first: bool = False) -> list[Ring]:
-    """Calls for as many runs of a tenant."""
-    return [Ring(new_id(), 1, "default", Lane.INTERACTIVE, tenant, first) for _ in range(count)]
+def rings(tenant: str, count: int, *, first: bool = False, lane: Lane = Lane.INTERACTIVE) -> list[Ring]:
+    """Calls for as many runs of a tenant, accepted one after the other."""
+    return [Ring(UUID(int=next(_ids)), 1, "default", lane, tenant, first) for _ in range(count)]
 
 
 async def order(redis: Redis, calls: list[Ring]) -> list[str]:
@@ -71,7 +74,7 @@ async def test_a_busy_past_is_not_held_against_a_tenant(redis: Redis) -> None:
     await lanes.ring(now)
     await lanes.ring(newcomer)
 
-    assert await order(redis, now + newcomer) in (["busy", "new", "busy", "new"], ["busy", "busy", "new", "new"])
+    assert await order(redis, now + newcomer) == ["busy", "new", "busy", "new"]
 
 
 async def test_ringing_survives_a_redis_that_has_forgotten_the_script(redis: Redis) -> None:
@@ -79,3 +82,48 @@ async def test_ringing_survives_a_redis_that_has_forgotten_the_script(redis: Red
 
     assert await Lanes(redis).ring(rings("acme", 3))
     assert await redis.zcard(key("default", Lane.INTERACTIVE)) == 3
+
+
+async def test_who_comes_new_is_next_but_one(redis: Redis) -> None:
+    many, one = rings("many", 200), rings("one", 1)
+    lanes = Lanes(redis)
+    await lanes.ring(many)
+    assert len(await redis.zpopmin(key("default", Lane.INTERACTIVE), 50)) == 50
+    await lanes.ring(one)
+
+    assert (await order(redis, many + one))[:3] == ["many", "one", "many"]
+
+
+async def test_what_was_given_back_goes_in_the_order_of_its_acceptance(redis: Redis) -> None:
+    lanes = Lanes(redis)
+    back = rings("acme", 5, first=True)
+    for call in reversed(back):
+        await lanes.ring([call])
+
+    assert [run_of(member) for member in await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1)] == sorted(
+        call.run_id for call in back
+    )
+
+
+async def test_who_went_first_puts_no_newcomer_before_those_who_wait(redis: Redis) -> None:
+    waiting, back, newcomer = rings("acme", 10), rings("back", 20, first=True), rings("new", 5)
+    lanes = Lanes(redis)
+    await lanes.ring(waiting)
+    assert len(await redis.zpopmin(key("default", Lane.INTERACTIVE), 5)) == 5
+    await lanes.ring(back)
+    await lanes.ring(newcomer)
+
+    assert await order(redis, waiting + back + newcomer) == ["back"] * 20 + ["acme", "new"] * 5
+
+
+async def test_a_position_counts_what_goes_before(redis: Redis) -> None:
+    interactive, batch = rings("acme", 3), rings("acme", 3, lane=Lane.BATCH)
+    lanes = Lanes(redis)
+    await lanes.ring(interactive)
+    await lanes.ring(batch)
+
+    positions = await lanes.positions([*interactive, *batch, *rings("acme", 1)])
+
+    assert [positions[call.run_id] for call in interactive] == [0, 1, 2]
+    assert [positions[call.run_id] for call in batch] == [3, 4, 5]
+    assert len(positions) == 6

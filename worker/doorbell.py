@@ -2,13 +2,17 @@
 
 arq keeps its job format and runs the job; when there is a free slot, a due job is handed to one worker at once. What
 was popped and not claimed is rung again by the sweeper, so a ring may get lost here but never a run.
+
+`shares.py` says, anew for each pop, which lanes it lists. A pop in flight is never cancelled, because what it has
+popped would be lost until swept; it is woken through a key of this worker's own, which stands before the lanes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, cast
 from uuid import UUID
 
@@ -17,13 +21,15 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from shared import redis
+from shared.clock import new_id
 from shared.lanes import JOB, Lane, dumps, key, loads
 from shared.settings import Settings
+from worker.shares import Shares
 
 log = logging.getLogger(__name__)
 
 POP_SECONDS = 1
-"""How long a pop blocks: nobody is kept waiting by it, and a stop waits for it."""
+"""How long a pop blocks: nobody is kept waiting by it."""
 BACK_OFF_SECONDS = 0.5
 UNWIND_SECONDS = 60
 """arq's own timeout is only a net below the deadline, which ends a run properly."""
@@ -52,41 +58,77 @@ class Doorbell(Worker):
             job_serializer=dumps,
             job_deserializer=loads,
         )
-        self._lanes = [key(settings.pool, lane) for lane in Lane]
+        self._keys = {lane: key(settings.pool, lane) for lane in Lane}
+        self._wake_key = f"wake:{new_id()}"
         self._slots = asyncio.Semaphore(settings.worker_slots)
+        self._shares = Shares(
+            settings.worker_slots, interactive_share=settings.interactive_share, batch_turn=settings.batch_turn
+        )
+        self._listed: list[Lane] | None = None
+        """The lanes of the pop in flight, until it is woken."""
+        self._waking: asyncio.Task[None] | None = None
         self._may_pop = may_pop
 
     async def main(self) -> None:
         """Hand popped jobs to slots until told to stop."""
         while self.allow_pick_jobs:
             await self._slots.acquire()
-            member = await self._pop(self._lanes) if self.allow_pick_jobs and self._may_pop() else None
-            if member is None:
+            popped = await self._pop() if self.allow_pick_jobs and self._may_pop() else None
+            if popped is None:
                 self._slots.release()
                 if not self._may_pop():
                     await asyncio.sleep(BACK_OFF_SECONDS)
                 continue
+            lane, member = popped
+            self._shares.take(lane)
             task = asyncio.create_task(self.run_job(member, 0))
             self.tasks[member] = task
-            task.add_done_callback(lambda task, member=member: self._over(member, task))
+            task.add_done_callback(partial(self._over, lane, member))
 
     def stop(self) -> None:
         """Pop no more, even if all slots are taken; what was popped goes on."""
         self.allow_pick_jobs = False
         self._slots.release()
+        self._wake()
 
-    async def _pop(self, lanes: Sequence[str]) -> str | None:
-        """Wait a moment for a ring. Never cancelled in flight: what it has popped would be lost until swept."""
+    async def _pop(self) -> tuple[Lane, str] | None:
+        """Wait a moment for a ring."""
+        self._listed = self._shares.lanes()
+        lanes = {self._keys[lane]: lane for lane in self._listed}
         try:
-            popped = await self.pool.bzpopmin(list(lanes), timeout=POP_SECONDS)
+            popped = await self.pool.bzpopmin([self._wake_key, *lanes], timeout=POP_SECONDS)
         except (RedisError, OSError) as away:
             log.warning("doorbell.redis_away error=%r", away)
             await asyncio.sleep(BACK_OFF_SECONDS)
             return None
-        return None if popped is None else cast("tuple[bytes, bytes, float]", popped)[1].decode()
+        finally:
+            self._listed = None
+        if popped is None:
+            return None
+        name, member, _ = cast("tuple[bytes, bytes, float]", popped)
+        lane = lanes.get(name.decode())
+        return None if lane is None else (lane, member.decode())
 
-    def _over(self, member: str, task: asyncio.Task[None]) -> None:
+    def _wake(self) -> None:
+        """Have the pop in flight, if there is one, return at once; it is enough to be woken once."""
+        if self._listed is not None:
+            self._listed = None
+            self._waking = asyncio.create_task(self._ring_myself())
+
+    async def _ring_myself(self) -> None:
+        try:
+            async with self.pool.pipeline() as pipeline:
+                pipeline.zadd(self._wake_key, {"": 0})
+                pipeline.expire(self._wake_key, POP_SECONDS)
+                await pipeline.execute()
+        except (RedisError, OSError) as away:  # Then the pop returns by itself, a moment later.
+            log.warning("doorbell.redis_away error=%r", away)
+
+    def _over(self, lane: Lane, member: str, task: asyncio.Task[None]) -> None:
         self._slots.release()
+        self._shares.free(lane)
         self.tasks.pop(member, None)
+        if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):
+            self._wake()
         if not task.cancelled() and (error := task.exception()):
             log.error("doorbell.job_failed job=%s", member, exc_info=error)

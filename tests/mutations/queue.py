@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 RUNS = "tests/test_runs.py::"
 LANES = "tests/test_lanes.py::"
+SHARES = "tests/test_shares.py::"
 RETRYING = "tests/test_retrying.py::"
 
 MUTATIONS = [
@@ -90,16 +91,72 @@ _LET_GO""",
     Mutation(
         "one tenant before all others",
         "shared/lanes.py",
-        "turn = math.max(turn, tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or 0)) + 1",
+        "turn = math.max(tonumber(head[2] or 0), tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or -1) + 1)",
         "turn = redis.call('HINCRBY', KEYS[2], 'all', 1)",
         LANES + "test_tenants_alternate_however_many_calls_one_of_them_has",
     ),
     Mutation(
         "who waited already goes last",
         "shared/lanes.py",
-        "if ARGV[5] == '1' then",
-        "if ARGV[5] == '2' then",
+        "if ARGV[5] == '' then",
+        "if ARGV[5] ~= '2' then",
         LANES + "test_who_waited_already_goes_first",
+    ),
+    Mutation(
+        "newcomers behind the turn of those who wait",
+        "shared/lanes.py",
+        "math.max(tonumber(head[2] or 0),",
+        "math.max(tonumber(head[2] or 0) + 1,",
+        LANES + "test_who_comes_new_is_next_but_one",
+    ),
+    Mutation(
+        "newcomers before all who wait, behind one that was given back",
+        "shared/lanes.py",
+        "redis.call('ZRANGEBYSCORE', KEYS[1], 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)",
+        "redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')",
+        LANES + "test_who_went_first_puts_no_newcomer_before_those_who_wait",
+    ),
+    Mutation(
+        "a position in a batch that counts no interactive runs",
+        "shared/lanes.py",
+        "rank + ((before[call.pool] or 0) if call.lane == Lane.BATCH else 0)",
+        "rank",
+        LANES + "test_a_position_counts_what_goes_before",
+    ),
+    Mutation(
+        "a batch before somebody who waits",
+        "worker/shares.py",
+        "return [Lane.INTERACTIVE, Lane.BATCH]",
+        "return [Lane.BATCH, Lane.INTERACTIVE]",
+        SHARES + "test_a_thousand_runs_of_a_batch_and_two_hundred_of_a_tenant_hold_nobody_up",
+    ),
+    Mutation(
+        "a batch that starves",
+        "worker/shares.py",
+        "if self._in_a_row >= self._batch_turn:",
+        "if self._in_a_row < 0:",
+        SHARES + "test_a_thousand_runs_of_a_batch_and_two_hundred_of_a_tenant_hold_nobody_up",
+    ),
+    Mutation(
+        "a batch in the last slots",
+        "worker/shares.py",
+        "self._kept = min(math.ceil(slots * interactive_share), slots - 1)",
+        "self._kept = 0",
+        SHARES + "test_the_last_slots_stay_free_for_interactive_runs",
+    ),
+    Mutation(
+        "a turn of a batch that takes what is kept",
+        "worker/shares.py",
+        "if self._held[Lane.BATCH] >= self._slots - self._kept:",
+        "if self._held[Lane.BATCH] >= self._slots:",
+        SHARES + "test_a_turn_takes_nothing_of_what_is_kept_for_interactive_runs",
+    ),
+    Mutation(
+        "a slot that a batch left and nobody fills",
+        "worker/doorbell.py",
+        "if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):",
+        "if self._shares is None:",
+        SHARES + "test_a_slot_that_a_batch_left_is_filled_at_once",
     ),
     Mutation(
         "a refusal of the model asked again",

@@ -1,0 +1,47 @@
+"""Who gets a free slot of a worker: interactive runs first, and always some slots; batches what is left, and a turn.
+
+It counts and knows no lane's content: the doorbell pops from the lanes that are named here, in that order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from shared.lanes import Lane
+
+
+class Shares:
+    """The slots of one worker, and who holds them."""
+
+    def __init__(self, slots: int, *, interactive_share: float, batch_turn: int) -> None:
+        self._slots = slots
+        self._kept = min(math.ceil(slots * interactive_share), slots - 1)
+        """Slots that batches never take; one is theirs in any case."""
+        self._batch_turn = batch_turn
+        self._held = Counter[Lane]()
+        self._in_a_row = 0
+        """Interactive runs taken since the last one of a batch."""
+
+    def lanes(self) -> list[Lane]:
+        """Name the lanes that the next free slot may be filled from, best first.
+
+        Batches leave the last slots free, but where interactive runs take every slot, one of a batch goes first now and
+        then: it may have one of the last slots, as long as batches do not hold all the others.
+        """
+        if self._held[Lane.BATCH] >= self._slots - self._kept:
+            return [Lane.INTERACTIVE]
+        if self._in_a_row >= self._batch_turn:
+            return [Lane.BATCH, Lane.INTERACTIVE]
+        if self._slots - self._held.total() > self._kept:
+            return [Lane.INTERACTIVE, Lane.BATCH]
+        return [Lane.INTERACTIVE]
+
+    def take(self, lane: Lane) -> None:
+        """Note that a run of this lane has a slot."""
+        self._held[lane] += 1
+        self._in_a_row = 0 if lane is Lane.BATCH else self._in_a_row + 1
+
+    def free(self, lane: Lane) -> None:
+        """Note that its slot is free again."""
+        self._held[lane] -= 1
