@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from api import agents, docs, health, problems, query, runs, threads
+from api import agents, dead_letters, docs, health, problems, query, runs, threads
 from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
@@ -77,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    for router in (agents.router, threads.router, query.router, runs.router, runs.streams):
+    for router in (agents.router, threads.router, query.router, runs.router, runs.streams, dead_letters.router):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

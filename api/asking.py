@@ -16,6 +16,7 @@ from api.run_cancel import announce
 from api.run_rows import owned_run
 from shared.idempotency import Key, Repeated
 from shared.runs import Query, Strategy, accept
+from shared.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,8 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
         NotFound: what the key created is gone.
         Refusal: there is no such thread or agent, or the thread is busy.
     """
-    settings = service.settings
-    deadline = new.deadline_s or settings.run_deadline_seconds
-    if deadline > settings.max_run_deadline_seconds:
-        raise invalid("/deadline_s", "less_than_equal", f"At most {settings.max_run_deadline_seconds:g} seconds")
+    deadline = new.deadline_s or service.settings.run_deadline_seconds
+    check_deadline(service.settings, deadline)
     asked = Query(
         tenant=caller.tenant,
         user_id=caller.user_id,
@@ -56,6 +55,16 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     if accepted.superseded:
         await announce(service, accepted.superseded)
     return Asked(accepted.run)
+
+
+def check_deadline(settings: Settings, seconds: float) -> None:
+    """See that a deadline is none further away than this service allows.
+
+    Raises:
+        Refused: 422, it is.
+    """
+    if seconds > settings.max_run_deadline_seconds:
+        raise invalid("/deadline_s", "less_than_equal", f"At most {settings.max_run_deadline_seconds:g} seconds")
 
 
 async def ended(service: Parts, run: Any, seconds: float) -> bool:

@@ -15,7 +15,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
-from api.identity import SECURITY_SCHEMES
+from api.identity import OPERATOR_SCHEMES, SECURITY_SCHEMES
 from api.problems import MEDIA_TYPE, Problem, example
 from shared import VERSION
 
@@ -76,6 +76,7 @@ TAGS = [
     },
     {"name": "threads", "description": "Conversations: the next query is answered knowing the ones before."},
     {"name": "agents", "description": "What can be asked."},
+    {"name": "operator", "description": "For operators, of all tenants: with a key of `OPERATOR_KEYS`, and no user."},
     {"name": "health", "description": "For operators and their machines; no key is asked for."},
 ]
 
@@ -150,11 +151,12 @@ class Documented(FastAPI):
         """Describe the API; what FastAPI cannot say is put right."""
         if self.openapi_schema is None:
             document = super().openapi()
-            document["components"]["securitySchemes"] = SECURITY_SCHEMES
+            document["components"]["securitySchemes"] = {**SECURITY_SCHEMES, **OPERATOR_SCHEMES}
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     if path.startswith("/api/"):
-                        operation["security"] = [{scheme: [] for scheme in SECURITY_SCHEMES}]
+                        schemes = OPERATOR_SCHEMES if "operator" in operation["tags"] else SECURITY_SCHEMES
+                        operation["security"] = [{scheme: [] for scheme in schemes}]
                     operation["responses"] = {
                         status: _as_problem(status, response)
                         for status, response in sorted(operation["responses"].items())

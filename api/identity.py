@@ -1,8 +1,12 @@
-"""Who calls: a tenant, by the API key, and one of its users. Neither is believed without its header, nor with two."""
+"""Who calls: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
+
+Nobody is believed without a header, nor with two.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 from uuid import UUID
@@ -11,9 +15,10 @@ from fastapi import Depends, Request
 
 from api.problems import Refused
 from api.tickets import Tickets
-from shared.keys import tenant_of
+from shared.keys import holder_of
 
 _KEY = "agent_relay.caller"
+_OPERATOR = "agent_relay.operator"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
@@ -26,7 +31,12 @@ SECURITY_SCHEMES = {
         "description": "The UUID of your end user, whom threads and runs belong to.",
     },
 }
-"""How OpenAPI says it: both headers, on every call."""
+"""How OpenAPI says it: both headers, on every call of a user's."""
+
+OPERATOR_SCHEMES = {
+    "OperatorKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of an operator."},
+}
+"""The same of the calls of operators."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +53,7 @@ def identify(request: Request) -> Owner:
     Raises:
         Refused: 401 without a valid key, 400 without exactly one user.
     """
-    keys = request.headers.getlist("X-API-Key")
-    if len(keys) > 1:
-        raise Refused(400, "X-API-Key is repeated.")
-    key = keys[0].encode("latin-1") if keys else b""
-    tenant = tenant_of(key, request.app.state.settings.api_keys)
-    if tenant is None:
-        raise Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
+    tenant = _holder(request, request.app.state.settings.api_keys)
     users = request.headers.getlist("X-User-ID")
     if len(users) != 1:
         raise Refused(400, "X-User-ID is repeated." if users else "X-User-ID is missing.")
@@ -58,6 +62,25 @@ def identify(request: Request) -> Owner:
     owner = Owner(tenant, UUID(users[0]))
     request.scope[_KEY] = owner
     return owner
+
+
+def identify_operator(request: Request) -> None:
+    """Read which operator calls.
+
+    Raises:
+        Refused: 401 without a valid key of an operator, as every key is where none is configured.
+    """
+    request.scope[_OPERATOR] = _holder(request, request.app.state.settings.operator_keys)
+
+
+def _holder(request: Request, names_by_hash: Mapping[str, str]) -> str:
+    keys = request.headers.getlist("X-API-Key")
+    if len(keys) > 1:
+        raise Refused(400, "X-API-Key is repeated.")
+    name = holder_of(keys[0].encode("latin-1") if keys else b"", names_by_hash)
+    if name is None:
+        raise Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
+    return name
 
 
 def identify_by_ticket(request: Request) -> None:
@@ -75,5 +98,12 @@ def _identified(request: Request) -> Owner:
     return request.scope[_KEY]
 
 
+def _identified_operator(request: Request) -> str:
+    return request.scope[_OPERATOR]
+
+
 Caller = Annotated[Owner, Depends(_identified)]
 """The caller, whom `StrictRoute` identified before anything else was looked at."""
+
+Operator = Annotated[str, Depends(_identified_operator)]
+"""The name of the operator who calls, whom `OperatorRoute` identified."""

@@ -17,6 +17,7 @@ from shared.tables import RunStatus
 Metadata = dict[str, JsonValue]
 ThreadId = Annotated[UUID, Path(description="The thread's id.")]
 RunId = Annotated[UUID, Path(description="The run's id.")]
+DeadlineSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 
 
 class Resource(BaseModel):
@@ -139,7 +140,7 @@ class NewQuery(Request):
     them and keep what they produced (`interrupt`), or cancel them and erase their messages (`rollback`)."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+    deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance after which the run fails as `deadline_exceeded`."""
 
     @model_validator(mode="after")
@@ -221,6 +222,61 @@ class Run(Resource):
     """When a worker first began."""
     finished_at: datetime | None
     """When it ended."""
+
+
+class DeadLetter(Resource):
+    """A failed run that nobody has had asked again. What was asked is not shown: it is the user's."""
+
+    run_id: UUID
+    """The run that failed."""
+    tenant: str
+    """Whose it is."""
+    user_id: UUID
+    """The tenant's user."""
+    thread_id: UUID | None
+    """The thread that was asked in; null for a run without one."""
+    agent_type: str
+    """The agent that was asked."""
+    error: RunError
+    """Why it failed."""
+    attempt: int
+    """How many times a worker had begun to answer."""
+    crashes: int
+    """How many workers died under it."""
+    created_at: datetime
+    """When it was accepted."""
+    finished_at: datetime
+    """When it failed."""
+
+
+class Requeue(Request):
+    """Dead letters to be asked again."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"run_ids": ["0198c5a4-7c9e-7000-8000-000000000000"]}]})
+
+    run_ids: list[UUID] = Field(min_length=1, max_length=100)
+    """The runs that failed."""
+    deadline_s: DeadlineSeconds | None = None
+    """Seconds from now after which the new runs fail; without it, each has as many as its predecessor had."""
+
+
+class Requeued(Resource):
+    """What became of one of them."""
+
+    run_id: UUID
+    """The run that failed."""
+    outcome: Literal["requeued", "already_requeued", "not_found", "unknown_agent"]
+    """`already_requeued`: it was before, by whomever. `not_found`: it is no dead letter. `unknown_agent`: no worker has
+    registered its agent."""
+    requeued_as: UUID | None
+    """The new run, where there is one; it is its user's, with `retry_of`."""
+
+
+class RequeuedRuns(Resource):
+    """What became of all of them."""
+
+    items: list[Requeued]
+    """In the order of the request."""
 
 
 def run_of(row: Any, queue_position: int | None = None) -> Run:

@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from api.identity import identify, identify_by_ticket
+from api.identity import identify, identify_by_ticket, identify_operator
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
@@ -94,6 +94,15 @@ class TicketedRoute(StrictRoute):
             identify_by_ticket(request)
         else:
             identify(request)
+
+
+class OperatorRoute(StrictRoute):
+    """A route for operators, with keys of their own and no user."""
+
+    @staticmethod
+    def identify(request: Request) -> None:
+        """Find out which operator calls, or refuse."""
+        identify_operator(request)
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

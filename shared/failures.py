@@ -21,6 +21,9 @@ class FailureCode(StrEnum):
 RETRYABLE = frozenset({FailureCode.MODEL_UNAVAILABLE, FailureCode.OUTPUT_INVALID, FailureCode.DEADLINE_EXCEEDED})
 """Asking the same again may well succeed."""
 
+DEAD = RETRYABLE | {FailureCode.WORKER_CRASHED}
+"""What makes a failed run a dead letter: an operator who has mended what was wrong can have the same asked again."""
+
 SENTENCES: dict[FailureCode, str] = {
     FailureCode.WORKER_CRASHED: "The worker died while it answered, more often than a run may take it.",
     FailureCode.DEADLINE_EXCEEDED: "The run did not end before its deadline.",

@@ -1,7 +1,7 @@
-"""API keys: how one is made and what is kept of it.
+"""Keys of tenants and of operators: how one is made and what is kept of it.
 
 A key is 256 random bits, so a plain SHA-256 of it is as hard to turn back as the key is to guess; only that is kept.
-`python -m shared.keys TENANT` prints a new key and the pair for `API_KEYS`.
+`python -m shared.keys NAME` prints a new key and the pair for `API_KEYS`, or of an operator for `OPERATOR_KEYS`.
 """
 
 import hashlib
@@ -17,27 +17,27 @@ def new_key() -> str:
 
 
 def hash_key(key: bytes) -> str:
-    """Return the hexadecimal SHA-256 that `API_KEYS` holds."""
+    """Return the hexadecimal SHA-256 that the settings hold."""
     return hashlib.sha256(key).hexdigest()
 
 
-def tenant_of(key: bytes, tenants_by_hash: Mapping[str, str]) -> str | None:
-    """Find the key's tenant, in a time that tells nothing about how near a wrong key came."""
+def holder_of(key: bytes, names_by_hash: Mapping[str, str]) -> str | None:
+    """Find whose key it is, in a time that tells nothing about how near a wrong key came."""
     given = hash_key(key)
     found: str | None = None
-    for known, tenant in tenants_by_hash.items():
+    for known, name in names_by_hash.items():
         if hmac.compare_digest(given, known):
-            found = tenant
+            found = name
     return found
 
 
 def main() -> None:
-    """Print a new key for the tenant named on the command line."""
+    """Print a new key for whoever is named on the command line."""
     if len(sys.argv) != 2:  # noqa: PLR2004
-        raise SystemExit("usage: python -m shared.keys TENANT")
+        raise SystemExit("usage: python -m shared.keys NAME")
     key = new_key()
-    print(f"key (give it to the tenant, it is not kept): {key}")  # noqa: T201
-    print(f"pair (add it to API_KEYS):                   {sys.argv[1]}:{hash_key(key.encode())}")  # noqa: T201
+    print(f"key (give it to its holder, it is not kept):  {key}")  # noqa: T201
+    print(f"pair (for API_KEYS, or for OPERATOR_KEYS):    {sys.argv[1]}:{hash_key(key.encode())}")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -28,15 +28,15 @@ def _pairs(value: object, separator: str) -> list[tuple[str, str]]:
     return [(left.strip(), right.strip()) for left, right in pairs]
 
 
-def _api_keys(value: object) -> object:
-    """Read `tenant:sha256` pairs; a tenant may have several keys, which is how they are rotated."""
+def _keys(value: object) -> object:
+    """Read `name:sha256` pairs; a name may have several keys, which is how they are rotated."""
     if isinstance(value, dict):
         return value  # pyright: ignore[reportUnknownVariableType]
     keys: dict[str, str] = {}
-    for tenant, key_hash in _pairs(value, ":"):
-        if not _TENANT.fullmatch(tenant) or not _KEY_HASH.fullmatch(key_hash):
-            raise ValueError("must list tenant:key-hash pairs, as `python -m shared.keys TENANT` makes them")
-        keys[key_hash] = tenant
+    for name, key_hash in _pairs(value, ":"):
+        if not _TENANT.fullmatch(name) or not _KEY_HASH.fullmatch(key_hash):
+            raise ValueError("must list name:key-hash pairs, as `python -m shared.keys NAME` makes them")
+        keys[key_hash] = name
     return keys
 
 
@@ -86,8 +86,10 @@ class Settings(BaseSettings):
     """Address that the API listens on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port that the API listens on; 0 takes a free one."""
-    api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_api_keys)] = Field(default_factory=dict)
+    api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
+    operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
+    """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
     ticket_secret: SecretStr | None = Field(default=None, min_length=16)
     """Signs stream tickets, the same in all API processes; without it, it is made from `API_KEYS`."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(default_factory=list)
@@ -169,6 +171,8 @@ def read(**overrides: Any) -> Settings:
         raise WrongSettings(
             ["BEAT_SECONDS must be at most a third of LEASE_SECONDS: a late beat is not a dead worker."]
         )
+    if settings.api_keys.keys() & settings.operator_keys.keys():
+        raise WrongSettings(["OPERATOR_KEYS has a key in common with API_KEYS: a tenant is no operator."])
     return settings
 
 

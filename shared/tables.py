@@ -125,6 +125,8 @@ class Run(Base):
     message_id: Mapped[UUID]
     """The answer's id, the same for all attempts."""
     retry_of: Mapped[UUID | None]
+    requeued_as: Mapped[UUID | None]
+    """The run that an operator has made of this one, which failed."""
     batch_id: Mapped[UUID | None]
     custom_id: Mapped[str | None]
 
@@ -174,6 +176,7 @@ class Run(Base):
             "runs_unfinished_in_a_thread", "thread_id", "seq", postgresql_where=text("status IN ('queued', 'running')")
         ),
         Index("runs_untold", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND NOT end_told")),
+        Index("runs_dead", "finished_at", "id", postgresql_where=text("status = 'failed' AND requeued_as IS NULL")),
         Index("runs_to_erase", "finished_at", postgresql_where=text("thread_id IS NULL AND finished_at IS NOT NULL")),
     )
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from shared.embedded import PostgresServer, RedisServer
 from shared.migrations.upgrade import upgrade
 from tests.client import Client
 from tests.service import Running, Service, serving
+from tests.stage import Stage
 
 _numbers = itertools.count(1)
 
@@ -73,6 +75,24 @@ def new_redis(redis_server: RedisServer) -> Callable[[], str]:
 def redis_url(new_redis: Callable[[], str]) -> str:
     """A Redis database of the test's own."""
     return new_redis()
+
+
+@pytest.fixture
+async def stage(database_url: str) -> AsyncGenerator[Stage]:
+    """A stage of the test's own."""
+    database = create_async_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    stage = Stage(database)
+    await stage.execute(
+        "INSERT INTO agents (agent_type, pool, description, output_schema, text_output) "
+        "VALUES ('echo', 'default', '', '{}', true)"
+    )
+    await stage.execute(
+        "INSERT INTO threads (id, tenant, user_id, agent_type, metadata) VALUES (:id, 'acme', :user_id, 'echo', '{}')",
+        id=stage.thread_id,
+        user_id=stage.user_id,
+    )
+    yield stage
+    await database.dispose()
 
 
 @pytest.fixture

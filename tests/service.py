@@ -19,6 +19,7 @@ from shared.keys import hash_key
 
 ROOT = Path(__file__).parent.parent
 KEYS = {"acme": "key-of-acme", "other": "key-of-other"}
+OPERATOR_KEY = "key-of-an-operator"
 START_SECONDS = 60
 STOP_SECONDS = 20
 
@@ -130,7 +131,7 @@ class Service:
             process = subprocess.Popen(
                 [sys.executable, "-m", name, *arguments],
                 cwd=ROOT,
-                env=self._environment() | environment,
+                env=self.surroundings() | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -139,12 +140,14 @@ class Service:
         self.processes.append(running)
         return running
 
-    def _environment(self) -> dict[str, str]:
+    def surroundings(self) -> dict[str, str]:
+        """The environment of its processes."""
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
         return kept | {
             "DATABASE_URL": self.database_url,
             "REDIS_URL": self.redis_url,
             "API_KEYS": ",".join(f"{tenant}:{hash_key(key.encode())}" for tenant, key in KEYS.items()),
+            "OPERATOR_KEYS": f"oscar:{hash_key(OPERATOR_KEY.encode())}",
             "AGENTS": ",".join(f"{name}={path}" for name, path in TEST_AGENTS.items()),
             "DRAIN_SECONDS": "1",
             "SCRIPTED_TOKENS_PER_SECOND": "400",

@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from shared.keys import hash_key, new_key, tenant_of
+from shared.keys import hash_key, holder_of, new_key
 from tests.client import Client
 from tests.problems import CANARY, problem_of
 from tests.service import KEYS, Running, Service
@@ -159,6 +159,6 @@ async def test_a_tenant_changes_its_key_without_a_gap(service: Service) -> None:
 def test_a_key_is_found_by_its_bytes() -> None:
     key = new_key()
 
-    assert tenant_of(key.encode(), {hash_key(b"another"): "other", hash_key(key.encode()): "acme"}) == "acme"
-    assert tenant_of(b"\xff" + key.encode(), {hash_key(key.encode()): "acme"}) is None
-    assert tenant_of(b"", {}) is None
+    assert holder_of(key.encode(), {hash_key(b"another"): "other", hash_key(key.encode()): "acme"}) == "acme"
+    assert holder_of(b"\xff" + key.encode(), {hash_key(key.encode()): "acme"}) is None
+    assert holder_of(b"", {}) is None

@@ -13,7 +13,7 @@ from api.app import create_app
 from api.problems import Problem
 from shared.settings import Settings
 from tests.client import Client
-from tests.service import Running
+from tests.service import OPERATOR_KEY, Running
 
 Json = dict[str, Any]
 
@@ -108,12 +108,17 @@ def test_every_call_of_the_api_tells_of_the_refusals_that_any_may_meet(document:
             assert expected <= operation["responses"].keys(), name
 
 
-def test_every_call_of_the_api_needs_both_headers(document: Json) -> None:
+def test_every_call_of_the_api_needs_both_headers_and_those_of_operators_one(document: Json) -> None:
     schemes = document["components"]["securitySchemes"]
 
-    assert {scheme["name"] for scheme in schemes.values()} == {"X-API-Key", "X-User-ID"}
+    assert {name: scheme["name"] for name, scheme in schemes.items()} == {
+        "ApiKey": "X-API-Key",
+        "UserId": "X-User-ID",
+        "OperatorKey": "X-API-Key",
+    }
     for name, operation in operations(document):
-        assert operation.get("security") == ([{scheme: [] for scheme in schemes}] if "/api/" in name else None)
+        needed = ["OperatorKey"] if "/operator/" in name else ["ApiKey", "UserId"] if "/api/" in name else []
+        assert [name for alternative in operation.get("security", []) for name in alternative] == needed, name
 
 
 def test_streams_are_documented_in_both_framings(document: Json) -> None:
@@ -144,7 +149,8 @@ async def test_the_examples_work(client: Client, document: Json) -> None:
 
     for method, path, example in examples:
         body = {**example, "thread_id": await client.thread()} if "thread_id" in example else example
-        response = await client.http.request(method, path.removeprefix("/api/v1"), json=body)
+        headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
+        response = await client.http.request(method, path.removeprefix("/api/v1"), json=body, headers=headers)
         assert response.is_success, (path, response.text)
 
 

@@ -12,11 +12,17 @@ from shared.embedded import PostgresServer, RedisServer
 from shared.migrations.upgrade import upgrade
 from tests.client import Client
 from tests.problems import problem_of
-from tests.service import Running, Service, serving
+from tests.service import OPERATOR_KEY, Running, Service, serving
 
 ID = "0198c5a4-7c9e-7000-8000-000000000000"
 QUERY = {"agent_type": "echo", "query": "hello"}
-BODIES = {"/threads": {"agent_type": "echo"}, "/runs": QUERY, "/agent/query": QUERY, "/agent/stream": QUERY}
+BODIES = {
+    "/threads": {"agent_type": "echo"},
+    "/runs": QUERY,
+    "/agent/query": QUERY,
+    "/agent/stream": QUERY,
+    "/operator/dead-letters/requeue": {"run_ids": [ID]},
+}
 SECONDS = 10
 """What a caller may wait for a refusal."""
 
@@ -62,7 +68,9 @@ async def every_call(client: Client) -> list[tuple[str, httpx.Response]]:
         for method in methods:
             body = BODIES.get(path.removeprefix("/api/v1")) if method == "post" else None
             url = root + path.format(run_id=ID, thread_id=ID)
-            answers.append((f"{method} {path}", await client.http.request(method, url, json=body, timeout=SECONDS)))
+            headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
+            answer = await client.http.request(method, url, json=body, headers=headers, timeout=SECONDS)
+            answers.append((f"{method} {path}", answer))
     return answers
 
 

@@ -1,7 +1,7 @@
 """`python -m worker`: answer runs until told to stop. Start as many as you like, on as many machines.
 
 `--processes N` starts N of them under a small parent, which restarts what dies: then a dead process costs a second, and
-only a dead machine costs the lease.
+only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
 
 from __future__ import annotations
@@ -9,17 +9,54 @@ from __future__ import annotations
 import argparse
 from uuid import UUID
 
+import uvloop
+
 from shared.clock import new_id
+from shared.failures import DEAD, FailureCode
 from shared.settings import read
-from worker import parent
+from worker import dead_letters, parent
 from worker.process import work
 
-if __name__ == "__main__":
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Answer runs until told to stop.")
     parser.add_argument("--processes", type=int, metavar="N", help="start N workers and restart those that die")
     parser.add_argument("--id", type=UUID, help=argparse.SUPPRESS)
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="for operators, instead")
+    show = verbs.add_parser("dead-letters", help="list the failed runs that can be asked again")
+    again = verbs.add_parser("requeue", help="have some of them asked again, as new runs")
+    which = again.add_mutually_exclusive_group(required=True)
+    which.add_argument("run_ids", type=UUID, nargs="*", default=[], metavar="RUN_ID", help="these")
+    which.add_argument("--all", action="store_true", help="all that are dead now")
+    again.add_argument("--deadline", type=float, metavar="SECONDS", help="time they have; else as much as before")
+    for verb in (show, again):
+        codes = sorted(DEAD)
+        verb.add_argument("--code", type=FailureCode, choices=codes, help="only those that failed for this reason")
+    return parser
+
+
+def main() -> None:
+    """Do what the command line says."""
+    parser = _parser()
     arguments = parser.parse_args()
-    if arguments.processes:
-        parent.keep(read(), arguments.processes)
-    else:
-        work(read(), arguments.id or new_id())
+    settings = read()
+    longest = settings.max_run_deadline_seconds
+    match arguments.verb:
+        case "dead-letters":
+            uvloop.run(dead_letters.show(settings, arguments.code))
+        case "requeue" if arguments.deadline is not None and not 0 < arguments.deadline <= longest:
+            parser.error(f"--deadline must be above 0 and at most {longest:g}")
+        case "requeue" if arguments.all:
+            uvloop.run(dead_letters.requeue_all(settings, arguments.code, arguments.deadline))
+        case "requeue" if arguments.code:
+            parser.error("--code goes with --all")
+        case "requeue":
+            uvloop.run(dead_letters.requeue_some(settings, arguments.run_ids, arguments.deadline))
+        case _ if arguments.processes:
+            parent.keep(settings, arguments.processes)
+        case _:
+            work(settings, arguments.id or new_id())
+
+
+if __name__ == "__main__":
+    main()

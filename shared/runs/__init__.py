@@ -14,6 +14,7 @@ from shared.runs.accept import Accepted, Query, Strategy, accept
 from shared.runs.cancel import Cancellation, cancel
 from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine, is_suspect
 from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
+from shared.runs.requeue import Requeued, dead_letters, requeue
 
 __all__ = [
     "Accepted",
@@ -22,10 +23,12 @@ __all__ = [
     "Ending",
     "Exchange",
     "Query",
+    "Requeued",
     "Strategy",
     "accept",
     "cancel",
     "claim",
+    "dead_letters",
     "earlier_exchanges",
     "ended_row",
     "finish",
@@ -34,4 +37,5 @@ __all__ = [
     "is_suspect",
     "let_go",
     "next_in_thread",
+    "requeue",
 ]

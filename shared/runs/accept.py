@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic_core import to_json
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.clock import new_id
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
@@ -44,6 +44,11 @@ class Query:
     deadline_seconds: float
     strategy: Strategy = Strategy.ENQUEUE
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    lane: Lane = Lane.INTERACTIVE
+    retry_of: UUID | None = None
+    """The run that this one repeats."""
+    suspect: bool = False
+    """Whether it may be what kills workers, so that each attempt is made in a process of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +74,10 @@ _BUSY = text(
 _INSERT = text("""
     WITH run AS (
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
-                          user_message_id, message_id, deadline_at)
+                          user_message_id, message_id, retry_of, crashes, deadline_at)
         SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
                :lane, :query, CAST(:metadata AS jsonb), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
-               now() + make_interval(secs => :deadline_seconds)
+               CAST(:retry_of AS uuid), CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
         FROM agents WHERE agent_type = :agent_type
         RETURNING *
     ), message AS (
@@ -94,42 +99,49 @@ async def accept(database: AsyncEngine, asked: Query, key: Key | None = None) ->
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
     """
     async with database.begin() as connection:
-        run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
-        await keep(connection, key, run_id)
-        if asked.thread_id is not None:
-            owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
-            thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
-            if thread is None:
-                raise NotFound("thread")
-            agent_type, seq = thread.agent_type, thread.last_seq
-            # A new statement, which sees what was committed while this one waited for the thread.
-            match asked.strategy:
-                case Strategy.REJECT:
-                    if busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id}):
-                        raise ThreadBusy(busy)
-                case Strategy.INTERRUPT | Strategy.ROLLBACK:
-                    roll_back = asked.strategy is Strategy.ROLLBACK
-                    superseded = await supersede(connection, asked.thread_id, roll_back=roll_back)
-                case Strategy.ENQUEUE:
-                    pass
-        result = await connection.execute(
-            _INSERT,
-            {
-                "id": run_id,
-                "tenant": asked.tenant,
-                "user_id": asked.user_id,
-                "thread_id": asked.thread_id,
-                "seq": seq,
-                "agent_type": agent_type,
-                "lane": Lane.INTERACTIVE,
-                "query": asked.query,
-                "metadata": to_json(asked.metadata).decode(),
-                "user_message_id": new_id(),
-                "message_id": new_id(),
-                "deadline_seconds": asked.deadline_seconds,
-            },
-        )
-        run = result.one_or_none()
-        if run is None:
-            raise UnknownAgent(str(agent_type))
+        return await accept_in(connection, asked, key)
+
+
+async def accept_in(connection: AsyncConnection, asked: Query, key: Key | None = None) -> Accepted:
+    """Store the query in a transaction of the caller's; see `accept`."""
+    run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
+    await keep(connection, key, run_id)
+    if asked.thread_id is not None:
+        owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
+        thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
+        if thread is None:
+            raise NotFound("thread")
+        agent_type, seq = thread.agent_type, thread.last_seq
+        # A new statement, which sees what was committed while this one waited for the thread.
+        match asked.strategy:
+            case Strategy.REJECT:
+                if busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id}):
+                    raise ThreadBusy(busy)
+            case Strategy.INTERRUPT | Strategy.ROLLBACK:
+                roll_back = asked.strategy is Strategy.ROLLBACK
+                superseded = await supersede(connection, asked.thread_id, roll_back=roll_back)
+            case Strategy.ENQUEUE:
+                pass
+    result = await connection.execute(
+        _INSERT,
+        {
+            "id": run_id,
+            "tenant": asked.tenant,
+            "user_id": asked.user_id,
+            "thread_id": asked.thread_id,
+            "seq": seq,
+            "agent_type": agent_type,
+            "lane": asked.lane,
+            "query": asked.query,
+            "metadata": to_json(asked.metadata).decode(),
+            "user_message_id": new_id(),
+            "message_id": new_id(),
+            "retry_of": asked.retry_of,
+            "crashes": int(asked.suspect),
+            "deadline_seconds": asked.deadline_seconds,
+        },
+    )
+    run = result.one_or_none()
+    if run is None:
+        raise UnknownAgent(str(agent_type))
     return Accepted(run, ring_of(run), superseded)

@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 RUNS = "tests/test_runs.py::"
+DEAD_LETTERS = "tests/test_dead_letters.py::"
 LANES = "tests/test_lanes.py::"
 SHARES = "tests/test_shares.py::"
 RETRYING = "tests/test_retrying.py::"
@@ -171,5 +172,33 @@ _LET_GO""",
         "if tried >= self._tries or pause is None:",
         "if tried:",
         RETRYING + "test_a_model_that_recovers_is_asked_until_it_does",
+    ),
+    Mutation(
+        "two operators, two runs",
+        "shared/runs/requeue.py",
+        "WHERE id = :id AND requeued_as IS NULL RETURNING",
+        "WHERE id = :id RETURNING",
+        DEAD_LETTERS + "test_two_operators_make_one_run_of_a_dead_letter",
+    ),
+    Mutation(
+        "a poison run among others once more",
+        "shared/runs/requeue.py",
+        "suspect=dead.crashes > 0",
+        "suspect=False",
+        DEAD_LETTERS + "test_what_killed_workers_is_asked_again_in_a_process_of_its_own",
+    ),
+    Mutation(
+        "what was to be cancelled is asked again",
+        "shared/runs/requeue.py",
+        "cancel_requested_at IS NULL AND threads.deleted_at IS NULL",
+        "threads.deleted_at IS NULL",
+        DEAD_LETTERS + "test_only_what_could_come_to_more_is_a_dead_letter",
+    ),
+    Mutation(
+        "every tenant an operator",
+        "api/identity.py",
+        "_holder(request, request.app.state.settings.operator_keys)",
+        "_holder(request, request.app.state.settings.operator_keys | request.app.state.settings.api_keys)",
+        DEAD_LETTERS + "test_a_tenant_is_no_operator_and_an_operator_no_tenant",
     ),
 ]
