@@ -96,7 +96,7 @@ class Service:
 
     def api(self, **environment: str) -> Running:
         """Start an API process, and wait until it takes requests."""
-        running = self._start("api", {"PORT": "0", **environment})
+        running = self.begin("api", **{"PORT": "0", **environment})
         running.url = running.await_line(r"Uvicorn running on (http://\S+)")[1]
         deadline = time.monotonic() + START_SECONDS
         while httpx.get(f"{running.url}/health/live").status_code != 200:
@@ -105,13 +105,9 @@ class Service:
 
     def worker(self, *arguments: str, **environment: str) -> Running:
         """Start a worker process, and wait until it takes runs."""
-        running = self.begin_worker(*arguments, **environment)
+        running = self.begin("worker", *arguments, **environment)
         running.await_line(r"worker\.ready")
         return running
-
-    def begin_worker(self, *arguments: str, **environment: str) -> Running:
-        """Start a worker process, and do not wait for it."""
-        return self._start("worker", environment, *arguments)
 
     def stop(self) -> None:
         """End whatever still runs."""
@@ -125,7 +121,8 @@ class Service:
             except subprocess.TimeoutExpired:
                 running.kill()
 
-    def _start(self, name: str, environment: dict[str, str], *arguments: str) -> Running:
+    def begin(self, name: str, *arguments: str, **environment: str) -> Running:
+        """Start a process, and do not wait for it."""
         log = self.folder / f"{name}-{len(self.processes)}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -1,0 +1,258 @@
+"""The house that is to be shaken: real servers, real processes that are restarted as a supervisor would, and a model.
+
+Between each process and each server lies a link that can be cut. Whatever is broken is noted in the history.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from shared.embedded import PostgresServer, RedisServer
+from shared.migrations.upgrade import upgrade
+from tests.faults.history import Breakage, Broken, History
+from tests.faults.link import Link
+from tests.faults.script import AGENTS
+from tests.service import ROOT, Running, Service
+
+LOOK_SECONDS = 0.3
+RESTART_SECONDS = 0.3
+SETTLE_SECONDS = 60
+READY = {
+    "parent": r"(?s)worker\.ready.*worker\.ready",
+    "worker": r"worker\.ready",
+    "api-1": "Uvicorn running",
+    "api-2": "Uvicorn running",
+}
+FROZEN_AT_A_FAILPOINT_SECONDS = (1.0, 7.0)
+
+
+class Post:
+    """A process that is kept running: another one takes its place when it dies."""
+
+    def __init__(self, name: str, start: Callable[[], Running], links: dict[str, Link]) -> None:
+        self.name = name
+        self.links = links
+        self.running = start()
+        self._start = start
+
+    async def keep(self) -> None:
+        """Restart it for ever."""
+        while True:
+            while self.running.process.poll() is None:  # noqa: ASYNC110  (another process)
+                await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(RESTART_SECONDS)
+            self.running = self._start()
+
+    def family(self) -> list[psutil.Process]:
+        """The process and everything that it has started, itself first."""
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.running.process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes of the family that answer runs; those made for a suspect are not among them."""
+        return [process for process in self.family() if is_a_worker(process)]
+
+    def suspects(self) -> list[psutil.Process]:
+        """The processes of the family that are made for a suspect."""
+        family = self.family()
+        servers = {process.pid for process in family if _runs(process, "forkserver import main")}
+        return [process for process in family if _parent(process) in servers]
+
+
+class House:
+    """Two API processes, a parent with two workers, a worker of its own, and everything that they need."""
+
+    def __init__(self, folder: Path, history: History, environment: dict[str, str]) -> None:
+        self.history = history
+        self.posts: list[Post] = []
+        self.postgres = PostgresServer(durable=False)
+        self.redis = RedisServer()
+        self.model_url = ""
+        self.api_urls: list[str] = []
+        self._folder = folder
+        self._environment = environment
+        self._family: dict[int, psutil.Process] = {}
+        self._frozen: dict[int, Broken] = {}
+        self._mending = asyncio.Lock()
+
+    @property
+    def apis(self) -> list[Post]:
+        """Who takes requests."""
+        return [post for post in self.posts if post.name.startswith("api")]
+
+    @property
+    def database_url(self) -> str:
+        """The database, past every link."""
+        return self.postgres.url()
+
+    def note(self, kind: Breakage, what: str, pids: Iterable[int] = ()) -> Broken:
+        """Note that something is broken."""
+        broken = Broken(time.time(), kind, what, tuple(pids))
+        self.history.broken.append(broken)
+        return broken
+
+    @asynccontextmanager
+    async def living(self) -> AsyncGenerator[House]:
+        """Start everything, keep it running, and leave nothing behind."""
+        model: subprocess.Popen[str] | None = None
+        service = Service("", "", self._folder)
+        keeping: list[asyncio.Task[None]] = []
+        try:
+            self.postgres.start()
+            self.postgres.ensure_database()
+            upgrade(self.postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+            self.redis.start()
+            model = _start_model()
+            assert model.stdout is not None
+            self.model_url = f"http://127.0.0.1:{model.stdout.readline().strip()}"
+            for name in READY:
+                self.posts.append(await self._post(service, name))
+            for post in self.posts:
+                await asyncio.to_thread(post.running.await_line, READY[post.name])
+            keeping = [asyncio.create_task(post.keep()) for post in self.posts]
+            keeping.append(asyncio.create_task(self._watch()))
+            yield self
+        finally:
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, return_exceptions=True)
+            self._look()
+            for process in self._family.values():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await asyncio.to_thread(service.stop)
+            for post in self.posts:
+                for link in post.links.values():
+                    await link.close()
+            if model is not None:
+                model.kill()
+                model.communicate()
+            self.redis.close()
+            self.postgres.close()
+
+    async def _post(self, service: Service, name: str) -> Post:
+        links = {
+            "postgres": Link(self.postgres.folder / ".s.PGSQL.5432"),
+            "redis": Link(self.redis.folder / "redis.sock"),
+        }
+        for link in links.values():
+            await link.open()
+        environment = {
+            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{links['postgres'].port}/agent_relay?sslmode=disable",
+            "REDIS_URL": f"redis://127.0.0.1:{links['redis'].port}/0",
+            "AGENTS": ",".join(f"{agent}={path}" for agent, path in AGENTS.items()),
+            "OPENAI_BASE_URL": f"{self.model_url}/v1",
+            "OPENAI_API_KEY": "none",
+            **self._environment,
+        }
+        if name.startswith("api"):
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                environment["PORT"] = str(free.getsockname()[1])
+            self.api_urls.append(f"http://127.0.0.1:{environment['PORT']}")
+            return Post(name, lambda: service.begin("api", **environment), links)
+        arguments = ["--processes", "2"] if name == "parent" else []
+        return Post(name, lambda: service.begin("worker", *arguments, **environment), links)
+
+    # What can be done to processes.
+
+    def kill(self, what: str, processes: Iterable[psutil.Process]) -> None:
+        """Kill them all at once."""
+        killed = list(processes)
+        self.note(Breakage.KILLED, what, [process.pid for process in killed])
+        for process in killed:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def stop(self, what: str, process: psutil.Process) -> None:
+        """Tell it to stop."""
+        self.note(Breakage.STOPPED, what, [process.pid])
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+
+    async def freeze(self, what: str, process: psutil.Process, seconds: float) -> None:
+        """Stop it in its tracks for so long."""
+        with suppress(psutil.NoSuchProcess):
+            if process.pid not in self._frozen:
+                self._frozen[process.pid] = broken = self.note(Breakage.FROZEN, what, [process.pid])
+                process.suspend()
+                await asyncio.sleep(seconds)
+                process.resume()
+                broken.until = time.time()
+        self._frozen.pop(process.pid, None)
+
+    # What can be done to servers.
+
+    async def crash_postgres(self, *, kill: bool) -> None:
+        """Have PostgreSQL die, without a word or immediately, and come back."""
+        async with self._mending:
+            broken = self.note(Breakage.POSTGRES_CRASHED, "SIGKILL" if kill else "SIGQUIT")
+            if kill:
+                await asyncio.to_thread(self.postgres.stop, kill=True)
+            else:
+                await asyncio.to_thread(self.postgres.process.stop, ((signal.SIGQUIT, 20),))
+            await asyncio.to_thread(self.postgres.start)
+            broken.until = time.time()
+
+    async def kill_redis(self) -> None:
+        """Have Redis die with all it holds, and come back empty."""
+        async with self._mending:
+            broken = self.note(Breakage.REDIS_KILLED, "redis")
+            await asyncio.to_thread(self.redis.restart, kill=True)
+            broken.until = time.time()
+
+    # What goes on all the time.
+
+    async def _watch(self) -> None:
+        """Know everybody who ever lived here; and thaw who froze at a failpoint."""
+        while True:
+            self._look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _look(self) -> None:
+        for pid, process in list(self._family.items()):
+            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+                del self._family[pid]
+            else:
+                with suppress(psutil.NoSuchProcess):
+                    self._family |= {child.pid: child for child in process.children(recursive=True)}
+        for post in self.posts:
+            self._family |= {process.pid: process for process in post.family()}
+
+    def orphans(self) -> list[psutil.Process]:
+        """Those whose parent was killed, and who live on."""
+        at_home = {process.pid for post in self.posts for process in post.family()}
+        return [process for pid, process in self._family.items() if pid not in at_home and process.is_running()]
+
+
+def _start_model() -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-m", "tests.faults.model"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def is_a_worker(process: psutil.Process) -> bool:
+    """Tell whether it answers runs."""
+    return _runs(process, "-m worker") and not _runs(process, "--processes")
+
+
+def _runs(process: psutil.Process, words: str) -> bool:
+    with suppress(psutil.Error):
+        return words in " ".join(process.cmdline())
+    return False
+
+
+def _parent(process: psutil.Process) -> int | None:
+    with suppress(psutil.Error):
+        return process.ppid()
+    return None

@@ -1,0 +1,101 @@
+"""The link between one process and one server: a TCP proxy that can cut it, hold it up, or lose one reply."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from pathlib import Path
+
+PIECE_BYTES = 64 << 10
+
+
+class Link:
+    """Every connection that one process has to one server, which answers on a Unix socket."""
+
+    def __init__(self, server: Path) -> None:
+        self._server = server
+        self._listener: asyncio.Server | None = None
+        self._transports: set[asyncio.WriteTransport] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self._doomed: list[bytes] = []
+        self._serving: set[asyncio.Task[None]] = set()
+        self.lost_replies: list[bytes] = []
+        """The requests of which the reply was lost, by the word that marked them."""
+
+    @property
+    def port(self) -> int:
+        """Where the process finds the server."""
+        assert self._listener is not None
+        return self._listener.sockets[0].getsockname()[1]
+
+    async def open(self) -> None:
+        """Take connections."""
+
+        def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            serving = asyncio.create_task(self._serve(reader, writer))
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
+
+        self._listener = await asyncio.start_server(take, "127.0.0.1", 0)
+
+    async def close(self) -> None:
+        """Take no more, and cut those there are."""
+        assert self._listener is not None
+        self._listener.close()
+        self._flows.set()
+        self.cut()
+        await asyncio.gather(*self._serving)
+
+    def cut(self) -> int:
+        """Cut every connection in both directions; returns how many."""
+        cut = len(self._transports) // 2
+        for transport in list(self._transports):
+            transport.abort()
+        return cut
+
+    async def hold_up(self, seconds: float) -> None:
+        """Let nothing through for so long, and keep all connections open."""
+        self._flows.clear()
+        await asyncio.sleep(seconds)
+        self._flows.set()
+
+    def lose_reply(self, word: bytes) -> None:
+        """Have the next request with this word done, and the connection cut before the server can say so."""
+        self._doomed.append(word)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            to_server = await asyncio.open_unix_connection(str(self._server))
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = (writer.transport, to_server[1].transport)
+        self._transports.update(ends)
+        doom: list[bytes] = []
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._pump(reader, to_server[1], requests=True, doom=doom))
+                both.create_task(self._pump(to_server[0], writer, requests=False, doom=doom))
+        finally:
+            for end in ends:
+                end.abort()
+                self._transports.discard(end)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, requests: bool, doom: list[bytes]
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(PIECE_BYTES):
+                await self._flows.wait()
+                if requests:
+                    doom += [self._doomed.pop(place) for place in self._marked(data)]
+                elif doom:
+                    self.lost_replies += doom
+                    break
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    def _marked(self, data: bytes) -> list[int]:
+        return [place for place, word in enumerate(self._doomed) if word in data][:1]

@@ -1,0 +1,395 @@
+"""Each invariant finds out the history that was doctored to break it; what really happened breaks none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from shared.event_log import Entry, Id, end_entry
+from tests.client import Event
+from tests.faults.faults import Kind, schedule
+from tests.faults.history import (
+    Announced,
+    Asked,
+    Breakage,
+    Broken,
+    Change,
+    Heard,
+    History,
+    Measure,
+    Peek,
+    Piece,
+    Reader,
+    Row,
+    Seen,
+    as_object,
+)
+from tests.faults.invariants import INVARIANTS, check
+from tests.faults.script import TELLER, Query, speaker, told_text
+from tests.faults.timeline import timeline
+
+TENANT, USER, THREAD = "acme", str(UUID(int=1)), str(UUID(int=2))
+FIRST, SECOND, ALONE = (str(UUID(int=number)) for number in (11, 12, 13))
+WORKER_1, WORKER_2 = str(UUID(int=21)), str(UUID(int=22))
+PID_1, PID_2 = 101, 102
+USAGE = {"requests": 1, "input_tokens": 10, "output_tokens": 20}
+
+
+def query_of(run_id: str) -> Query:
+    return Query(nonce=run_id[-4:], words=4, pace_seconds=0.1)
+
+
+def said(run_id: str, attempt: int, characters: int | None = None) -> str:
+    return told_text(speaker(run_id, attempt), query_of(run_id))[:characters]
+
+
+def new_row(run_id: str, seq: int | None) -> Row:
+    return {
+        "id": run_id,
+        "tenant": TENANT,
+        "user_id": USER,
+        "thread_id": None if seq is None else THREAD,
+        "seq": seq,
+        "agent_type": TELLER,
+        "text_output": True,
+        "query": str(query_of(run_id)),
+        "message_id": f"answer to {run_id}",
+        "status": "queued",
+        "attempt": 0,
+        "crashes": 0,
+        "worker_id": None,
+        "partial_output": None,
+        "output": None,
+        "last_entry": 0,
+        "error": None,
+        "usage": {},
+        "rolled_back": False,
+        "end_told": False,
+        "finished_at": None,
+    }
+
+
+class Book:
+    """Writes a history down."""
+
+    def __init__(self) -> None:
+        self.history = History(lease_seconds=4)
+        self.now = 1000.0
+        self._rows: dict[str, Row] = {}
+
+    def change(self, run_id: str, **changed: Any) -> Row:
+        """Change a run's row."""
+        before = self._rows[run_id]
+        after = self._rows[run_id] = before | changed
+        self._note("runs", before, after)
+        return after
+
+    def ask(self, run_id: str, seq: int | None, **asked: Any) -> None:
+        """Accept a query."""
+        self.history.asked.append(
+            Asked(
+                at=self.now,
+                query=query_of(run_id),
+                tenant=TENANT,
+                user_id=USER,
+                agent_type=TELLER,
+                thread_id=None if seq is None else THREAD,
+                status=202,
+                run_id=run_id,
+                **asked,
+            )
+        )
+        self._rows[run_id] = new_row(run_id, seq)
+        self._note("runs", None, self._rows[run_id])
+        if seq is not None:
+            self.store(run_id, "user", str(query_of(run_id)))
+
+    def claim(self, run_id: str, worker_id: str, *earlier: str) -> None:
+        """Begin an attempt."""
+        attempt = self._rows[run_id]["attempt"] + 1
+        self.change(run_id, status="running", attempt=attempt, worker_id=worker_id, partial_output=None)
+        self.announce(run_id, Entry(Id(attempt, 1), {"event": "message_started", "reason": "first"}))
+        self.history.heard.append(Heard(self.now, run_id, attempt, [query_of(run).nonce for run in earlier]))
+
+    def speak(self, run_id: str, *lengths: int | None) -> None:
+        """Publish texts."""
+        attempt = self._rows[run_id]["attempt"]
+        for number, length in enumerate(lengths, 2):
+            self.announce(run_id, Entry(Id(attempt, number), {"text": said(run_id, attempt, length)}))
+        self.change(run_id, partial_output=said(run_id, attempt, lengths[-1]), last_entry=len(lengths) + 1)
+
+    def end(self, run_id: str, status: str, **changed: Any) -> None:
+        """End a run."""
+        row = self.change(run_id, status=status, finished_at="now", usage=USAGE, **changed)
+        end = end_entry(as_object(row))
+        if row["thread_id"] and status != "failed":
+            self.store(run_id, "assistant", row["output"] or row["partial_output"])
+        self.announce(run_id, end)
+        self.change(run_id, end_told=True)
+        self.history.logs[run_id] = [entry for entry in self.entries(run_id) if entry.id.attempt >= row["attempt"]]
+
+    def entries(self, run_id: str) -> list[Entry]:
+        """Everything that was announced."""
+        return [entry for told in self.history.announced if told.run_id == run_id for entry in told.entries]
+
+    def announce(self, run_id: str, entry: Entry) -> None:
+        """Write into the log."""
+        self.now += 0.1
+        self.history.announced.append(Announced(self.now, run_id, [entry]))
+
+    def store(self, run_id: str, role: str, content: str) -> None:
+        """Store a message."""
+        self._note("messages", None, {"run_id": run_id, "role": role, "content": content})
+
+    def read(self, run_id: str, *places: str, after: str | None = None) -> None:
+        """Have a reader read the run through as many connections as there are places to go on from, and one more."""
+        row, reader = self._rows[run_id], Reader(run_id)
+        created = {"id": "0-1", "event": "message_created", "run_id": run_id}
+        events = [created, *(event_of(row, entry) for entry in self.entries(run_id))]
+        end = Id(row["attempt"] + 1, 1)
+        events.append({"id": str(end), "event": "done", "status": row["status"]})
+        cuts = [Id.parse(place) for place in places]
+        for begin, cut in zip([Id.parse(after or "0-0"), *cuts], [*cuts, end], strict=True):
+            told = [event for event in events if begin < Id.parse(event["id"]) <= cut]
+            cursor = None if begin == Id(0, 0) else str(begin)
+            reader.pieces.append(Piece(cursor, told, self.now, self.now, 200))
+        self.history.readers.append(reader)
+
+    def show(self, run_id: str, how: str, status: int = 200) -> None:
+        """Show the run to its owner."""
+        row = self._rows[run_id]
+        body = {name: row[name] for name in ("id", "status", "attempt", "output", "partial_output", "error")}
+        self.history.seen.append(Seen(self.now, how, status, body | {"finished_at": row["finished_at"]}))
+
+    def _note(self, table: str, before: Row | None, after: Row | None) -> None:
+        self.now += 0.1
+        self.history.changes.append(Change(self.now, table, before, after))
+
+
+def event_of(row: Row, entry: Entry) -> Event:
+    """Say an entry as a reader is told it."""
+    if entry.event is None:
+        return {"id": str(entry.id), "event": "text_delta", "token": entry.text}
+    event: Event = {"id": str(entry.id), "event": entry.event, "message_id": row["message_id"]}
+    return event | {name: entry.body[name] for name in ("usage", "error", "partial", "reason") if name in entry.body}
+
+
+def what_really_happened() -> History:
+    """In a thread, one run whose first worker was killed and one that was cancelled; and one that ran out of time."""
+    book = Book()
+    history = book.history
+    history.workers = {WORKER_1: PID_1, WORKER_2: PID_2}
+    book.ask(FIRST, 1)
+    book.ask(SECOND, 2, cancelled=True)
+    book.ask(ALONE, None, deadline_seconds=1)
+    book.claim(FIRST, WORKER_1)
+    book.speak(FIRST, 20, 40)
+    book.show(FIRST, "read")
+    history.broken.append(Broken(book.now, Breakage.KILLED, "worker", (PID_1,)))
+    book.change(FIRST, status="queued", crashes=1, worker_id=None)
+    book.claim(FIRST, WORKER_2)
+    book.speak(FIRST, 30, None)
+    book.end(FIRST, "succeeded", output=said(FIRST, 2), partial_output=None)
+    book.claim(SECOND, WORKER_2, FIRST)
+    book.speak(SECOND, 30)
+    book.show(SECOND, "cancelled", 202)
+    book.end(SECOND, "cancelled")
+    book.show(SECOND, "cancelled")
+    book.claim(ALONE, WORKER_2)
+    book.end(ALONE, "failed", error={"code": "deadline_exceeded"})
+    book.show(ALONE, "read")
+    for run_id in (FIRST, SECOND, ALONE):
+        book.read(run_id)
+        book.read(run_id, "0-1", "1-1")
+        book.read(run_id, after="1-1")
+    history.listed[TENANT, USER] = {FIRST, SECOND, ALONE}
+    history.peeks.append(Peek("other", USER, f"GET /runs/{FIRST}", 404))
+    history.statuses += [(book.now, "POST /runs", 202), (book.now, "POST /runs", 503)]
+    history.broken.append(Broken(book.now - 2, Breakage.POSTGRES_CRASHED, "SIGKILL", (), book.now - 1))
+    history.measures.append(Measure("connections", 0, 10, 12))
+    return history
+
+
+def change(history: History, run_id: str, place: int, **changed: Any) -> None:
+    """Doctor a change of a row, and what the row was before the next."""
+    changes = [change for change in history.changes if change.table == "runs" and change.row["id"] == run_id]
+    assert changes[place].after is not None
+    changes[place].after.update(changed)
+
+
+def event(history: History, run_id: str, name: str) -> Event:
+    """Find the first event of that name that a reader was told."""
+    readers = [reader for reader in history.readers if reader.run_id == run_id]
+    return next(event for reader in readers for event in reader.events if event["event"] == name)
+
+
+def forget(history: History, run_id: str, name: str, reader: int = 0) -> None:
+    """Have a reader not be told an event."""
+    for piece in [reader for reader in history.readers if reader.run_id == run_id][reader].pieces:
+        piece.events[:] = [event for event in piece.events if event["event"] != name]
+
+
+def asked_twice(history: History) -> None:
+    history.changes.insert(1, Change(1000.1, "runs", None, new_row(FIRST, 1) | {"id": str(UUID(int=99))}))
+
+
+def never_ended(history: History) -> None:
+    history.changes = [change for change in history.changes if change.row.get("status") != "failed"]
+
+
+def reopened(history: History) -> None:
+    ended = next(change.row for change in history.changes if change.row.get("status") == "succeeded")
+    history.changes.append(Change(2000, "runs", ended, ended | {"output": "something else"}))
+
+
+def not_asked_to_cancel(history: History) -> None:
+    history.asked[1].cancelled = False
+
+
+def nobody_died(history: History) -> None:
+    history.broken[0].pids = (PID_2 + 1,)
+
+
+def ended_twice(history: History) -> None:
+    pieces = history.readers[0].pieces
+    pieces[-1].events.insert(-1, pieces[-1].events[-2])
+
+
+def another_text(history: History) -> None:
+    last = [event for event in history.readers[0].events if event["event"] == "text_delta"][-1]
+    last["token"] = last["token"][:-1]
+
+
+def untrue_log(history: History) -> None:
+    history.logs[FIRST][-1] = Entry(history.logs[FIRST][-1].id, history.logs[ALONE][-1].body)
+
+
+def answered_twice(history: History) -> None:
+    answer = next(change for change in history.changes if change.row.get("role") == "assistant")
+    history.changes.append(answer)
+
+
+def finished_by_a_zombie(history: History) -> None:
+    for change in history.changes:
+        if change.row.get("output"):
+            change.row["output"] = said(FIRST, 1)
+
+
+def heard_from_a_zombie(history: History) -> None:
+    history.announced.append(Announced(2000, FIRST, [Entry(Id(1, 4), {"text": said(FIRST, 1)})]))
+
+
+def another_attempt_in_the_log(history: History) -> None:
+    history.logs[FIRST][1] = Entry(Id(2, 2), {"text": said(FIRST, 1, 38)})
+
+
+def told_again(history: History) -> None:
+    pieces = next(reader.pieces for reader in history.readers if len(reader.pieces) > 1)
+    pieces[1].events.insert(0, pieces[0].events[-1])
+
+
+def kept_silent(history: History) -> None:
+    """The first reader was told of the first attempt's texts, but not that it had begun."""
+    forget(history, FIRST, "message_started")
+
+
+def told_differently(history: History) -> None:
+    again = [reader for reader in history.readers if reader.run_id == FIRST][1]
+    for piece in again.pieces:
+        piece.events[:] = [event | {"reason": "?"} if "reason" in event else event for event in piece.events]
+
+
+def gap_for_nothing(history: History) -> None:
+    history.broken = []
+    history.readers[0].pieces[0].events.insert(1, {"id": "0-2", "event": "gap"})
+
+
+def invalid_partial(history: History) -> None:
+    event(history, FIRST, "text_delta")["token"] = "half of something"
+
+
+def receipt_too_early(history: History) -> None:
+    receipt = next(seen for seen in history.seen if seen.status == 202)
+    history.seen.append(Seen(receipt.at, receipt.how, 200, receipt.body))
+
+
+def out_of_turn(history: History) -> None:
+    place = next(
+        at for at, one in enumerate(history.changes) if one.row.get("id") == SECOND and one.row["status"] == "running"
+    )
+    history.changes.insert(5, history.changes.pop(place))
+
+
+def told_of_what_failed(history: History) -> None:
+    history.heard.append(Heard(2000, SECOND, 1, []))
+
+
+def shown_to_a_stranger(history: History) -> None:
+    history.peeks.append(Peek("other", USER, f"GET /runs/{FIRST}", 200))
+
+
+def refused_for_nothing(history: History) -> None:
+    history.statuses.append((5000, "POST /runs", 503))
+
+
+def grown(history: History) -> None:
+    history.measures.append(Measure("memory", 100, 900, 200))
+
+
+DOCTORED: dict[str, Callable[[History], None]] = {
+    "accepted_is_exactly_one_row": asked_twice,
+    "every_run_ends": never_ended,
+    "ends_never_change": reopened,
+    "every_run_succeeds_but_those_that_may_not": not_asked_to_cancel,
+    "every_crash_is_a_death": nobody_died,
+    "the_end_is_told_once_last_and_true": ended_twice,
+    "the_last_text_told_is_the_output": another_text,
+    "the_log_ends_as_the_row": untrue_log,
+    "messages_are_stored_once_and_whole": answered_twice,
+    "a_row_holds_what_its_attempt_said": finished_by_a_zombie,
+    "nobody_is_heard_after_a_later_attempt": heard_from_a_zombie,
+    "a_log_holds_what_its_attempts_said": another_attempt_in_the_log,
+    "ids_only_grow": told_again,
+    "what_is_resumed_is_the_rest": kept_silent,
+    "the_same_id_is_the_same_event": told_differently,
+    "gaps_are_told_only_of_what_was_lost": gap_for_nothing,
+    "only_valid_partials_leave": invalid_partial,
+    "what_is_shown_is_the_row": receipt_too_early,
+    "runs_of_a_thread_never_overlap": out_of_turn,
+    "the_model_is_told_the_thread": told_of_what_failed,
+    "nothing_of_others_is_visible": shown_to_a_stranger,
+    "refusals_have_a_reason": refused_for_nothing,
+    "everything_is_back_where_it_was": grown,
+}
+
+
+def test_what_really_happened_breaks_no_invariant() -> None:
+    assert check(what_really_happened()) == []
+
+
+@pytest.mark.parametrize("name", DOCTORED)
+def test_a_doctored_history_is_found_out(name: str) -> None:
+    history = what_really_happened()
+    DOCTORED[name](history)
+
+    assert name in {violation.invariant for violation in check(history)}
+
+
+def test_every_invariant_is_tested() -> None:
+    assert [invariant.__name__ for invariant in INVARIANTS] == list(DOCTORED)
+
+
+def test_a_timeline_tells_everything_about_a_run_in_order() -> None:
+    story = timeline(what_really_happened(), FIRST)
+
+    told = [line.split()[1] for line in story.splitlines()[1:]]
+    assert {"asked", "row", "message", "log", "model", "reader", "shown", "BROKEN"} <= set(told)
+    assert told[0] == "asked"
+
+
+def test_a_seed_replays_its_schedule() -> None:
+    assert schedule(7, 60) == schedule(7, 60) != schedule(8, 60)
+    assert {fault.kind for fault in schedule(7, 1)} == set(Kind)

@@ -1,0 +1,148 @@
+"""What PostgreSQL, Redis and the model saw, past every link: the record that clients' stories are held against."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any, cast
+from uuid import UUID
+
+import httpx
+import psutil
+import psycopg
+from psycopg import AsyncConnection
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from shared.event_log import EventLog, parse_announcement
+from tests.faults.history import Announced, Change, Heard, Measure
+from tests.faults.house import House
+
+AGAIN_SECONDS = 0.02
+GROWTH_BYTES = 80 << 20
+"""What a process may keep of its memory: imports that come late, and what allocators do not give back."""
+
+_RECORD = """
+    CREATE TABLE changes (
+        number bigserial PRIMARY KEY, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+        name text NOT NULL, before jsonb, after jsonb);
+    CREATE FUNCTION record() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        INSERT INTO changes (name, before, after) VALUES (TG_TABLE_NAME, to_jsonb(OLD), to_jsonb(NEW));
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON runs FOR EACH ROW EXECUTE FUNCTION record();
+    CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON messages FOR EACH ROW EXECUTE FUNCTION record();
+"""
+
+_UNSETTLED = "SELECT count(*) FROM runs WHERE status IN ('queued', 'running') OR NOT end_told"
+
+_OPEN_TRANSACTIONS = """
+    SELECT query FROM pg_stat_activity WHERE state LIKE 'idle in%%' AND state_change < now() - interval '1 second'
+"""
+
+
+def record_changes(database_url: str) -> None:
+    """Have PostgreSQL itself write down each change of a run or a message."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(_RECORD)
+
+
+def unsettled_runs(database_url: str) -> int:
+    """Count the runs that have not ended, or whose end has not been told."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute(_UNSETTLED).fetchone()
+    return int(row[0]) if row else 0
+
+
+async def listen(house: House) -> None:
+    """Write down everything that Redis announces about runs; for ever."""
+    while True:
+        try:
+            async with (
+                Redis.from_url(house.redis.url()) as redis,
+                redis.pubsub(ignore_subscribe_messages=True) as all_logs,
+            ):
+                await all_logs.psubscribe("log:*")
+                async for said in all_logs.listen():  # pyright: ignore[reportUnknownVariableType]
+                    message = cast("dict[str, bytes]", said)
+                    entries = parse_announcement(message["data"])
+                    run_id = message["channel"].decode().removeprefix("log:")
+                    house.history.announced.append(Announced(time.time(), run_id, entries))
+        except (RedisError, OSError):
+            await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def testify(house: House) -> None:
+    """Add to the history what PostgreSQL, Redis and the model know in the end."""
+    history = house.history
+    async with await AsyncConnection.connect(house.database_url) as connection:
+        changes = await connection.execute(
+            "SELECT extract(epoch FROM at), name, before, after FROM changes ORDER BY number"
+        )
+        history.changes = [Change(float(at), name, before, after) async for at, name, before, after in changes]
+        workers = await connection.execute("SELECT id::text, pid FROM workers")
+        history.workers = {worker_id: pid async for worker_id, pid in workers}
+    async with Redis.from_url(house.redis.url()) as redis:
+        log = EventLog(redis)
+        for run_id in history.rows:
+            if entries := await log.read(UUID(run_id)):
+                history.logs[run_id] = entries
+    async with httpx.AsyncClient() as client:
+        for heard in (await client.get(f"{house.model_url}/heard")).json():
+            run_id, _, attempt = heard["who"].partition("/")
+            history.heard.append(Heard(heard["at"], run_id, int(attempt), heard["earlier"]))
+
+
+class Scales:
+    """Measure what must come back to where it was: memory, connections, keys, readers."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._first: dict[int, float] = {}
+
+    def weigh(self) -> None:
+        """Note what each process that was not seen before takes; asked now and then."""
+        for post in self._house.posts:
+            for process in [*post.workers(), *post.family()[:1]]:
+                with suppress(psutil.Error):
+                    if time.time() - process.create_time() > 8:
+                        self._first.setdefault(process.pid, process.memory_info().rss)
+
+    async def compare(self, pool_size: int) -> None:
+        """Add to the history what everything takes now that all is quiet."""
+        measures = self._house.history.measures
+        processes = 0
+        for post in self._house.posts:
+            family = {process.pid: process for process in [*post.workers(), *post.family()[:1]]}
+            processes += len(family)
+            for pid, process in family.items():
+                before, after = self._first.get(pid), float(process.memory_info().rss)
+                if before is not None:
+                    measures.append(
+                        Measure(f"bytes of memory of {post.name} ({pid})", before, after, before + GROWTH_BYTES)
+                    )
+        async with await AsyncConnection.connect(self._house.database_url) as connection:
+            count = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'agent-relay%%'"
+            connected = await (await connection.execute(count)).fetchone()
+            measures.append(Measure("connections to PostgreSQL", 0, _number(connected), processes * (pool_size + 1)))
+            idle = [str(query) async for (query,) in await connection.execute(_OPEN_TRANSACTIONS)]
+            measures.append(Measure(f"open transactions {idle[:3]}", 0, len(idle), 0))
+        async with Redis.from_url(self._house.redis.url()) as redis:
+            clients: list[Any] = await redis.client_list()
+            measures.append(Measure("connections to Redis", 0, len(clients) - 1, processes * 20))
+            keys = cast("list[bytes]", await redis.keys("*"))
+            forever = [key for key in keys if await redis.ttl(key) == -1]
+            measures.append(Measure(f"keys that stay for ever {forever[:3]}", 0, len(forever), 0))
+            jobs = [key for key in keys if key.startswith(b"arq:")]
+            measures.append(Measure(f"jobs left behind {jobs[:3]}", 0, len(jobs), len(self._house.history.broken)))
+        async with httpx.AsyncClient() as client:
+            for url in self._house.api_urls:
+                metrics = (await client.get(f"{url}/metrics")).text
+                followed = next(line for line in metrics.splitlines() if line.startswith("agent_relay_followed_runs"))
+                measures.append(Measure(f"runs followed at {url}", 0, float(followed.split()[1]), 0))
+
+
+def _number(row: Any) -> float:
+    return float(row[0])
