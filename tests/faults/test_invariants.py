@@ -213,13 +213,6 @@ def what_really_happened() -> History:
     return history
 
 
-def change(history: History, run_id: str, place: int, **changed: Any) -> None:
-    """Doctor a change of a row, and what the row was before the next."""
-    changes = [change for change in history.changes if change.table == "runs" and change.row["id"] == run_id]
-    assert changes[place].after is not None
-    changes[place].after.update(changed)
-
-
 def event(history: History, run_id: str, name: str) -> Event:
     """Find the first event of that name that a reader was told."""
     readers = [reader for reader in history.readers if reader.run_id == run_id]
