@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
         """Stop taking requests, and let go of followers; they resume elsewhere."""
         if hasattr(self._app.state, "parts"):
             self._app.state.parts.relay.close()
+            self._app.state.parts.batch_feeds.close()
         super().handle_exit(sig, frame)
 
 

@@ -12,6 +12,9 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from api import agents, dead_letters, docs, health, problems, query, runs, threads
+from api.batches import routes as batches
+from api.batches.feeds import BatchFeeds
+from api.batches.intake import Intake
 from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
@@ -46,9 +49,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     client = redis.connect(settings)
     event_log, lanes = EventLog(client), Lanes(client)
     relay = Relay(engine, client, event_log)
-    app.state.parts = Parts(settings, engine, client, lanes, event_log, relay, Tickets(settings))
+    batch_feeds = BatchFeeds(engine, client)
+    app.state.parts = Parts(
+        settings, engine, client, lanes, event_log, relay, Tickets(settings), Intake(settings), batch_feeds
+    )
     background = [
         asyncio.create_task(relay.run()),
+        asyncio.create_task(batch_feeds.run()),
         asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run()),
     ]
     for task in background:
@@ -77,7 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    for router in (agents.router, threads.router, query.router, runs.router, runs.streams, dead_letters.router):
+    routers = (agents, threads, query, runs, batches, dead_letters)
+    for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(health.router)

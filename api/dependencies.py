@@ -9,6 +9,8 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from api.batches.feeds import BatchFeeds
+from api.batches.intake import Intake
 from api.relay import Relay
 from api.tickets import Tickets
 from shared.event_log import EventLog
@@ -27,6 +29,8 @@ class Parts:
     event_log: EventLog
     relay: Relay
     tickets: Tickets
+    intake: Intake
+    batch_feeds: BatchFeeds
 
 
 def _parts(request: Request) -> Parts:

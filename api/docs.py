@@ -15,6 +15,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
+from api.batches.resources import SCHEMAS
 from api.identity import OPERATOR_SCHEMES, SECURITY_SCHEMES
 from api.problems import MEDIA_TYPE, Problem, example
 from shared import VERSION
@@ -74,6 +75,7 @@ TAGS = [
         "name": "runs",
         "description": "One query each, from its acceptance to its end: ask now, and look or listen later.",
     },
+    {"name": "batches", "description": "Many queries that are accepted together, and answered one by one."},
     {"name": "threads", "description": "Conversations: the next query is answered knowing the ones before."},
     {"name": "agents", "description": "What can be asked."},
     {"name": "operator", "description": "For operators, of all tenants: with a key of `OPERATOR_KEYS`, and no user."},
@@ -122,6 +124,32 @@ STREAM: dict[str, Any] = {
 }
 """How a route says that it answers with a stream."""
 
+_RESULT: dict[str, Any] = {
+    "cursor": 1,
+    "custom_id": "row-1",
+    "run_id": _RUN,
+    "status": "succeeded",
+    "output": {"support_advice": "Your balance is $1123.45."},
+    "error": None,
+    "usage": {"requests": 1, "input_tokens": 50, "output_tokens": 12},
+}
+_COUNTS = {
+    "counts": {"total": 1, "queued": 0, "running": 0, "succeeded": 1, "failed": 0, "cancelled": 0},
+    "status": "completed",
+}
+
+RESULTS: dict[str, Any] = {
+    "description": "A result a line; of a batch that is followed also lines of counts, of which the last says that it"
+    " has ended. Without that one the stream was cut: go on after the last `cursor`.",
+    "content": {
+        "application/x-ndjson": {
+            "schema": {"type": "object", "description": "A result, or counts. An empty line is a keep-alive."},
+            "examples": {"result": {"value": _RESULT}, "counts": {"value": _COUNTS}},
+        },
+    },
+}
+"""How a route says that it answers with the results of a batch."""
+
 router = APIRouter(include_in_schema=False)
 
 
@@ -151,6 +179,7 @@ class Documented(FastAPI):
         """Describe the API; what FastAPI cannot say is put right."""
         if self.openapi_schema is None:
             document = super().openapi()
+            document["components"]["schemas"] |= SCHEMAS
             document["components"]["securitySchemes"] = {**SECURITY_SCHEMES, **OPERATOR_SCHEMES}
             for path, operations in document["paths"].items():
                 for operation in operations.values():

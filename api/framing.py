@@ -32,14 +32,14 @@ class Framing(Enum):
 
     def frame(self, event_id: Id, name: str, fields: Mapping[str, Any]) -> bytes:
         """Write one event. `EventSource` uses `error` for itself, so there a failed run is called `run_failed`."""
-        data = _one_line(to_json({"id": str(event_id), "event": name, **fields}))
+        data = one_line(to_json({"id": str(event_id), "event": name, **fields}))
         if self is Framing.NDJSON:
             return data + b"\n"
         sse_name = "run_failed" if name == "error" else name
         return b"id: %d-%d\nevent: %s\ndata: %s\n\n" % (*event_id, sse_name.encode(), data)
 
 
-def _one_line(data: bytes) -> bytes:
+def one_line(data: bytes) -> bytes:
     """Escape what JSON allows in a string and many a client's `splitlines` takes for the end of a line."""
     for separator, escaped in _SEPARATORS:
         if separator in data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPMethod, HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -20,7 +20,16 @@ from starlette.routing import Match
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
 from shared.database import is_away
-from shared.errors import KeyInUse, KeyReused, NotFound, Refusal, ThreadBusy, UnknownAgent
+from shared.errors import (
+    BatchUnfinished,
+    KeyInUse,
+    KeyReused,
+    NotFound,
+    NothingFailed,
+    Refusal,
+    ThreadBusy,
+    UnknownAgent,
+)
 from shared.failures import FailureCode
 
 log = logging.getLogger(__name__)
@@ -60,10 +69,11 @@ _MEANINGS = {
     401: "No valid API key; absent, wrong and revoked look the same.",
     404: "It is not there, or it is not yours, which looks the same.",
     406: "You accept neither of the two framings of a stream.",
-    409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), or a"
-    " call with the same `Idempotency-Key` has not been stored yet (`idempotency_key_in_use`).",
+    409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), a"
+    " call with the same `Idempotency-Key` has not been stored yet (`idempotency_key_in_use`), the batch has not ended"
+    " (`batch_unfinished`), or nothing of it has failed (`nothing_failed`).",
     413: "The body is over the limit.",
-    415: "The body is not plain `application/json`.",
+    415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
     502: "The run failed: `code` says how, `run_id` which.",
     503: "A dependency is down: try again after `Retry-After` seconds.",
@@ -206,6 +216,10 @@ async def _refusal(request: Request, error: Exception) -> Response:
             refused = Refused(404, str(error))
         case UnknownAgent():
             refused = invalid("/agent_type", "unknown_agent", str(error))
+        case BatchUnfinished():
+            refused = Refused(409, str(error), code="batch_unfinished")
+        case NothingFailed():
+            refused = Refused(409, str(error), code="nothing_failed")
         case ThreadBusy(run_id=run_id):
             refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
         case KeyReused():
@@ -225,11 +239,15 @@ async def _validation(request: Request, error: Exception) -> Response:
     for detail in details:
         if detail["loc"][0] == "path":  # An id that cannot be one is as unknown as any other.
             return respond(request, Refused(404, str(NotFound(str(detail["loc"][-1]).removesuffix("_id")))))
-    errors = [
+    return respond(request, Refused(422, "The request is not valid.", errors=field_errors(details)))
+
+
+def field_errors(details: Sequence[Mapping[str, Any]]) -> list[FieldError]:
+    """Say what pydantic found wrong, and where."""
+    return [
         FieldError(pointer=_pointer(detail["loc"]), code=detail["type"], message=_without_input(detail["msg"]))
         for detail in details[:MOST_ERRORS]
     ]
-    return respond(request, Refused(422, "The request is not valid.", errors=errors))
 
 
 def _pointer(location: Sequence[str | int]) -> str:

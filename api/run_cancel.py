@@ -38,8 +38,14 @@ async def announce(service: Parts, cancellations: Sequence[Cancellation]) -> Non
     try:
         if ended:
             await service.event_log.tell_ends(ended, service.settings.log_retention_seconds)
-        for cancellation in cancellations:
-            if cancellation.ended is None:
-                await service.redis.publish(CANCELS, str(cancellation.run_id))
+        await tell_workers(service, [told.run_id for told in cancellations if told.ended is None])
     except (RedisError, OSError) as away:
         log.warning("run_cancel.redis_away runs=%d error=%r", len(cancellations), away)
+
+
+async def tell_workers(service: Parts, run_ids: Sequence[UUID]) -> None:
+    """Tell whoever holds these runs that somebody asked to cancel them."""
+    pipeline = service.redis.pipeline(transaction=False)
+    for run_id in run_ids:
+        pipeline.publish(CANCELS, str(run_id))
+    await pipeline.execute()

@@ -24,6 +24,7 @@ _ONE = text(f"{_VISIBLE} AND runs.id = :id")
 _PAGE = text(f"""
     {_VISIBLE}
       AND (CAST(:thread_id AS uuid) IS NULL OR thread_id = :thread_id)
+      AND (CAST(:batch_id AS uuid) IS NULL OR batch_id = :batch_id)
       AND (CAST(:status AS text) IS NULL OR status = :status)
       AND (CAST(:at AS timestamptz) IS NULL OR (runs.created_at, runs.id) < (:at, :id))
     ORDER BY runs.created_at DESC, runs.id DESC LIMIT :limit
@@ -49,6 +50,7 @@ async def owned_runs(
     caller: Owner,
     *,
     thread_id: UUID | None,
+    batch_id: UUID | None,
     status: RunStatus | None,
     before: tuple[datetime | None, UUID | None],
     limit: int,
@@ -61,6 +63,7 @@ async def owned_runs(
                 "tenant": caller.tenant,
                 "user_id": caller.user_id,
                 "thread_id": thread_id,
+                "batch_id": batch_id,
                 "status": status,
                 "at": before[0],
                 "id": before[1],

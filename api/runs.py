@@ -56,6 +56,7 @@ async def list_runs(
     service: Service,
     caller: Caller,
     thread_id: Annotated[UUID | None, Query(description="Only those of this thread.")] = None,
+    batch_id: Annotated[UUID | None, Query(description="Only those of this batch.")] = None,
     status: Annotated[RunStatus | None, Query(description="Only those in this status.")] = None,
     limit: Limit = 20,
     cursor: Cursor = None,
@@ -63,7 +64,13 @@ async def list_runs(
     """The user's runs, newest first."""
     at, run_id = place_of(cursor, datetime.fromisoformat, UUID)
     rows = await owned_runs(
-        service.database, caller, thread_id=thread_id, status=status, before=(at, run_id), limit=limit + 1
+        service.database,
+        caller,
+        thread_id=thread_id,
+        batch_id=batch_id,
+        status=status,
+        before=(at, run_id),
+        limit=limit + 1,
     )
     positions = await _positions(service, [row for row in rows if row.status == RunStatus.QUEUED])
     return page(

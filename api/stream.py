@@ -80,7 +80,7 @@ class Stream(Response):
                     break
                 frames += [self._frame(item) for item in feed.after(self._cursor, forgotten)]
                 if frames:
-                    await _send(send, frames)
+                    await send_frames(send, frames)
                     frames = []
                     continue
                 if feed.ended:
@@ -120,7 +120,7 @@ def _grown(grown: Growth) -> dict[str, Any]:
     return {"drop": grown.drop, "append": grown.append}
 
 
-async def _send(send: Send, frames: list[bytes]) -> None:
+async def send_frames(send: Send, frames: list[bytes]) -> None:
     """Write frames: small ones together, large ones in pieces, of which one waits for a socket that takes nothing."""
     if sum(map(len, frames)) <= PIECE_BYTES:
         frames = [b"".join(frames)]

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -31,20 +31,7 @@ class StrictRequest(Request):
     async def body(self) -> bytes:
         """Read the body, counting as it comes."""
         if not hasattr(self, "_body"):
-            limit = self.app.state.settings.max_body_bytes
-            if int(self.headers.get("content-length") or 0) > limit:
-                raise _too_large(limit)
-            chunks: list[bytes] = []
-            size = 0
-            try:
-                async for chunk in self.stream():
-                    size += len(chunk)
-                    if size > limit:
-                        raise _too_large(limit)
-                    chunks.append(chunk)
-            except ClientDisconnect:
-                raise Refused(400, "The body ended before its end.") from None
-            self._body = b"".join(chunks)
+            self._body = b"".join([chunk async for chunk in chunks_of(self, self.app.state.settings.max_body_bytes)])
         return self._body
 
     async def json(self) -> Any:
@@ -52,6 +39,25 @@ class StrictRequest(Request):
         if not hasattr(self, "_json"):
             self._json = _parse(await self.body())
         return self._json
+
+
+async def chunks_of(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Read a body as it comes.
+
+    Raises:
+        Refused: 413, it is longer than so many bytes; 400, its sender has gone.
+    """
+    if int(request.headers.get("content-length") or 0) > limit:
+        raise _too_large(limit)
+    size = 0
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > limit:
+                raise _too_large(limit)
+            yield chunk
+    except ClientDisconnect:
+        raise Refused(400, "The body ended before its end.") from None
 
 
 class StrictRoute(APIRoute):
@@ -77,7 +83,7 @@ class StrictRoute(APIRoute):
                 raise _invalid([FieldError(pointer=f"header:{IDEMPOTENCY_KEY}", code="not_offered", message=message)])
             strict = StrictRequest(request.scope, request.receive)
             if takes_body:
-                _check_content_type(request)
+                media_type_of(request, "application/json")
                 await strict.json()  # FastAPI would take whatever goes wrong here for a 400 of its own.
             return await handle(strict)
 
@@ -136,54 +142,82 @@ def _check_query(request: Request, known: set[str]) -> None:
         raise _invalid(errors)
 
 
-def _check_content_type(request: Request) -> None:
+def media_type_of(request: Request, *known: str) -> str:
+    """Tell which of the known types a body has.
+
+    Raises:
+        Refused: 415, it has another, or is compressed.
+    """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Refused(415, "The body must be application/json.")
+    if media_type not in known:
+        raise Refused(415, f"The body must be {' or '.join(known)}.")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "The body must not be compressed.", headers={"Accept-Encoding": "identity"})
+    return media_type
 
 
 def _parse(body: bytes) -> Any:
     """Read JSON that can be stored."""
-    try:
-        value = json.loads(body.decode(), parse_constant=_constant, object_pairs_hook=_object)
-    except UnicodeDecodeError:
-        raise _malformed("The body is not UTF-8.") from None
-    except RecursionError:
-        raise _too_deep() from None
-    except json.JSONDecodeError as error:
-        raise _malformed(f"The body is not JSON at character {error.pos}.") from None
-    except ValueError:
-        raise _malformed("The body holds a number of too many digits.") from None
-    errors = list(islice(_unstorable(value), MOST_ERRORS))
+    value = read_json(body)
+    errors = unstorable(value)
     if errors:
         raise _invalid(errors)
     return value
 
 
+def read_json(body: bytes, what: str = "body") -> Any:
+    """Read JSON.
+
+    Raises:
+        Refused: 400, it is malformed.
+    """
+    try:
+        return _DECODER.decode(body.decode())
+    except UnicodeDecodeError:
+        raise malformed(f"The {what} is not UTF-8.") from None
+    except RecursionError:
+        raise _too_deep() from None
+    except json.JSONDecodeError as error:
+        raise malformed(f"The {what} is not JSON at character {error.pos}.") from None
+    except ValueError:
+        raise malformed(f"The {what} holds a number of too many digits.") from None
+
+
+def unstorable(value: Any) -> list[FieldError]:
+    """List what no column can hold of a JSON value, the first hundred places.
+
+    Raises:
+        Refused: 400, it is nested too deep.
+    """
+    return list(islice(_unstorable(value), MOST_ERRORS))
+
+
 def _constant(_: str) -> NoReturn:
-    raise _malformed("JSON has neither NaN nor Infinity.")
+    raise malformed("JSON has neither NaN nor Infinity.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object; of a name that stands there twice, one value would be ignored."""
     value = dict(pairs)
     if len(value) < len(pairs):
-        raise _malformed("A name stands twice in one object.")
+        raise malformed("A name stands twice in one object.")
     return value
+
+
+_DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
 
 
 def _invalid(errors: list[FieldError]) -> Refused:
     return Refused(422, "The request is not valid.", errors=errors)
 
 
-def _malformed(detail: str) -> Refused:
+def malformed(detail: str) -> Refused:
+    """Refuse what is not JSON as JSON means it."""
     return Refused(400, detail, code="malformed_json")
 
 
 def _too_deep() -> Refused:
-    return _malformed(f"The body is nested deeper than {MAX_DEPTH} levels.")
+    return malformed(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 
 def _too_large(limit: int) -> Refused:

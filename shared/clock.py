@@ -25,3 +25,9 @@ def new_id() -> UUID:
     random = int.from_bytes(os.urandom(10)) & ((1 << _RANDOM_BITS) - 1)
     high, low = random >> 62, random & ((1 << 62) - 1)
     return UUID(int=(now_ms() & ((1 << 48) - 1)) << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
+
+
+def new_ids(count: int) -> range:
+    """Make so many ids at once, as the numbers that UUIDs are: one after the other, with the same first 80 bits."""
+    first = new_id().int & ~(1 << 47)
+    return range(first, first + count)

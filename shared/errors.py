@@ -45,3 +45,17 @@ class KeyInUse(Refusal):
 
     def __init__(self) -> None:
         super().__init__("A call with this key is still being answered.")
+
+
+class BatchUnfinished(Refusal):
+    """The batch has runs that have not ended; until then nobody knows which of them fail."""
+
+    def __init__(self) -> None:
+        super().__init__("The batch has not ended; what fails can be retried then.")
+
+
+class NothingFailed(Refusal):
+    """No run of the batch has failed, so there is nothing to retry."""
+
+    def __init__(self) -> None:
+        super().__init__("No run of this batch has failed.")

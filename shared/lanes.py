@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from itertools import groupby, islice
+from typing import Any, cast
 from uuid import UUID
 
 from arq.constants import expires_extra_ms, job_key_prefix
@@ -27,6 +28,9 @@ log = logging.getLogger(__name__)
 
 JOB = "answer"
 """The name of the one job there is."""
+RINGS_A_TRIP = 500
+"""So many rings take Redis two or three milliseconds, during which it answers nobody else."""
+_ANY_RUN = "{run}"
 
 
 class Lane(StrEnum):
@@ -74,17 +78,26 @@ def run_of(member: bytes) -> UUID:
     return UUID(member.decode().partition(":")[0])
 
 
+def _who_calls(call: Ring) -> tuple[str, str, str, bool]:
+    return call.pool, call.lane, call.tenant, call.first
+
+
 _RING = """
-redis.call('SET', KEYS[3], ARGV[2], 'PX', ARGV[3])
-local turn = -1
-if ARGV[5] == '' then
+local prefix, expiry, before, after, tenant, first = unpack(ARGV, 1, 6)
+local turn, step = -1, 0
+if first == '' then
     local head = redis.call('ZRANGEBYSCORE', KEYS[1], 0, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
     if #head == 0 then redis.call('DEL', KEYS[2]) end
-    turn = math.max(tonumber(head[2] or 0), tonumber(redis.call('HGET', KEYS[2], ARGV[4]) or -1) + 1)
-    redis.call('HSET', KEYS[2], ARGV[4], turn)
-    redis.call('PEXPIRE', KEYS[2], ARGV[3])
+    turn = math.max(tonumber(head[2] or 0), tonumber(redis.call('HGET', KEYS[2], tenant) or -1) + 1)
+    step = 1
+    redis.call('HSET', KEYS[2], tenant, turn + #ARGV - 7)
+    redis.call('PEXPIRE', KEYS[2], expiry)
 end
-redis.call('ZADD', KEYS[1], turn, ARGV[1])
+for i = 7, #ARGV do
+    redis.call('SET', prefix .. ARGV[i], before .. string.match(ARGV[i], '^[^:]+') .. after, 'PX', expiry)
+    redis.call('ZADD', KEYS[1], turn, ARGV[i])
+    turn = turn + step
+end
 """
 """A turn is one after the tenant's last in this lane, but not before the head: so tenants alternate, and who comes new
 is next but one. In one turn, and before all turns, the run that was accepted first goes first: ids sort by time."""
@@ -97,10 +110,15 @@ class Lanes:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def ring(self, rings: Sequence[Ring]) -> bool:
-        """Call for workers, in one round trip; False where Redis could not be reached, which the sweeper makes good."""
-        if not rings:
-            return True
+    async def ring(self, rings: Iterable[Ring]) -> bool:
+        """Call for workers, few round trips for many; False where Redis was away, which the sweeper makes good."""
+        remaining = iter(rings)
+        while some := list(islice(remaining, RINGS_A_TRIP)):
+            if not await self._try_to_ring(some):
+                return False
+        return True
+
+    async def _try_to_ring(self, rings: Sequence[Ring]) -> bool:
         try:
             outcomes = await self._ring(rings)
             if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
@@ -116,21 +134,32 @@ class Lanes:
 
     async def _ring(self, rings: Sequence[Ring]) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
-        for call in rings:
-            lane = key(call.pool, call.lane)
-            keys = [lane, f"{lane}:turns", job_key_prefix + call.member]
-            job = serialize_job(JOB, (str(call.run_id),), {}, None, now_ms(), serializer=dumps).decode()
-            first = "1" if call.first else ""
-            pipeline.evalsha(_RING_SHA, 3, *keys, call.member, job, str(expires_extra_ms), call.tenant, first)
+        job = serialize_job(JOB, (_ANY_RUN,), {}, None, now_ms(), serializer=dumps).decode()
+        before, after = job.split(_ANY_RUN)
+        for (pool, lane, tenant, first), calls in groupby(rings, _who_calls):
+            keys = [key(pool, lane), f"{key(pool, lane)}:turns"]
+            common = [job_key_prefix, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
+            pipeline.evalsha(_RING_SHA, 2, *keys, *common, *(call.member for call in calls))
         return await pipeline.execute(raise_on_error=False)
 
-    async def absent(self, rings: Sequence[Ring]) -> list[Ring]:
-        """Tell which of these calls stand in no lane."""
-        pipeline = self._redis.pipeline(transaction=False)
-        for call in rings:
-            pipeline.zscore(key(call.pool, call.lane), call.member)
-        scores: list[Any] = await pipeline.execute()
-        return [call for call, score in zip(rings, scores, strict=True) if score is None]
+    async def silence(self, rings: Sequence[Ring]) -> None:
+        """Take back calls for runs that need no worker any more; without Redis, whoever hears them finds no run."""
+        try:
+            pipeline = self._redis.pipeline(transaction=False)
+            for (pool, lane), calls in groupby(rings, lambda call: (call.pool, call.lane)):
+                members = [call.member for call in calls]
+                pipeline.zrem(key(pool, lane), *members)
+                pipeline.unlink(*(job_key_prefix + member for member in members))
+            await pipeline.execute()
+        except (RedisError, OSError) as away:
+            log.warning("lanes.silence_failed error=%r", away)
+
+    async def absent(self, pool: str, lane: str, members: Sequence[str]) -> list[str]:
+        """Tell which of these calls do not stand in a lane."""
+        if not members:
+            return []
+        scores = cast("list[Any]", await self._redis.zmscore(key(pool, lane), list(members)))
+        return [member for member, score in zip(members, scores, strict=True) if score is None]
 
     async def positions(self, rings: Sequence[Ring]) -> dict[UUID, int]:
         """Tell how many calls stand before each of these that stands in a lane; of none, if Redis is away.

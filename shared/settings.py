@@ -142,12 +142,22 @@ class Settings(BaseSettings):
     """A run ends within so many seconds of its acceptance, unless the caller says otherwise."""
     max_run_deadline_seconds: float = Field(default=86_400, gt=0)
     """Longest deadline that a caller may ask for."""
+    max_batch_items: int = Field(default=50_000, ge=1)
+    """Most items of a batch."""
+    max_batch_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
+    """Longest request body that a batch may come in; each of its items is held to `MAX_BODY_BYTES`."""
+    batch_deadline_seconds: float = Field(default=86_400, gt=0)
+    """A batch ends within so many seconds of its acceptance, unless the caller says otherwise."""
+    max_batch_deadline_seconds: float = Field(default=604_800, gt=0)
+    """Longest deadline of a batch that a caller may ask for."""
+    batch_run_seconds: float = Field(default=600, gt=0)
+    """A run of a batch has so long from when a worker begins."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
     idempotency_retention_hours: float = Field(default=24, gt=0)
     """Life of idempotency keys in PostgreSQL."""
     run_retention_days: float = Field(default=30, gt=0)
-    """Life of stateless runs in PostgreSQL after their end; those of a thread live as long as the thread."""
+    """Life of stateless runs and of batches in PostgreSQL after their end; other runs live as long as their thread."""
 
 
 class WrongSettings(SystemExit):

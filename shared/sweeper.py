@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -19,10 +20,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.batches import cancel_some, release, with_room
 from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
-from shared.runs.finish import END_COLUMNS, RING_COLUMNS, ring_of
+from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.take_back import BATCH, expire, judge_workers, take_back
 from shared.settings import Settings
 
@@ -44,18 +46,24 @@ _LOOK = text("""
         EXISTS (SELECT FROM runs WHERE status IN ('queued', 'running') AND deadline_at <= now()) AS overdue,
         EXISTS (SELECT FROM runs WHERE status = 'queued' AND rung_at < now() - interval '1 second') AS waiting,
         EXISTS (SELECT FROM runs WHERE finished_at < now() - make_interval(secs => :untold_seconds)
-                AND NOT end_told) AS untold
+                AND NOT end_told) AS untold,
+        EXISTS (SELECT FROM batches WHERE finished_at IS NULL AND status = 'cancelling') AS cancelling,
+        EXISTS (SELECT FROM batches WHERE finished_at IS NULL AND max_running IS NOT NULL) AS capped
 """)
 
 _DUE = text(f"""
-    SELECT {RING_COLUMNS} FROM runs AS run
-    WHERE pool = :pool AND lane = :lane AND status = 'queued'
-      AND due_at <= now() AND rung_at < now() - interval '1 second'
-      AND NOT EXISTS (
-          SELECT FROM runs AS earlier
-          WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq AND earlier.status IN ('queued', 'running')
-      )
-    ORDER BY created_at LIMIT {BATCH}
+    SELECT array_agg(id || ':' || ring) AS members, max(created_at) AS at, (array_agg(id))[count(*)] AS id FROM (
+        SELECT id, ring, created_at FROM runs AS run
+        WHERE pool = :pool AND lane = :lane AND status = 'queued'
+          AND due_at <= now() AND rung_at < now() - interval '1 second'
+          AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) > (:at, :id))
+          AND NOT EXISTS (
+              SELECT FROM runs AS earlier
+              WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq
+                AND earlier.status IN ('queued', 'running')
+          )
+        ORDER BY created_at, id LIMIT {BATCH}
+    ) AS due
 """)  # noqa: S608  (a constant)
 
 _RING_AGAIN = text("""
@@ -73,6 +81,8 @@ _UNTOLD = text(f"""
 
 _MARK_TOLD = text("UPDATE runs SET end_told = true WHERE id = ANY(CAST(:ids AS uuid[]))")
 
+_CANCELLING = text("SELECT id FROM batches WHERE finished_at IS NULL AND status = 'cancelling'")
+
 _ERASE = (
     text("""
         DELETE FROM threads WHERE id IN (
@@ -84,12 +94,27 @@ _ERASE = (
         DELETE FROM runs WHERE id IN (
             SELECT id FROM runs
             WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
+              AND batch_id IS NULL
             ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
     """),
     text("""
         DELETE FROM idempotency_keys WHERE (tenant, user_id, route, key) IN (
             SELECT tenant, user_id, route, key FROM idempotency_keys WHERE expires_at < now()
             ORDER BY expires_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
+    """),
+    text("""
+        UPDATE batches SET deleted_at = now()
+        WHERE finished_at < now() - make_interval(secs => :retention_seconds) AND deleted_at IS NULL
+    """),
+    text("""
+        DELETE FROM runs WHERE id IN (
+            SELECT runs.id FROM batches JOIN runs ON batch_id = batches.id
+            WHERE deleted_at < now() - interval '1 minute' LIMIT 500 FOR UPDATE OF runs SKIP LOCKED)
+    """),
+    text("""
+        DELETE FROM batches
+        WHERE deleted_at < now() - interval '1 minute'
+          AND NOT EXISTS (SELECT FROM runs WHERE batch_id = batches.id)
     """),
     text("DELETE FROM workers WHERE ended_at < now() - interval '1 day'"),
 )
@@ -122,6 +147,16 @@ class Unbroken:
         return self._since is not None and self._seen is not None and self._seen - self._since >= self._lease
 
 
+@dataclass(slots=True)
+class _Look:
+    """How far a sweeper has looked along a lane, which may be too long for one look."""
+
+    absent: list[str] = field(default_factory=list[str])
+    """The calls that stood in no lane at the last sweep."""
+    at: datetime | None = None
+    id: UUID | None = None
+
+
 class Sweeper:
     """One process's share of the sweeping."""
 
@@ -131,7 +166,7 @@ class Sweeper:
         self._lanes = lanes
         self._event_log = event_log
         self._unbroken = Unbroken(settings.lease_seconds)
-        self._absent: dict[str, set[str]] = {}
+        self._looks: dict[str, _Look] = {}
 
     async def run(self) -> None:
         """Sweep for ever, at a pace that keeps processes out of step."""
@@ -156,6 +191,10 @@ class Sweeper:
                 log.warning("sweeper.worker_lost worker=%s", worker_id)
         if seen.lapsed or seen.held_by_the_dead or seen.overdue:
             await self.take_back()
+        if seen.cancelling:
+            await self._go_on_cancelling()
+        if seen.capped:
+            await self._release()
         try:
             if seen.waiting:
                 await self._ring_absent()
@@ -189,23 +228,44 @@ class Sweeper:
                 await self._ring_absent_in(pool, lane)
 
     async def _ring_absent_in(self, pool: str, lane: Lane) -> None:
-        """Ring again what waits in no lane now and did not a sweep ago: what was popped just now is being claimed."""
-        async with self._database.connect() as connection:
-            due = [ring_of(row) for row in await connection.execute(_DUE, {"pool": pool, "lane": lane})]
-        absent = await self._lanes.absent(due)
-        before = self._absent.get(f"{pool}:{lane}", set())
-        self._absent[f"{pool}:{lane}"] = {ring.member for ring in absent}
-        if lost := [ring for ring in absent if ring.member in before]:
-            log.info("sweeper.ring_again runs=%d pool=%s lane=%s", len(lost), pool, lane)
-            await self._lanes.ring(await self._raise(lost))
+        """Ring again what stands in no lane now and did not a sweep ago: what was popped just now is being claimed.
 
-    async def _raise(self, lost: Sequence[Ring]) -> list[Ring]:
+        A long lane is looked at a part a sweep; after the end comes the beginning again.
+        """
+        look = self._looks.setdefault(f"{pool}:{lane}", _Look())
+        async with self._database.connect() as connection:
+            place = {"at": look.at, "id": look.id}
+            due = (await connection.execute(_DUE, {"pool": pool, "lane": lane, **place})).one()
+        members: list[str] = due.members or []
+        look.at, look.id = (due.at, due.id) if len(members) == BATCH else (None, None)
+        absent = dict.fromkeys(await self._lanes.absent(pool, lane, [*look.absent, *members]))
+        lost = [member for member in look.absent if member in absent]
+        look.absent = [member for member in absent if member not in lost]
+        if lost and (again := await self._raise(lost)):
+            log.info("sweeper.ring_again runs=%d pool=%s lane=%s", len(again), pool, lane)
+            await self._lanes.ring(again)
+
+    async def _raise(self, lost: Sequence[str]) -> list[Ring]:
         """Raise the ring of these runs; of several sweepers that saw the same, one does."""
+        calls = [member.split(":") for member in lost]
         async with self._database.begin() as connection:
             rows = await connection.execute(
-                _RING_AGAIN, {"ids": [ring.run_id for ring in lost], "rings": [ring.ring for ring in lost]}
+                _RING_AGAIN, {"ids": [call[0] for call in calls], "rings": [int(call[1]) for call in calls]}
             )
             return [ring_of(row) for row in rows]
+
+    async def _go_on_cancelling(self) -> None:
+        """Go on cancelling batches where whoever began has died over it; and the runs that began in that moment."""
+        async with self._database.connect() as connection:
+            batch_ids = (await connection.scalars(_CANCELLING)).all()
+        for batch_id in batch_ids:
+            if step := await cancel_some(self._database, batch_id):
+                await self._lanes.silence(step.silenced)
+
+    async def _release(self) -> None:
+        """Make more runs due in batches that have room for them."""
+        for batch_id in await with_room(self._database):
+            await self._lanes.ring(await release(self._database, batch_id))
 
     async def _tell_untold(self) -> None:
         async with self._database.connect() as connection:

@@ -29,6 +29,15 @@ UNFINISHED = frozenset({RunStatus.QUEUED, RunStatus.RUNNING})
 TERMINAL = frozenset(RunStatus) - UNFINISHED
 
 
+class BatchStatus(StrEnum):
+    """Where a batch is in its life. It ends with the last of its runs, and then never changes."""
+
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+
 class Begun(StrEnum):
     """Why the next attempt begins: the first, or what became of the one before."""
 
@@ -169,7 +178,7 @@ class Run(Base):
         UniqueConstraint("thread_id", "seq", name="runs_in_a_thread"),
         Index("one_running_run_a_thread", "thread_id", unique=True, postgresql_where=text("status = 'running'")),
         Index("runs_of_a_user", "tenant", "user_id", "created_at", "id"),
-        Index("runs_queued", "pool", "lane", "created_at", postgresql_where=text("status = 'queued'")),
+        Index("runs_queued", "pool", "lane", "created_at", "id", postgresql_where=text("status = 'queued'")),
         Index("runs_held", "worker_id", postgresql_where=text("status = 'running'")),
         Index("runs_expiring", "deadline_at", postgresql_where=text("status IN ('queued', 'running')")),
         Index(
@@ -178,7 +187,61 @@ class Run(Base):
         Index("runs_untold", "finished_at", postgresql_where=text("finished_at IS NOT NULL AND NOT end_told")),
         Index("runs_dead", "finished_at", "id", postgresql_where=text("status = 'failed' AND requeued_as IS NULL")),
         Index("runs_to_erase", "finished_at", postgresql_where=text("thread_id IS NULL AND finished_at IS NOT NULL")),
+        Index("runs_of_a_batch", "batch_id", "created_at", "id", postgresql_where=text("batch_id IS NOT NULL")),
+        Index(
+            "runs_unfinished_in_a_batch",
+            "batch_id",
+            "status",
+            "due_at",
+            "id",
+            postgresql_where=text("batch_id IS NOT NULL AND status IN ('queued', 'running')"),
+        ),
     )
+
+
+class Batch(Base):
+    """Many stateless runs that were accepted together. A run that ends is counted here by a trigger of its table."""
+
+    __tablename__ = "batches"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    agent_type: Mapped[str]
+    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    retry_of: Mapped[UUID | None]
+    max_running: Mapped[int | None]
+    """How many of its runs may run at once; the others are not due before their deadline, see `release`."""
+    run_seconds: Mapped[float]
+    """How long an attempt at one of its runs may take."""
+    status: Mapped[str] = mapped_column(server_default=text("'in_progress'"))
+    total: Mapped[int]
+    succeeded: Mapped[int] = mapped_column(server_default=text("0"))
+    failed: Mapped[int] = mapped_column(server_default=text("0"))
+    cancelled: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    deadline_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    """When the last of its runs ended."""
+    deleted_at: Mapped[datetime | None]
+    """Since when nobody can read it; its rows follow."""
+
+    __table_args__ = (
+        Index("batches_of_a_user", "tenant", "user_id", "created_at", "id"),
+        Index("batches_unfinished", "created_at", postgresql_where=text("finished_at IS NULL")),
+        Index("batches_to_erase", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+    )
+
+
+class BatchResult(Base):
+    """Which run of a batch ended as the how-manieth; written in the transaction of that end, under the batch's lock."""
+
+    __tablename__ = "batch_results"
+
+    batch_id: Mapped[UUID] = mapped_column(ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    """Counted from 1, without holes: the cursor of the results."""
+    run_id: Mapped[UUID]
 
 
 class Message(Base):

@@ -280,7 +280,7 @@ ODD_PARAMETERS = {
     "/runs?limit=1&limit=2": ("?limit", "repeated"),
     "/runs?status=c4n4ry": ("?status", "enum"),
     "/runs?thread_id=c4n4ry": ("?thread_id", "uuid_parsing"),
-    "/runs?batch_id=c4n4ry": ("?batch_id", "extra_forbidden"),
+    "/runs?batch_id=c4n4ry": ("?batch_id", "uuid_parsing"),
     "/threads?limit=0": ("?limit", "greater_than_equal"),
     "/threads?status=queued": ("?status", "extra_forbidden"),
     f"/threads/{UNKNOWN}/messages?limit=101": ("?limit", "less_than_equal"),

@@ -18,6 +18,7 @@ from shared.lanes import Lanes
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 from worker.attempt import Stop
+from worker.batch_ends import BatchEnds
 from worker.cancels import listen_for_cancels
 from worker.catalog import Offer, load
 from worker.doorbell import Doorbell
@@ -54,6 +55,7 @@ class App:
         self._publisher = Publisher(event_log, self._is_mine)
         self._roster = Roster(self._database, lanes)
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
+        self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work)
         self._job = Job(
             settings,
@@ -62,6 +64,7 @@ class App:
             event_log,
             self._publisher,
             self._roster,
+            self._batch_ends,
             self._isolation,
             self._offers,
         )
@@ -82,19 +85,19 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         await _register(self._database, self._settings.pool, self._offers)
-        told = asyncio.create_task(stopping.wait())
-        await _first(told, asyncio.create_task(self._lease.acquire()))
+        await self._lease.acquire()
         background = [
             asyncio.create_task(work)
             for work in (
                 self._publisher.run(),
+                self._batch_ends.run(),
                 self._sweeper.run(),
                 listen_for_cancels(self._redis, lambda run_id: self._roster.stop(run_id, Stop.CANCELLED)),
             )
         ]
         working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
-        await _first(told, working, *background)
+        await _first(asyncio.create_task(stopping.wait()), working, *background)
         await self._drain(working)
         for task in background:
             task.cancel()
@@ -118,7 +121,7 @@ class App:
 
     async def _until_idle(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
-        while (self._doorbell.tasks or len(self._roster)) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
+        while len(self._roster) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  (bounded)
             await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, run_id: UUID) -> None:

@@ -51,7 +51,7 @@ class Doorbell(Worker):
             redis_pool=redis.connect(settings, ArqRedis, job_serializer=dumps, job_deserializer=loads),
             handle_signals=False,
             max_jobs=settings.worker_slots,
-            job_timeout=settings.max_run_deadline_seconds + UNWIND_SECONDS,
+            job_timeout=max(settings.max_run_deadline_seconds, settings.batch_run_seconds) + UNWIND_SECONDS,
             max_tries=1,
             keep_result=0,
             retry_jobs=False,

@@ -39,6 +39,7 @@ from shared.settings import Settings
 from shared.tables import Begun, RunStatus
 from worker.answer import Answered
 from worker.attempt import Attempt, Stop
+from worker.batch_ends import BatchEnds
 from worker.catalog import Offer, RunScope
 from worker.history import history_of, transcript_of
 from worker.isolation import Isolation
@@ -70,6 +71,7 @@ class Job:
         event_log: EventLog,
         publisher: Publisher,
         roster: Roster,
+        batch_ends: BatchEnds,
         isolation: Isolation | None,
         offers: dict[str, Offer],
     ) -> None:
@@ -79,6 +81,7 @@ class Job:
         self._event_log = event_log
         self._publisher = publisher
         self._roster = roster
+        self._batch_ends = batch_ends
         self._isolation = isolation
         """Where suspects are answered; None in the process that is made for one."""
         self._offers = offers
@@ -165,10 +168,7 @@ class Job:
     async def _conclude(self, attempt: Attempt, ending: Ending | None) -> None:
         """Store the end, or give the run back; what is not this attempt's any more is left alone."""
         if ending is None and attempt.stopped is Stop.STOPPING:
-            ring = await self._patiently(
-                attempt.claimed,
-                lambda: give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING),
-            )
+            ring = await give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING)
             if ring is not None:
                 await self._lanes.ring([ring])
                 return
@@ -187,6 +187,8 @@ class Job:
             self._roster.end_told(claimed.run_id)
         except (RedisError, OSError) as away:
             log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
+        if claimed.batch_id:
+            self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
         if claimed.thread_id and (ring := await next_in_thread(self._database, claimed.thread_id)):
             await self._lanes.ring([ring])
 

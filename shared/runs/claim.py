@@ -34,7 +34,10 @@ class Claim:
     usage: dict[str, int]
     """What earlier attempts used."""
     seconds_left: float
-    """Until the deadline, by the database's clock."""
+    """Until the deadline, by the database's clock; of a run of a batch also from here on."""
+    batch_id: UUID | None = None
+    batch_is_capped: bool = False
+    """Whether only so many runs of its batch may run at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,12 @@ _CLAIM = text("""
           SELECT FROM runs AS earlier
           WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq AND earlier.status IN ('queued', 'running')
       )
+      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND batches.status = 'cancelling')
     RETURNING id, attempt, begun, tenant, user_id, thread_id, seq, agent_type, query, metadata, message_id, usage,
-        extract(epoch FROM deadline_at - now()) AS seconds_left,
+        batch_id,
+        least(extract(epoch FROM deadline_at - now()),
+              (SELECT run_seconds FROM batches WHERE batches.id = run.batch_id)) AS seconds_left,
+        EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND max_running IS NOT NULL) AS batch_is_capped,
         (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
 """)
 
@@ -105,6 +112,8 @@ async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID, *, isolate
         message_id=row.message_id,
         usage=row.usage,
         seconds_left=float(row.seconds_left),
+        batch_id=row.batch_id,
+        batch_is_capped=row.batch_is_capped,
     )
 
 

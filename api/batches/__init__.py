@@ -1,0 +1,1 @@
+"""Batches: taken in while they arrive, read whole, and their results followed as they come."""

@@ -1,0 +1,210 @@
+"""What is new of the batches that are followed in this process: read once, and shared by all followers of a batch.
+
+Who ends runs announces it over Redis, at most some times a second; without Redis, each batch is looked at all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from pydantic_core import to_json
+from redis.asyncio import Redis
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from api.batches.resources import Counts, counts_of
+from api.batches.rows import batch_with_results
+from api.feed import Waited, end_wait
+from api.framing import one_line
+from api.hub import Hub
+from shared.batches import channel
+from shared.tables import BatchStatus
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+"""A batch without news is looked at so often."""
+PAUSE_SECONDS = 0.2
+"""What comes within a pause is read together."""
+PAGE_RESULTS = 200
+PAGE_BYTES = 256 << 10
+KEPT_BYTES = 1 << 20
+"""Lines that a feed keeps; a follower that is further behind reads for itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a batch is, at one moment."""
+
+    status: BatchStatus
+    counts: Counts
+
+    @classmethod
+    def of(cls, batch: Any) -> Standing:
+        """Read it from the batch's row."""
+        return cls(BatchStatus(batch.status), counts_of(batch))
+
+    @property
+    def ended(self) -> int:
+        """How many runs have ended."""
+        return self.counts.succeeded + self.counts.failed + self.counts.cancelled
+
+    def line(self) -> bytes:
+        """Write it as a line among the results."""
+        return to_json({"counts": self.counts, "status": self.status}) + b"\n"
+
+
+class BatchFeed:
+    """One followed batch, as far as this process knows."""
+
+    def __init__(self, standing: Standing) -> None:
+        self.standing = standing
+        self.top = standing.ended
+        """The place of the last result that was read."""
+        self.erased = False
+        self.news = asyncio.Event()
+        self.followers = 0
+        self.reading: asyncio.Task[None] | None = None
+        self._lines: deque[bytes] = deque()
+        """The last results, the newest at the end."""
+        self._bytes = 0
+        self._waiting: set[asyncio.Future[Waited]] = set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the batch has ended, and all of it was read."""
+        return self.standing.ended == self.standing.counts.total == self.top
+
+    def after(self, place: int) -> list[bytes] | None:
+        """Say which results follow a place; None where they are no longer kept, or never were."""
+        behind = max(self.top - place, 0)
+        if behind > len(self._lines):
+            return None
+        newest_first = list(islice(reversed(self._lines), behind))
+        return newest_first[::-1]
+
+    def take(self, standing: Standing, results: Sequence[Any]) -> None:
+        """Take in what was read: all that follows the top."""
+        if standing == self.standing and not results:
+            return
+        self.standing = standing
+        self.top += len(results)
+        self._lines += [line_of(result) for result in results]
+        self._bytes += sum(len(line) for line in islice(reversed(self._lines), len(results)))
+        while self._bytes > KEPT_BYTES:
+            self._bytes -= len(self._lines.popleft())
+        self.wake()
+
+    def wait(self) -> asyncio.Future[Waited]:
+        """Make what is done as soon as there are news; whoever waits for it may be done with it for another reason."""
+        waiting: asyncio.Future[Waited] = asyncio.get_running_loop().create_future()
+        self._waiting.add(waiting)
+        waiting.add_done_callback(self._waiting.discard)
+        return waiting
+
+    def wake(self) -> None:
+        """Have every follower look."""
+        for waiting in self._waiting:
+            end_wait(waiting, Waited.FOR_NEWS)
+
+
+class BatchFeeds:
+    """All batches that are followed in this process."""
+
+    def __init__(self, database: AsyncEngine, redis: Redis) -> None:
+        self._database = database
+        self._hub = Hub(redis, lambda name, _: self._look(name), self._look)
+        self._feeds: dict[str, BatchFeed] = {}
+        self.closing = False
+
+    async def run(self) -> None:
+        """Listen for ever."""
+        await self._hub.run()
+
+    def close(self) -> None:
+        """Have every follower stop at the next line."""
+        self.closing = True
+        for feed in self._feeds.values():
+            feed.wake()
+
+    @asynccontextmanager
+    async def follow(self, batch_id: UUID, standing: Standing) -> AsyncGenerator[BatchFeed]:
+        """Share the feed of a batch for as long as somebody follows it."""
+        name = channel(batch_id)
+        feed = self._feeds.get(name)
+        if feed is None:
+            feed = self._feeds[name] = BatchFeed(standing)
+            feed.reading = asyncio.create_task(self._keep_reading(feed, batch_id))
+            self._hub.want(name)
+        feed.followers += 1
+        try:
+            yield feed
+        finally:
+            feed.followers -= 1
+            if not feed.followers:
+                del self._feeds[name]
+                self._hub.drop(name)
+                if feed.reading is not None:
+                    feed.reading.cancel()
+
+    def _look(self, name: str) -> None:
+        """Have a batch looked at: there are news, or there may have been while nobody listened."""
+        if (feed := self._feeds.get(name)) is not None:
+            feed.news.set()
+
+    async def _keep_reading(self, feed: BatchFeed, batch_id: UUID) -> None:
+        """Read what is new whenever there is something, and now and then, until the batch has ended."""
+        while not (feed.ended or feed.erased):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await feed.news.wait()
+            feed.news.clear()
+            try:
+                await self._read(feed, batch_id)
+            except (SQLAlchemyError, OSError) as away:
+                log.warning("feeds.database_away batch=%s error=%r", batch_id, away)
+            except Exception:
+                log.exception("feeds.failed batch=%s", batch_id)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _read(self, feed: BatchFeed, batch_id: UUID) -> None:
+        while True:
+            batch, results = await page_of(self._database, batch_id, feed.top)
+            if batch is None:
+                feed.erased = True
+                feed.wake()
+                return
+            feed.take(Standing.of(batch), results)
+            if feed.top >= feed.standing.ended:
+                return
+
+
+async def page_of(database: AsyncEngine, batch_id: UUID, after: int) -> tuple[Any | None, Sequence[Any]]:
+    """Read a batch and the results that follow a place, as many as are written at once."""
+    return await batch_with_results(database, batch_id, after=after, limit=PAGE_RESULTS, most_bytes=PAGE_BYTES)
+
+
+def line_of(result: Any) -> bytes:
+    """Write a result. Its output is stored as JSON, and goes out as it came in."""
+    output = b"null"
+    if result.output is not None:
+        output = to_json(result.output) if result.text_output else result.output.encode()
+    usage = {"requests": 0, "input_tokens": 0, "output_tokens": 0, **result.usage}
+    line = b'{"cursor":%d,"custom_id":%s,"run_id":"%s","status":"%s","output":%s,"error":%s,"usage":%s}\n' % (
+        result.place,
+        to_json(result.custom_id),
+        str(result.run_id).encode(),
+        result.status.encode(),
+        output,
+        to_json(result.error),
+        to_json(usage),
+    )
+    return one_line(line)

@@ -1,0 +1,186 @@
+"""Take a batch in while it arrives: cut, check and spool its items a moment at a time, so that nobody else waits.
+
+All of an upload is on the disk or checked when its last byte has come, and until then it holds no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from api.batches.items import Limits, Lines, Members
+from api.batches.resources import BatchHead, NewItem
+from api.problems import MOST_ERRORS, FieldError, Refused, field_errors, unavailable
+from api.strict import chunks_of, read_json, unstorable
+from shared.batches import Manifest
+from shared.settings import Settings
+
+Valid = TypeVar("Valid", bound=BaseModel)
+
+_REPEATED = FieldError(pointer="/custom_id", code="repeated", message="Another item has this custom_id")
+
+SLICE_SECONDS = 0.001
+"""So long a slice keeps the event loop, and then the item that it is at."""
+CHUNK_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken in, besides the items."""
+
+    head: BatchHead
+    digest: bytes
+    """SHA-256 of the query string and the body as it came."""
+
+
+class Intake:
+    """Where the batches of this process arrive; several at once take turns, slice by slice."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._turn = asyncio.Lock()
+        self.storing = asyncio.Lock()
+        """Held by the one batch that is being stored: many at once would take all connections for seconds."""
+
+    async def take(self, request: Request, parameters: Mapping[str, Any] | None, items: Manifest) -> Taken:
+        """Read the body into the manifest. With parameters, which say the rest, it is NDJSON.
+
+        Raises:
+            Refused: 422 with what is wrong, 400 where it is not JSON, 413 over the limit, 503 without room on the disk.
+        """
+        limits = Limits(self._settings.max_body_bytes)
+        cutter = Members(limits) if parameters is None else Lines(limits)
+        check = _Check(items, self._settings.max_batch_items, lines=parameters is not None)
+        digest = hashlib.sha256(request.url.query.encode() + b"\n")
+        try:
+            async for chunk in _gathered(chunks_of(request, self._settings.max_batch_body_bytes)):
+                digest.update(chunk)
+                await self._look_at(cutter.feed(chunk), check, items)
+            await self._look_at(cutter.end(), check, items)
+        except OSError as full:
+            raise unavailable("There is no room for the batch.") from full
+        return Taken(check.head(cutter.head if parameters is None else _read(parameters)), digest.digest())
+
+    async def _look_at(self, cut: Iterator[bytes], check: _Check, items: Manifest) -> None:
+        """Check what was cut, for a moment; let everybody else go first, and go on."""
+        cutting = True
+        while cutting:
+            async with self._turn:
+                cutting = _slice(cut, check)
+                await asyncio.sleep(0)
+            await items.spool()
+
+
+async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Join chunks that are small: whoever sends single bytes must not have a long item looked at as often."""
+    some = bytearray()
+    async for chunk in chunks:
+        some += chunk
+        if len(some) >= CHUNK_BYTES:
+            yield bytes(some)
+            some.clear()
+    yield bytes(some)
+
+
+def _read(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Take parameters for members; of metadata, the JSON that it is given as."""
+    given = {name: value for name, value in parameters.items() if value is not None}
+    if "metadata" in given:
+        given["metadata"] = read_json(given["metadata"].encode(), "parameter metadata")
+    return given
+
+
+def _slice(cut: Iterator[bytes], check: _Check) -> bool:
+    """Check items for a moment; False where there are no more."""
+    end = time.perf_counter() + SLICE_SECONDS
+    for item in cut:
+        check.take(item)
+        if time.perf_counter() > end:
+            return True
+    return False
+
+
+def _validated(kind: type[Valid], value: Any) -> tuple[Valid | None, list[FieldError]]:
+    """Make a value what it should be, or say what is wrong with it."""
+    errors = unstorable(value)
+    if errors:
+        return None, errors
+    try:
+        return kind.model_validate(value), []
+    except ValidationError as invalid:
+        found = invalid.errors(include_url=False, include_context=False, include_input=False)
+        return None, field_errors([{**error, "loc": ("body", *error["loc"])} for error in found])
+
+
+class _Check:
+    """What is right is noted in the manifest, what is wrong here: the first hundred errors."""
+
+    def __init__(self, items: Manifest, most_items: int, *, lines: bool) -> None:
+        self._items = items
+        self._most_items = most_items
+        self._lines = lines
+        self._errors: list[FieldError] = []
+        self._count = 0
+        self._custom_ids: set[str] = set()
+
+    def take(self, raw: bytes) -> None:
+        """Check an item."""
+        index, self._count = self._count, self._count + 1
+        if index >= self._most_items:
+            self._wrong([FieldError(pointer="/items", code="too_long", message=f"At most {self._most_items} items")])
+            self._refuse()
+        item, errors = self._item(raw, index)
+        if item is not None and item.custom_id in self._custom_ids:
+            item, errors = None, [_REPEATED]
+        if item is None:
+            self._wrong([error.model_copy(update={"pointer": f"/items/{index}{error.pointer}"}) for error in errors])
+            return
+        self._custom_ids.add(item.custom_id)
+        self._items.add(item.custom_id, item.query, item.metadata)
+
+    def _item(self, raw: bytes, index: int) -> tuple[NewItem | None, list[FieldError]]:
+        """Read an item. A line that is not JSON is a bad item; else nobody knows what would follow."""
+        try:
+            return _validated(NewItem, read_json(raw, f"item {index}"))
+        except Refused as malformed:
+            if not self._lines:
+                raise
+            return None, [FieldError(pointer="", code=malformed.code, message=malformed.detail.rstrip("."))]
+
+    def head(self, given: Mapping[str, Any]) -> BatchHead:
+        """Check what is said besides the items, once all of them have come.
+
+        Raises:
+            Refused: 422, something of it all is wrong.
+        """
+        stated = dict(given)
+        items = stated.pop("items", [] if self._lines else None)
+        if items is None:
+            self._wrong([FieldError(pointer="/items", code="missing", message="Field required")])
+        elif items != []:
+            self._wrong([FieldError(pointer="/items", code="list_type", message="Input should be a valid list")])
+        elif not self._count:
+            self._wrong([FieldError(pointer="/items", code="too_short", message="At least one item is needed")])
+        head, errors = _validated(BatchHead, stated)
+        self._wrong([self._about_head(error) for error in errors])
+        if head is None or self._errors:
+            self._refuse()
+        return head
+
+    def _about_head(self, error: FieldError) -> FieldError:
+        return error.model_copy(update={"pointer": f"?{error.pointer[1:]}"}) if self._lines else error
+
+    def _wrong(self, errors: Sequence[FieldError]) -> None:
+        self._errors += errors
+        if len(self._errors) >= MOST_ERRORS:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise Refused(422, "The request is not valid.", errors=self._errors)

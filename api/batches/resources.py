@@ -1,0 +1,143 @@
+"""The resources of batches, as clients send and see them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Path
+from pydantic import ConfigDict, Field
+from pydantic.json_schema import models_json_schema
+
+from api.resources import Metadata, Request, Resource
+from shared.tables import BatchStatus
+
+BatchId = Annotated[UUID, Path(description="The batch's id.")]
+
+LONGEST_CUSTOM_ID = 128
+
+
+class NewItem(Request):
+    """One query of a batch."""
+
+    custom_id: str = Field(min_length=1, max_length=LONGEST_CUSTOM_ID)
+    """Your own id of it, which no other item of the batch has."""
+    query: str = Field(min_length=1)
+    """What is asked."""
+    metadata: Metadata = Field(default_factory=dict)
+    """Anything of yours; the agent's dependencies may use it."""
+
+
+class BatchHead(Request):
+    """What a batch says of all its items."""
+
+    agent_type: str = Field(max_length=63)
+    """The agent to ask, each time without a memory; see `GET /agents`."""
+    metadata: Metadata = Field(default_factory=dict)
+    """Anything of yours, about the batch."""
+    max_running: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
+    """How many of its runs may run at once."""
+    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+    """Seconds from acceptance after which runs that have not ended fail as `deadline_exceeded`."""
+
+
+class NewBatch(BatchHead):
+    """Many queries to one agent, accepted together or not at all."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "agent_type": "bank_support",
+                    "items": [
+                        {"custom_id": "row-1", "query": "What is my balance?"},
+                        {"custom_id": "row-2", "query": "I lost my card", "metadata": {"channel": "mail"}},
+                    ],
+                }
+            ]
+        }
+    )
+
+    items: list[NewItem] = Field(min_length=1)
+    """The queries."""
+
+
+class Counts(Resource):
+    """How many runs of a batch are in which status, at one moment."""
+
+    total: int
+    """All of them."""
+    queued: int
+    """Waiting for a worker."""
+    running: int
+    """Being answered."""
+    succeeded: int
+    """Answered."""
+    failed: int
+    """Ended without an answer; `POST /batches/{id}/retry` asks them again."""
+    cancelled: int
+    """Ended because somebody cancelled them or the batch."""
+
+
+class Batch(Resource):
+    """Many stateless runs as one."""
+
+    id: UUID
+    """The batch's id."""
+    agent_type: str
+    """The agent that is asked."""
+    status: BatchStatus
+    """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
+    counts: Counts
+    """How far it is, exactly."""
+    metadata: Metadata
+    """What you gave with it."""
+    retry_of: UUID | None
+    """The batch whose failed items it repeats."""
+    created_at: datetime
+    """When it was accepted."""
+    finished_at: datetime | None
+    """When its last run ended."""
+
+
+def counts_of(row: Any) -> Counts:
+    """Show a batch's row in numbers."""
+    ended = row.succeeded + row.failed + row.cancelled
+    return Counts(
+        total=row.total,
+        queued=row.total - row.running - ended,
+        running=row.running,
+        succeeded=row.succeeded,
+        failed=row.failed,
+        cancelled=row.cancelled,
+    )
+
+
+def batch_of(row: Any) -> Batch:
+    """Show a batch's row."""
+    return Batch(
+        id=row.id,
+        agent_type=row.agent_type,
+        status=BatchStatus(row.status),
+        counts=counts_of(row),
+        metadata=row.metadata,
+        retry_of=row.retry_of,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )
+
+
+SCHEMAS: dict[str, Any] = models_json_schema([(NewBatch, "validation")], ref_template="#/components/schemas/{model}")[
+    1
+]["$defs"]
+"""What OpenAPI must be told of a body that FastAPI does not read."""
+
+BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": {"$ref": "#/components/schemas/NewBatch"}},
+        "application/x-ndjson": {"schema": {"$ref": "#/components/schemas/NewItem"}},
+    },
+}
+"""How the route that reads it documents it; of NDJSON, a line."""

@@ -1,0 +1,119 @@
+"""The results of a batch to one reader, pulled by its socket: from a place on, in the order of ending."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+from fastapi.responses import Response
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Receive, Scope, Send
+
+from api.batches.feeds import BatchFeed, BatchFeeds, Standing, line_of, page_of
+from api.feed import Waited, end_wait
+from api.framing import Framing
+from api.protocol import CONNECTION_LOST
+from api.stream import send_frames
+from shared.database import is_away
+
+log = logging.getLogger(__name__)
+
+COUNTS_SECONDS = 2.0
+"""While counts change, they are told so often."""
+
+
+class Results(Response):
+    """The results there are; or, of a batch that is followed, all that come until it ends, and then its counts."""
+
+    def __init__(
+        self,
+        database: AsyncEngine,
+        feeds: BatchFeeds,
+        batch: Any,
+        after: int,
+        *,
+        follow: bool,
+        keepalive_seconds: float,
+    ) -> None:
+        super().__init__(media_type=Framing.NDJSON.value)
+        self._database = database
+        self._feeds = feeds
+        self._batch_id: UUID = batch.id
+        self._standing = Standing.of(batch)
+        self._place = after
+        self._follow = follow
+        self._keepalive = keepalive_seconds
+        self._lost = False
+        self._waiting: asyncio.Future[Waited] | None = None
+        del self.headers["content-length"]
+        self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        """Write; trouble of the service cuts what is followed, without the last counts."""
+        scope[CONNECTION_LOST] = self._lose
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            if self._follow:
+                async with self._feeds.follow(self._batch_id, self._standing) as feed:
+                    await self._tell(feed, send)
+            else:
+                while not self._gone and await self._page(send):
+                    pass
+        except (SQLAlchemyError, OSError) as away:
+            if not is_away(away):
+                raise
+            log.warning("results.cut batch=%s error=%r", self._batch_id, away)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @property
+    def _gone(self) -> bool:
+        return self._lost or self._feeds.closing
+
+    def _lose(self) -> None:
+        """The reader is gone; told by the connection, so that no task need listen for it."""
+        self._lost = True
+        if self._waiting is not None:
+            end_wait(self._waiting, Waited.NO_LONGER)
+
+    async def _tell(self, feed: BatchFeed, send: Send) -> None:
+        """Write what is new whenever the socket takes it, and the counts now and then and last."""
+        told: Standing | None = None
+        told_at = 0.0
+        while not self._gone:
+            if (lines := feed.after(self._place)) is None:
+                if await self._page(send):
+                    continue
+                return  # It was erased.
+            now = asyncio.get_running_loop().time()
+            self._place += len(lines)
+            ended = feed.ended
+            if ended or (feed.standing != told and now - told_at > COUNTS_SECONDS):
+                told, told_at = feed.standing, now
+                lines.append(feed.standing.line())
+            if lines:
+                await send_frames(send, lines)
+            if ended or feed.erased:
+                return
+            if not lines and await self._wait(feed) is Waited.IN_VAIN:
+                await send_frames(send, [Framing.NDJSON.keepalive])
+
+    async def _wait(self, feed: BatchFeed) -> Waited:
+        self._waiting = feed.wait()
+        if self._gone:  # It went while nobody waited.
+            return Waited.NO_LONGER
+        timer = asyncio.get_running_loop().call_later(self._keepalive, end_wait, self._waiting, Waited.IN_VAIN)
+        try:
+            return await self._waiting
+        finally:
+            timer.cancel()
+
+    async def _page(self, send: Send) -> bool:
+        """Write the next results from the database; False where there are none."""
+        _, results = await page_of(self._database, self._batch_id, self._place)
+        if results:
+            await send_frames(send, [line_of(result) for result in results])
+            self._place = results[-1].place
+        return bool(results)

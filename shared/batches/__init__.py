@@ -1,0 +1,31 @@
+"""Batches: many stateless runs that are accepted together, watched as one, and end one by one.
+
+    accept ──▶ in_progress ──the last run ends──▶ completed
+                   │
+                   └─cancel──▶ cancelling ──the last run ends──▶ cancelled
+
+A batch's runs live as any run does (`shared/runs`). Whatever statement ends one, a trigger counts it in the batch's
+row and gives it the next place in `batch_results`, at the commit, under the row's lock: so counts are exact, and a
+reader who has seen a place has seen all before it.
+"""
+
+from shared.batches.accept import Accepted, Submission, accept
+from shared.batches.cancel import begin_to_cancel, cancel_some
+from shared.batches.manifest import Manifest
+from shared.batches.news import announce, channel
+from shared.batches.release import release, with_room
+from shared.batches.retry import retry
+
+__all__ = [
+    "Accepted",
+    "Manifest",
+    "Submission",
+    "accept",
+    "announce",
+    "begin_to_cancel",
+    "cancel_some",
+    "channel",
+    "release",
+    "retry",
+    "with_room",
+]

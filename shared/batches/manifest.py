@@ -1,0 +1,75 @@
+"""The items of a batch on their way into the database: on disk, a line an item, as `COPY` reads them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from tempfile import TemporaryFile
+from typing import IO, Any, Self
+
+from pydantic_core import to_json
+
+SPOOLED_BYTES = 256 << 10
+"""What is kept in memory before it goes to the disk; a small batch never does."""
+BLOCK_BYTES = 64 << 10
+
+
+class Manifest:
+    """The items that were checked so far. A context: it holds a file, which nobody else can see."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._file: IO[bytes] | None = None
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, custom_id: str, query: str, metadata: dict[str, Any]) -> None:
+        """Take in an item; `spool` now and then."""
+        details = to_json(metadata).decode() if metadata else "{}"
+        line = f"{_escaped(custom_id)}\t{_escaped(query)}\t{_escaped(details)}\n".encode()
+        self._lines.append(line)
+        self._bytes += len(line)
+        self._count += 1
+
+    async def spool(self) -> None:
+        """Write to the disk what has gathered, if it is much.
+
+        Raises:
+            OSError: there is no room.
+        """
+        if self._bytes < SPOOLED_BYTES:
+            return
+        if self._file is None:
+            self._file = await asyncio.to_thread(TemporaryFile)
+        data = b"".join(self._lines)
+        self._lines, self._bytes = [], 0
+        await asyncio.to_thread(self._file.write, data)
+
+    async def blocks(self) -> AsyncIterator[list[bytes]]:
+        """Read everything back, some lines at a time."""
+        if self._file is not None:
+            await asyncio.to_thread(self._file.seek, 0)
+            while lines := await asyncio.to_thread(self._file.readlines, BLOCK_BYTES):
+                yield lines
+        if self._lines:
+            yield self._lines
+
+
+def _escaped(text: str) -> str:
+    """Write a value as the text format of `COPY` wants it; a tab or a line feed would end it."""
+    if "\\" in text:
+        text = text.replace("\\", "\\\\")
+    for character, name in (("\n", "\\n"), ("\t", "\\t"), ("\r", "\\r")):
+        if character in text:
+            text = text.replace(character, name)
+    return text
