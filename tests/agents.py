@@ -89,10 +89,12 @@ def _ticks(query: str) -> Iterator[str]:
 
 
 def _dies(query: str) -> Iterator[str]:
-    """Speak a word, and then be killed."""
+    """Speak a word, and then be killed, or end the process as if all were well."""
     yield "Farewell"
     if "die" in query:
         os.kill(os.getpid(), signal.SIGKILL)
+    if "vanish" in query:
+        os._exit(0)
 
 
 echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, word by word.")

@@ -85,7 +85,8 @@ class App:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
         await _register(self._database, self._settings.pool, self._offers)
-        await self._lease.acquire()
+        told = asyncio.create_task(stopping.wait())
+        await _first(told, asyncio.create_task(self._lease.acquire()))
         background = [
             asyncio.create_task(work)
             for work in (
@@ -97,7 +98,7 @@ class App:
         ]
         working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
-        await _first(asyncio.create_task(stopping.wait()), working, *background)
+        await _first(told, working, *background)
         await self._drain(working)
         for task in background:
             task.cancel()
@@ -121,7 +122,7 @@ class App:
 
     async def _until_idle(self, seconds: float) -> None:
         end = asyncio.get_running_loop().time() + seconds
-        while len(self._roster) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110  (bounded)
+        while (self._doorbell.tasks or len(self._roster)) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
 
     async def _answer(self, run_id: UUID) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.clock import new_id
@@ -49,21 +50,27 @@ class Isolation:
             child = self._processes.Process(target=self._work, args=(self._settings, worker_id, run_id))
             self._children.add(child)
             try:
-                await asyncio.to_thread(_run, child)
+                await asyncio.to_thread(self._run, child)
             finally:
                 self._children.discard(child)
-        if child.exitcode != 0:
+        if child.exitcode != 0 and not self._stopping:
             log.error("isolation.died run=%s status=%s", run_id, child.exitcode)
+        try:  # Whatever its status says: who has said goodbye has nothing that could be taken.
             await declare_dead(self._database, worker_id)
             await self._sweeper.take_back()
+        except (SQLAlchemyError, OSError) as away:
+            log.warning("isolation.database_away error=%r", away)  # The lease does it, later.
 
     def stop(self) -> None:
         """Ask the children to give back what they have."""
         self._stopping = True
         for child in self._children:
+            if child.pid is not None:
+                child.terminate()
+
+    def _run(self, child: BaseProcess) -> None:
+        """Start a child and wait for its end; `stop` may have come before there was a process."""
+        child.start()
+        if self._stopping:
             child.terminate()
-
-
-def _run(child: BaseProcess) -> None:
-    child.start()
-    child.join()
+        child.join()

@@ -168,7 +168,10 @@ class Job:
     async def _conclude(self, attempt: Attempt, ending: Ending | None) -> None:
         """Store the end, or give the run back; what is not this attempt's any more is left alone."""
         if ending is None and attempt.stopped is Stop.STOPPING:
-            ring = await give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING)
+            ring = await self._patiently(
+                attempt.claimed,
+                lambda: give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING),
+            )
             if ring is not None:
                 await self._lanes.ring([ring])
                 return

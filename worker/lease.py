@@ -74,6 +74,13 @@ _HELD = "SELECT id, attempt, cancel_requested_at IS NOT NULL FROM runs WHERE wor
 
 _END = "UPDATE workers SET ended_at = now(), draining = true WHERE id = %(id)s AND ended_at IS NULL"
 
+_LEAVE = """
+    UPDATE runs SET status = 'queued', worker_id = NULL, begun = 'worker_stopping', ring = ring + 1, rung_at = now()
+    WHERE worker_id = %(id)s AND status = 'running' AND cancel_requested_at IS NULL
+    RETURNING id
+"""
+"""What the worker holds even now, because the database was away as it gave its runs back; sweepers ring for it."""
+
 
 class Lease:
     """The right of this process to hold runs."""
@@ -118,7 +125,7 @@ class Lease:
         await self._registered.wait()
 
     async def release(self) -> None:
-        """Stop the beat; the incarnation ends here and not when its lease runs out."""
+        """Stop the beat; the incarnation ends here and not when its lease runs out, and holds nothing any more."""
         self._stop.set()
         await asyncio.to_thread(self._thread.join)
 
@@ -151,7 +158,11 @@ class Lease:
         if connection is not None:
             try:
                 connection.execute(_MARK_TOLD, {"ids": self._untold + self._told()})
-                connection.execute(_END, {"id": self._worker_id})
+                with connection.transaction():
+                    connection.execute(_END, {"id": self._worker_id})
+                    left = connection.execute(_LEAVE, {"id": self._worker_id}).fetchall()
+                for (run_id,) in left:
+                    log.warning("lease.left run=%s", run_id)
             except psycopg.Error as error:
                 log.warning("lease.not_released error=%r", error)
             connection.close()

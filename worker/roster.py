@@ -30,6 +30,7 @@ class Roster:
         self._orphans: set[tuple[UUID, int]] = set()
         self._told: deque[UUID] = deque()
         self._letting_go: set[asyncio.Task[None]] = set()
+        self._stopping = False
 
     @contextmanager
     def taking(self, run_id: UUID) -> Generator[None]:
@@ -41,8 +42,10 @@ class Roster:
             del self._attempts[run_id]
 
     def begin(self, attempt: Attempt) -> None:
-        """Note that a run in hand was claimed."""
+        """Note that a run in hand was claimed; if the worker stopped meanwhile, it comes too late."""
         self._attempts[attempt.claimed.run_id] = attempt
+        if self._stopping:
+            attempt.stop(Stop.STOPPING)
 
     def end_told(self, run_id: UUID) -> None:
         """Note that a run's end stands in its log; the next beat stores that."""
@@ -87,7 +90,8 @@ class Roster:
             attempt.stop(reason)
 
     def stop_all(self, reason: Stop) -> None:
-        """Stop every attempt."""
+        """Stop every attempt; of a worker that stops, also those that are still being claimed."""
+        self._stopping |= reason is Stop.STOPPING
         for run_id in list(self._attempts):
             self.stop(run_id, reason)
 

@@ -4,8 +4,10 @@ from tests.mutations.mutation import Mutation
 
 RUNS = "tests/test_runs.py::"
 DEAD_LETTERS = "tests/test_dead_letters.py::"
+ISOLATION = "tests/test_isolation.py::"
 LANES = "tests/test_lanes.py::"
 SHARES = "tests/test_shares.py::"
+STOPPING = "tests/test_stopping.py::"
 RETRYING = "tests/test_retrying.py::"
 
 MUTATIONS = [
@@ -200,5 +202,47 @@ _LET_GO""",
         "_holder(request, request.app.state.settings.operator_keys)",
         "_holder(request, request.app.state.settings.operator_keys | request.app.state.settings.api_keys)",
         DEAD_LETTERS + "test_a_tenant_is_no_operator_and_an_operator_no_tenant",
+    ),
+    Mutation(
+        "a claim in flight that outlives the stop",
+        "worker/roster.py",
+        "        if self._stopping:\n",
+        "        if not self._attempts:\n",
+        STOPPING + "test_a_run_that_is_being_claimed_as_its_worker_stops_is_given_back",
+    ),
+    Mutation(
+        "a goodbye with runs in hand",
+        "worker/lease.py",
+        "WHERE worker_id = %(id)s AND status = 'running' AND cancel_requested_at IS NULL\n    RETURNING id",
+        "WHERE worker_id = %(id)s AND status = 'queued' AND cancel_requested_at IS NULL\n    RETURNING id",
+        STOPPING + "test_a_worker_that_has_said_goodbye_holds_nothing",
+    ),
+    Mutation(
+        "giving back counts as a crash",
+        "shared/runs/finish.py",
+        "SET status = 'queued', worker_id = NULL, begun = :begun, usage",
+        "SET status = 'queued', worker_id = NULL, crashes = crashes + 1, begun = :begun, usage",
+        RUNS + "test_giving_back_is_no_crash",
+    ),
+    Mutation(
+        "a stop that is told as a loss",
+        "worker/job.py",
+        "attempt.usage, Begun.WORKER_STOPPING)",
+        "attempt.usage, Begun.WORKER_LOST)",
+        "tests/test_processes.py::test_a_worker_told_to_stop_gives_its_runs_back_at_once",
+    ),
+    Mutation(
+        "a suspect's process believed by its status",
+        "worker/isolation.py",
+        "            await declare_dead(self._database, worker_id)\n",
+        "            if child.exitcode != 0:\n                await declare_dead(self._database, worker_id)\n",
+        ISOLATION + "test_a_suspect_whose_process_ends_without_a_word_waits_for_no_lease",
+    ),
+    Mutation(
+        "a stop that breaks over a process that is only being started",
+        "worker/isolation.py",
+        "            if child.pid is not None:\n                child.terminate()\n",
+        "            child.terminate()\n",
+        ISOLATION + "test_a_process_is_told_to_stop_even_if_it_is_only_being_started",
     ),
 ]

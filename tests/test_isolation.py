@@ -1,0 +1,80 @@
+"""A process made for one suspect: however it ends, its run does not wait for a lease."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from shared.runs.take_back import take_back
+from shared.settings import Settings
+from shared.sweeper import Sweeper
+from tests.eventually import eventually
+from tests.stage import Stage
+from worker.isolation import Isolation, Work
+
+
+def hold(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+    """Hold the run as a worker with a long lease does."""
+    url = settings.database_url.replace("+psycopg", "")
+    with psycopg.connect(url) as connection:
+        connection.execute(
+            "INSERT INTO workers (id, pool, host, pid, version, slots, lease_until) "
+            "VALUES (%s, 'default', 'here', 1, '0', 1, now() + interval '1 hour')",
+            [worker_id],
+        )
+        claimed = "UPDATE runs SET status = 'running', attempt = attempt + 1, worker_id = %s WHERE id = %s"
+        connection.execute(claimed, [worker_id, run_id])
+
+
+def vanish(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+    """End with the run in hand, as if all were well."""
+    hold(settings, worker_id, run_id)
+    os._exit(0)
+
+
+def idle(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+    """Wait for the signal to stop."""
+    del settings, worker_id, run_id
+    time.sleep(60)
+
+
+def isolation_of(stage: Stage, database_url: str, work: Work) -> Isolation:
+    """Make the place where suspects are answered in this way."""
+
+    async def sweep() -> Any:
+        return await take_back(stage.database, 3)
+
+    sweeper = cast("Sweeper", SimpleNamespace(take_back=sweep))
+    return Isolation(Settings(database_url=database_url, redis_url="redis://none"), stage.database, sweeper, work)
+
+
+async def test_a_suspect_whose_process_ends_without_a_word_waits_for_no_lease(stage: Stage, database_url: str) -> None:
+    run_id = await stage.query()
+
+    await isolation_of(stage, database_url, vanish).answer(run_id)
+
+    row = await stage.row(run_id)
+    assert (row.status, row.crashes, row.attempt) == ("queued", 1, 1)
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_a_process_is_told_to_stop_even_if_it_is_only_being_started(
+    stage: Stage, database_url: str, *, started: bool
+) -> None:
+    isolation = isolation_of(stage, database_url, idle)
+    answering = asyncio.create_task(isolation.answer(await stage.query()))
+    await asyncio.sleep(0)
+    if started:
+        await asyncio.to_thread(eventually, multiprocessing.active_children)
+
+    isolation.stop()
+
+    await asyncio.wait_for(answering, 30)
