@@ -15,6 +15,7 @@ from api import agents, dead_letters, docs, health, problems, query, runs, threa
 from api.batches import routes as batches
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
+from api.cut_short import CutShort
 from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
@@ -100,5 +101,6 @@ def create_app(settings: Settings) -> FastAPI:
             max_age=600,
         )
     app.add_middleware(Head)
+    app.add_middleware(CutShort)
     app.add_middleware(RequestId)
     return app
