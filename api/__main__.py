@@ -10,7 +10,7 @@ from fastapi import FastAPI
 
 from api.app import create_app
 from api.protocol import patient_protocol
-from shared import logs
+from shared import failpoints, logs
 from shared.settings import WrongSettings, read
 
 STOP_SECONDS = 3
@@ -38,6 +38,7 @@ def main() -> None:
     if not settings.api_keys:
         raise WrongSettings(["API_KEYS is not set: nobody could call. `python -m shared.keys TENANT` makes a key."])
     logs.configure(settings)
+    failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
     app = create_app(settings)
     server = Server(

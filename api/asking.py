@@ -14,6 +14,7 @@ from api.problems import invalid
 from api.resources import NewQuery
 from api.run_cancel import announce
 from api.run_rows import owned_run
+from shared.failpoints import Failpoint, reached
 from shared.idempotency import Key, Repeated
 from shared.runs import Query, Strategy, accept
 from shared.settings import Settings
@@ -51,7 +52,9 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
         accepted = await once(lambda: accept(service.database, asked, key))
     except Repeated as repeated:
         return Asked(await owned_run(service.database, caller, repeated.created), REPLAYED)
+    reached(Failpoint.RUN_ACCEPTED)
     await service.lanes.ring([accepted.ring])
+    reached(Failpoint.RUN_RUNG)
     if accepted.superseded:
         await announce(service, accepted.superseded)
     return Asked(accepted.run)

@@ -9,6 +9,7 @@ from uuid import UUID
 from redis.exceptions import RedisError
 
 from api.dependencies import Parts
+from shared.failpoints import Failpoint, reached
 from shared.runs import Cancellation, cancel, next_in_thread
 from shared.runs.cancel import CANCELS
 
@@ -34,6 +35,7 @@ async def announce(service: Parts, cancellations: Sequence[Cancellation]) -> Non
 
     Without Redis a worker hears of it with its next beat, and a sweeper tells the end.
     """
+    reached(Failpoint.CANCEL_STORED)
     ended = [cancellation.ended for cancellation in cancellations if cancellation.ended is not None]
     try:
         if ended:

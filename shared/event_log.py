@@ -17,6 +17,7 @@ from pydantic_core import from_json, to_json
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from shared.failpoints import Failpoint, reached
 from shared.growth import Growth
 from shared.tables import RunStatus
 
@@ -195,6 +196,7 @@ class EventLog:
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
+        reached(Failpoint.LOG_APPENDED)
         return [Outcome(cast("bytes", outcome).decode()) for outcome in outcomes]
 
     async def _try(self, appends: Sequence[Append]) -> list[bytes | Exception]:

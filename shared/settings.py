@@ -9,6 +9,8 @@ import dotenv
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.failpoints import Trap
+
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
@@ -51,6 +53,11 @@ def _agents(value: object) -> object:
             raise ValueError(f"names {name!r} twice")
         agents[name] = path
     return agents
+
+
+def _traps(value: object) -> object:
+    words = _words(value)
+    return [Trap.parse(word) for word in words if isinstance(word, str)] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType]
 
 
 def _postgres(url: str) -> str:
@@ -158,6 +165,9 @@ class Settings(BaseSettings):
     """Life of idempotency keys in PostgreSQL."""
     run_retention_days: float = Field(default=30, gt=0)
     """Life of stateless runs and of batches in PostgreSQL after their end; other runs live as long as their thread."""
+
+    failpoints: Annotated[list[Trap], NoDecode, BeforeValidator(_traps)] = Field(default_factory=list[Trap])
+    """Where this process is to die or to freeze; for tests, given as `name=kill` or `name=freeze@passes`."""
 
 
 class WrongSettings(SystemExit):

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.batches import cancel_some, release, with_room
 from shared.event_log import EventLog
+from shared.failpoints import Failpoint, reached
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
 from shared.runs.finish import END_COLUMNS, ring_of
@@ -211,6 +212,7 @@ class Sweeper:
         ended += await expire(self._database)
         for run_id in (*(run.id for run in ended), *(ring.run_id for ring in waiting)):
             log.warning("sweeper.took_back run=%s", run_id)
+            reached(Failpoint.RUNS_TAKEN_BACK)
         for thread_id in {run.thread_id for run in ended} - {None}:
             if ring := await next_in_thread(self._database, thread_id):
                 waiting.append(ring)

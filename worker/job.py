@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.database import is_away
 from shared.event_log import EventLog
+from shared.failpoints import Failpoint, reached
 from shared.failures import FailureCode
 from shared.lanes import Lanes
 from shared.runs import (
@@ -91,11 +92,13 @@ class Job:
         if run_id in self._roster:
             return
         with self._roster.taking(run_id):
+            reached(Failpoint.RUN_POPPED)
             claimed = await claim(self._database, run_id, worker_id, isolated=self._isolation is None)
             if claimed is None:
                 if self._isolation is not None and await is_suspect(self._database, run_id):
                     await self._isolation.answer(run_id)
                 return
+            reached(Failpoint.RUN_CLAIMED)
             offer = self._offers.get(claimed.agent_type)
             if offer is None:
                 await self._pass_on(claimed)
@@ -105,6 +108,7 @@ class Job:
             attempt.telling.tell({"event": "message_started", "reason": claimed.begun})
             ending = await self._outcome(attempt)
             await attempt.telling.flushed()
+            reached(Failpoint.RUN_FLUSHED)
             await self._conclude(attempt, ending)
 
     async def _outcome(self, attempt: Attempt) -> Ending | None:
@@ -173,6 +177,7 @@ class Job:
                 lambda: give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING),
             )
             if ring is not None:
+                reached(Failpoint.RUN_GIVEN_BACK)
                 await self._lanes.ring([ring])
                 return
             ending = attempt.cancelled()  # It would have been given back, had nobody asked to cancel it.
@@ -185,8 +190,10 @@ class Job:
         if row is None:
             log.warning("job.fenced run=%s attempt=%d", claimed.run_id, claimed.attempt)
             return
+        reached(Failpoint.RUN_STORED)
         try:
             await self._event_log.tell_ends([row], self._settings.log_retention_seconds)
+            reached(Failpoint.END_TOLD)
             self._roster.end_told(claimed.run_id)
         except (RedisError, OSError) as away:
             log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)

@@ -11,7 +11,7 @@ from uuid import UUID
 import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import database, logs, redis
+from shared import database, failpoints, logs, redis
 from shared.clock import new_id
 from shared.event_log import EventLog
 from shared.lanes import Lanes
@@ -30,6 +30,7 @@ HEALTHY_SECONDS = 30.0
 def keep(settings: Settings, processes: int) -> None:
     """Keep so many workers running until told to stop."""
     logs.configure(settings)
+    failpoints.arm(settings.failpoints)
     uvloop.run(_keep(settings, processes))
 
 

@@ -123,15 +123,15 @@ class Vandal:
             case Kind.FLUSH | Kind.KILL_REDIS | Kind.CRASH_POSTGRES:
                 await self._break_a_server(fault)
             case _:
-                self._end(fault)
+                await self._end(fault)
 
-    def _end(self, fault: Fault) -> None:
+    async def _end(self, fault: Fault) -> None:
         """End processes, with or without a word."""
         if fault.kind is Kind.KILL_MACHINE:
             if post := _chosen(fault.whom, self._homes):
                 self._house.kill(f"{post.name} and all it has started", post.family())
             return
-        process = _chosen(fault.whom, self._targets(fault.kind))
+        process = _chosen(fault.whom, await self._targets(fault.kind))
         if process is None:
             return
         if fault.kind is Kind.STOP:
@@ -139,11 +139,14 @@ class Vandal:
         else:
             self._house.kill(self._name(process), [process])
 
-    def _targets(self, kind: Kind) -> list[psutil.Process]:
+    async def _targets(self, kind: Kind) -> list[psutil.Process]:
+        """Find whom it can be done to: to be killed or frozen for long, whoever holds runs, if anybody does."""
         posts = self._house.posts
         match kind:
-            case Kind.KILL_WORKER:
-                return [worker for post in self._homes for worker in post.workers()]
+            case Kind.KILL_WORKER | Kind.FREEZE:
+                busy = await self._house.busy_processes()
+                workers = [worker for post in self._homes for worker in (*post.workers(), *post.suspects())]
+                return [worker for worker in workers if worker.pid in busy] or workers
             case Kind.KILL_SUSPECT:
                 return [suspect for post in self._homes for suspect in post.suspects()]
             case Kind.KILL_PARENT:
@@ -157,7 +160,7 @@ class Vandal:
                 return list({process.pid: process for process in everybody}.values())
 
     async def _freeze(self, fault: Fault, leases: tuple[float, float]) -> None:
-        if process := _chosen(fault.whom, self._targets(fault.kind)):
+        if process := _chosen(fault.whom, await self._targets(fault.kind)):
             await self._house.freeze(self._name(process), process, fault.lasts(leases, self._lease_seconds))
 
     async def _disturb(self, fault: Fault) -> None:

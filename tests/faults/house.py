@@ -6,6 +6,8 @@ Between each process and each server lies a link that can be cut. Whatever is br
 from __future__ import annotations
 
 import asyncio
+import random
+import re
 import signal
 import socket
 import subprocess
@@ -13,11 +15,14 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 import psutil
+import psycopg
 
 from shared.embedded import PostgresServer, RedisServer
+from shared.failpoints import Action, Failpoint
 from shared.migrations.upgrade import upgrade
 from tests.faults.history import Breakage, Broken, History
 from tests.faults.link import Link
@@ -33,7 +38,24 @@ READY = {
     "api-1": "Uvicorn running",
     "api-2": "Uvicorn running",
 }
-FROZEN_AT_A_FAILPOINT_SECONDS = (1.0, 7.0)
+TRAPS = {
+    "api": (Failpoint.RUN_ACCEPTED, Failpoint.RUN_RUNG, Failpoint.CANCEL_STORED, Failpoint.RUNS_TAKEN_BACK),
+    "worker": (
+        Failpoint.RUN_POPPED,
+        Failpoint.RUN_CLAIMED,
+        Failpoint.LOG_APPENDED,
+        Failpoint.RUN_FLUSHED,
+        Failpoint.RUN_STORED,
+        Failpoint.END_TOLD,
+        Failpoint.RUN_GIVEN_BACK,
+        Failpoint.RUNS_TAKEN_BACK,
+    ),
+}
+"""Where which process may be told to die or to freeze; `LOG_APPENDED` comes by often, the others once a run at most."""
+
+
+_BUSY = "SELECT pid FROM workers WHERE id IN (SELECT worker_id FROM runs WHERE status = 'running')"
+_KILLED_AT = re.compile(r"(?m)^(?P<at>\S+ \S+) .*failpoint\.reached name=(?P<name>\w+) action=kill pid=(?P<pid>\d+)$")
 
 
 class Post:
@@ -74,8 +96,9 @@ class Post:
 class House:
     """Two API processes, a parent with two workers, a worker of its own, and everything that they need."""
 
-    def __init__(self, folder: Path, history: History, environment: dict[str, str]) -> None:
+    def __init__(self, seed: int, folder: Path, history: History, environment: dict[str, str]) -> None:
         self.history = history
+        self._chance = random.Random(f"house {seed}")
         self.posts: list[Post] = []
         self.postgres = PostgresServer(durable=False)
         self.redis = RedisServer()
@@ -83,8 +106,10 @@ class House:
         self.api_urls: list[str] = []
         self._folder = folder
         self._environment = environment
+        self._lease_seconds = float(environment["LEASE_SECONDS"])
         self._family: dict[int, psutil.Process] = {}
-        self._frozen: dict[int, Broken] = {}
+        self._frozen: set[int] = set()
+        self._thawing: set[asyncio.Task[None]] = set()
         self._mending = asyncio.Lock()
 
     @property
@@ -162,9 +187,24 @@ class House:
                 free.bind(("127.0.0.1", 0))
                 environment["PORT"] = str(free.getsockname()[1])
             self.api_urls.append(f"http://127.0.0.1:{environment['PORT']}")
-            return Post(name, lambda: service.begin("api", **environment), links)
+            return Post(name, lambda: service.begin("api", **environment, **self._trap(name)), links)
         arguments = ["--processes", "2"] if name == "parent" else []
-        return Post(name, lambda: service.begin("worker", *arguments, **environment), links)
+        return Post(name, lambda: service.begin("worker", *arguments, **environment, **self._trap(name)), links)
+
+    def _trap(self, name: str) -> dict[str, str]:
+        """Set a trap, or none, in the next life of a process."""
+        kind = "api" if name.startswith("api") else "worker"
+        trap, action = self._chance.choice(TRAPS[kind]), self._chance.choice(list(Action))
+        passes = self._chance.randint(5, 100) if trap is Failpoint.LOG_APPENDED else self._chance.randint(0, 8)
+        often = 0.3 if name == "parent" else 0.6  # Its workers inherit it, each time anew.
+        return {"FAILPOINTS": f"{trap}={action}@{passes}"} if self._chance.random() < often else {}
+
+    async def busy_processes(self) -> set[int]:
+        """Tell which processes hold runs."""
+        with suppress(psycopg.OperationalError):
+            async with await psycopg.AsyncConnection.connect(self.database_url) as connection:
+                return {pid async for (pid,) in await connection.execute(_BUSY)}
+        return set()
 
     # What can be done to processes.
 
@@ -184,14 +224,16 @@ class House:
 
     async def freeze(self, what: str, process: psutil.Process, seconds: float) -> None:
         """Stop it in its tracks for so long."""
+        if process.pid in self._frozen:
+            return
+        self._frozen.add(process.pid)
+        broken = self.note(Breakage.FROZEN, what, [process.pid])
         with suppress(psutil.NoSuchProcess):
-            if process.pid not in self._frozen:
-                self._frozen[process.pid] = broken = self.note(Breakage.FROZEN, what, [process.pid])
-                process.suspend()
-                await asyncio.sleep(seconds)
-                process.resume()
-                broken.until = time.time()
-        self._frozen.pop(process.pid, None)
+            process.suspend()
+            await asyncio.sleep(seconds)
+            process.resume()
+        broken.until = time.time()
+        self._frozen.discard(process.pid)
 
     # What can be done to servers.
 
@@ -223,13 +265,28 @@ class House:
 
     def _look(self) -> None:
         for pid, process in list(self._family.items()):
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            try:
+                status = process.status()
+                self._family |= {child.pid: child for child in process.children(recursive=True)}
+            except psutil.NoSuchProcess:
+                status = psutil.STATUS_ZOMBIE
+            if status == psutil.STATUS_ZOMBIE:
                 del self._family[pid]
-            else:
-                with suppress(psutil.NoSuchProcess):
-                    self._family |= {child.pid: child for child in process.children(recursive=True)}
+            elif status == psutil.STATUS_STOPPED and pid not in self._frozen:
+                seconds = self._lease_seconds * self._chance.uniform(0.2, 2)
+                thawing = asyncio.create_task(self.freeze("at a failpoint", process, seconds))
+                self._thawing.add(thawing)
+                thawing.add_done_callback(self._thawing.discard)
         for post in self.posts:
             self._family |= {process.pid: process for process in post.family()}
+
+    def read_the_logs(self) -> None:
+        """Note who was killed at a failpoint."""
+        for log in self._folder.glob("*.log"):
+            for line in _KILLED_AT.finditer(log.read_text(errors="replace")):
+                at = datetime.strptime(line["at"], "%Y-%m-%d %H:%M:%S,%f").astimezone().timestamp()
+                killed = Broken(at, Breakage.KILLED, f"at {line['name']}", (int(line["pid"]),))
+                self.history.broken.append(killed)
 
     def orphans(self) -> list[psutil.Process]:
         """Those whose parent was killed, and who live on."""

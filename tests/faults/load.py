@@ -108,7 +108,7 @@ class Load:
             for tenant in KEYS
             for _ in range(USERS_A_TENANT)
         ]
-        self._stories: set[asyncio.Task[None]] = set()
+        self._stories: list[asyncio.Task[None]] = []
         self._number = 0
 
     async def run(self, seconds: float, runs_a_second: float) -> None:
@@ -118,16 +118,12 @@ class Load:
         while time.monotonic() < end:
             self._number += 1
             story = asyncio.create_task(self._story(random.Random(f"story {self._seed} {self._number}")))
-            self._stories.add(story)
-            story.add_done_callback(self._stories.discard)
+            self._stories.append(story)
             await asyncio.sleep(chance.expovariate(runs_a_second))
 
     async def settle(self) -> None:
         """Wait until every story is over."""
-        while self._stories:
-            done, _ = await asyncio.wait(self._stories)
-            for story in done:
-                story.result()
+        await asyncio.gather(*self._stories)
 
     async def close(self) -> None:
         """Hang up."""
@@ -197,7 +193,7 @@ class Load:
         query = Query(
             nonce=f"{chance.getrandbits(64):016x}",
             words=chance.randint(30, 60) if long else chance.randint(1, 60),
-            pace_seconds=round(chance.choice([0.0, 0.02, 0.05, 0.1]), 3),
+            pace_seconds=round(chance.choice([0.0, 0.03, 0.08, 0.15]), 3),
             padding=chance.randint(1000, 4000) if long else 0,
         )
         return Asked(
@@ -214,7 +210,14 @@ class Load:
         )
 
     async def _post(self, user: User, asked: Asked, body: dict[str, Any], chance: random.Random) -> None:
-        response = await user.call(chance, "POST", "/runs", json=body)
+        """Ask and hang up; half of the callers insist, with a key that makes one run of all their tries."""
+        if chance.random() < 0.5:
+            headers = {"Idempotency-Key": asked.query.nonce}
+            response = await user.insist(chance, "POST", "/runs", json=body, headers=headers)
+            if response is not None and response.status_code == 202 and chance.random() < 0.3:
+                response = await user.insist(chance, "POST", "/runs", json=body, headers=headers)
+        else:
+            response = await user.call(chance, "POST", "/runs", json=body)
         if response is not None:
             asked.status = response.status_code
             if response.status_code == 202:
@@ -240,7 +243,7 @@ class Load:
         if response is None:
             return
         asked.status = response.status_code
-        said = response.json()
+        said: dict[str, Any] = response.json()
         if response.status_code == 202:
             asked.run_id = said["id"]
         elif "run_id" in said and said.get("code") != "thread_busy":

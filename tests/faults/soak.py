@@ -54,7 +54,7 @@ async def soak(plan: Plan, folder: Path) -> History:
     """Do it; returns everything that happened."""
     print(f"seed {plan.seed}, {plan.seconds:g} seconds; logs in {folder}", flush=True)  # noqa: T201
     history = History(lease_seconds=LEASE_SECONDS)
-    house = House(folder, history, ENVIRONMENT)
+    house = House(plan.seed, folder, history, ENVIRONMENT)
     async with house.living():
         record_changes(house.database_url)
         load, scales = Load(plan.seed, history, house.api_urls), Scales(house)
@@ -67,6 +67,7 @@ async def soak(plan: Plan, folder: Path) -> History:
             await _quiet(house)
             await load.look_back(plan.look_back_at)
             await scales.compare(POOL_SIZE)
+            house.read_the_logs()
             await testify(house)
         finally:
             for task in watching:
@@ -104,6 +105,7 @@ def summary(history: History) -> str:
             f"{len(history.rows)} runs of {len(history.asked)} queries: {_listed(ends)}",
             f"attempts: {_listed(attempts)}; crashes: {_listed(crashes)}",
             f"broken: {_listed(broken)}",
+            f"at failpoints: {_listed(Counter(broken.what for broken in history.broken if broken.what.startswith('at ')))}",
             f"{len(history.readers)} readers in {pieces} connections were told {events} events, {gaps} of them gaps",
             *recoveries(history),
         ]

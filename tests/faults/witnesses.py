@@ -20,8 +20,10 @@ from tests.faults.history import Announced, Change, Heard, Measure
 from tests.faults.house import House
 
 AGAIN_SECONDS = 0.02
-GROWTH_BYTES = 80 << 20
-"""What a process may keep of its memory: imports that come late, and what allocators do not give back."""
+MOST_BYTES = 300 << 20
+GROWTH_BYTES = 50 << 20
+"""What a process may grow by once it is so old; allocators do not give everything back."""
+GROWN_UP_SECONDS = 30
 
 _RECORD = """
     CREATE TABLE changes (
@@ -107,7 +109,7 @@ class Scales:
         for post in self._house.posts:
             for process in [*post.workers(), *post.family()[:1]]:
                 with suppress(psutil.Error):
-                    if time.time() - process.create_time() > 8:
+                    if time.time() - process.create_time() > GROWN_UP_SECONDS:
                         self._first.setdefault(process.pid, process.memory_info().rss)
 
     async def compare(self, pool_size: int) -> None:
@@ -118,11 +120,9 @@ class Scales:
             family = {process.pid: process for process in [*post.workers(), *post.family()[:1]]}
             processes += len(family)
             for pid, process in family.items():
-                before, after = self._first.get(pid), float(process.memory_info().rss)
-                if before is not None:
-                    measures.append(
-                        Measure(f"bytes of memory of {post.name} ({pid})", before, after, before + GROWTH_BYTES)
-                    )
+                before, after = self._first.get(pid, 0), process.memory_info().rss
+                allowed = before + GROWTH_BYTES if before else MOST_BYTES
+                measures.append(Measure(f"bytes of memory of {post.name} ({pid})", before, after, allowed))
         async with await AsyncConnection.connect(self._house.database_url) as connection:
             count = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'agent-relay%%'"
             connected = await (await connection.execute(count)).fetchone()
