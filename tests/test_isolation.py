@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 
+from shared.runs import set_aside
 from shared.runs.take_back import take_back
 from shared.settings import Settings
 from shared.sweeper import Sweeper
@@ -78,3 +79,12 @@ async def test_a_process_is_told_to_stop_even_if_it_is_only_being_started(
     isolation.stop()
 
     await asyncio.wait_for(answering, 30)
+
+
+async def test_a_suspect_that_somebody_else_is_at_gets_no_second_process(stage: Stage, database_url: str) -> None:
+    run_id = await stage.query()
+    assert await set_aside(stage.database, run_id, 60)
+
+    await isolation_of(stage, database_url, vanish).answer(run_id)
+
+    assert (await stage.row(run_id)).attempt == 0

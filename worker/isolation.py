@@ -16,11 +16,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.clock import new_id
+from shared.runs import set_aside
 from shared.runs.take_back import declare_dead
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 
 log = logging.getLogger(__name__)
+
+START_SECONDS = 10.0
+"""How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
 
 Work = Callable[[Settings, UUID, UUID | None], None]
 """Runs a worker process to its end: its id, and the only run it is for."""
@@ -43,8 +47,8 @@ class Isolation:
     async def answer(self, run_id: UUID) -> None:
         """Have a child answer the run; if it dies, its run is taken back at once."""
         async with self._room:
-            if self._stopping:
-                return  # It is still queued, and swept to somebody else.
+            if self._stopping or not await set_aside(self._database, run_id, START_SECONDS):
+                return  # It is still queued, and swept to somebody else; or somebody else is at it.
             worker_id = new_id()
             log.warning("isolation.suspect run=%s worker=%s", run_id, worker_id)
             child = self._processes.Process(target=self._work, args=(self._settings, worker_id, run_id))

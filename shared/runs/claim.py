@@ -72,6 +72,12 @@ _CLAIM = text("""
 
 _IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' FROM runs WHERE id = :run_id")
 
+_SET_ASIDE = text("""
+    UPDATE runs SET rung_at = now() + make_interval(secs => :seconds)
+    WHERE id = :run_id AND status = 'queued' AND rung_at <= now()
+    RETURNING id
+""")
+
 _EARLIER = text("""
     SELECT query, coalesce(output, partial_output) AS answer, messages
     FROM runs LEFT JOIN transcripts ON run_id = id
@@ -121,6 +127,12 @@ async def is_suspect(database: AsyncEngine, run_id: UUID) -> bool:
     """Tell whether a queued run could not be claimed because a worker died under it."""
     async with database.connect() as connection:
         return bool(await connection.scalar(_IS_SUSPECT, {"run_id": run_id}))
+
+
+async def set_aside(database: AsyncEngine, run_id: UUID, seconds: float) -> bool:
+    """Have nobody else called for a queued run while a process is made for it; False where somebody else is at it."""
+    async with database.begin() as connection:
+        return (await connection.execute(_SET_ASIDE, {"run_id": run_id, "seconds": seconds})).one_or_none() is not None
 
 
 async def earlier_exchanges(database: AsyncEngine, claimed: Claim) -> Sequence[Exchange]:

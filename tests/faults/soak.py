@@ -95,6 +95,7 @@ def summary(history: History) -> str:
     """Say what was done and what came of it."""
     ends = Counter(row["error"]["code"] if row["error"] else row["status"] for row in history.rows.values())
     broken = Counter(str(broken.kind) for broken in history.broken)
+    failpoints = Counter(broken.what for broken in history.broken if broken.what.startswith("at "))
     attempts = Counter(row["attempt"] for row in history.rows.values())
     crashes = Counter(row["crashes"] for row in history.rows.values())
     events = sum(len(reader.events) for reader in history.readers)
@@ -105,7 +106,7 @@ def summary(history: History) -> str:
             f"{len(history.rows)} runs of {len(history.asked)} queries: {_listed(ends)}",
             f"attempts: {_listed(attempts)}; crashes: {_listed(crashes)}",
             f"broken: {_listed(broken)}",
-            f"at failpoints: {_listed(Counter(broken.what for broken in history.broken if broken.what.startswith('at ')))}",
+            f"of these, at failpoints: {_listed(failpoints)}",
             f"{len(history.readers)} readers in {pieces} connections were told {events} events, {gaps} of them gaps",
             *recoveries(history),
         ]

@@ -1,0 +1,20 @@
+"""What the soak found, broken again."""
+
+from tests.mutations.mutation import Mutation
+
+MUTATIONS = [
+    Mutation(
+        "a call cut short by a stop answered with 500",
+        "api/cut_short.py",
+        "            if began:\n",
+        "            if not began:\n",
+        "tests/test_cut_short.py::test_a_call_that_is_cut_short_is_refused_for_now",
+    ),
+    Mutation(
+        "a process for a suspect that has one",
+        "shared/runs/claim.py",
+        "WHERE id = :run_id AND status = 'queued' AND rung_at <= now()",
+        "WHERE id = :run_id AND status = 'queued'",
+        "tests/test_isolation.py::test_a_suspect_that_somebody_else_is_at_gets_no_second_process",
+    ),
+]
