@@ -81,11 +81,16 @@ _GIVE_BACK = text(f"""
 """)  # noqa: S608  (a constant)
 
 _LET_GO = text(f"""
-    UPDATE runs
-    SET status = 'queued', worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
-    WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
-    RETURNING {RING_COLUMNS}
-""")  # noqa: S608  (a constant)
+    WITH touched AS (
+        UPDATE runs
+        SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
+            worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
+        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+        RETURNING *
+    ), interrupted AS ({INTERRUPTED})
+    SELECT {RING_COLUMNS}, status FROM touched
+""")  # noqa: S608  (constants)
 
 _ENDED_ROW = text(f"""
     SELECT {END_COLUMNS} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
@@ -148,10 +153,13 @@ async def give_back(
 
 
 async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | None:
-    """Let a run wait again that its worker holds without knowing; see `give_back`."""
+    """Let a run wait again that its worker holds without knowing; None where that is over, or it was to be cancelled.
+
+    Then it has ended by this; a sweeper tells it, and calls for the thread's next.
+    """
     async with database.begin() as connection:
         row = (await connection.execute(_LET_GO, {"run_id": run_id, "attempt": attempt})).one_or_none()
-    return None if row is None else ring_of(row)
+    return ring_of(row) if row is not None and row.status == RunStatus.QUEUED else None
 
 
 async def ended_row(database: AsyncEngine, claimed: Claim) -> Any | None:

@@ -53,7 +53,9 @@ _TAKE_BACK = text(f"""
 _EXPIRE = text(f"""
     WITH touched AS (
         UPDATE runs
-        SET status = 'failed', error = CAST(:deadline_exceeded AS jsonb), finished_at = now()
+        SET status = CASE WHEN cancel_requested_at IS NULL THEN 'failed' ELSE 'cancelled' END,
+            error = CASE WHEN cancel_requested_at IS NULL THEN CAST(:deadline_exceeded AS jsonb) END,
+            finished_at = now()
         WHERE id IN (
             SELECT id FROM runs
             WHERE status IN ('queued', 'running')

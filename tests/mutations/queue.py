@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 RUNS = "tests/test_runs.py::"
+CANCELLING = "tests/test_cancelling.py::"
 DEAD_LETTERS = "tests/test_dead_letters.py::"
 ISOLATION = "tests/test_isolation.py::"
 LANES = "tests/test_lanes.py::"
@@ -244,5 +245,92 @@ _LET_GO""",
         "            if child.pid is not None:\n                child.terminate()\n",
         "            child.terminate()\n",
         ISOLATION + "test_a_process_is_told_to_stop_even_if_it_is_only_being_started",
+    ),
+    Mutation(
+        "what a dead worker's cancelled run had produced is lost",
+        "shared/runs/finish.py",
+        "AND status = 'cancelled' AND partial_output IS NOT NULL",
+        "AND status = 'cancelled' AND partial_output IS NULL",
+        CANCELLING + "test_a_run_that_is_to_be_cancelled_and_whose_worker_dies_is_cancelled_with_what_is_known",
+    ),
+    Mutation(
+        "a wish to cancel that undoes an answer",
+        "shared/runs/finish.py",
+        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+        RETURNING *""",
+        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+          AND (cancel_requested_at IS NULL OR CAST(:status AS text) = 'cancelled')
+        RETURNING *""",
+        CANCELLING + "test_an_answer_that_is_stored_after_the_wish_wins_over_it",
+    ),
+    Mutation(
+        "an interrupt that leaves the running run alone",
+        "shared/runs/cancel.py",
+        "WHERE thread_id = :thread_id AND status IN ('queued', 'running')",
+        "WHERE thread_id = :thread_id AND status = 'queued'",
+        CANCELLING + "test_a_query_that_interrupts_cancels_all_before_it_and_keeps_what_they_had",
+    ),
+    Mutation(
+        "a rollback that is forgotten by the time the run ends",
+        "shared/runs/cancel.py",
+        "rolled_back = :roll_back,",
+        "rolled_back = :roll_back AND status = 'queued',",
+        CANCELLING + "test_a_query_that_rolls_back_erases_what_was_before_it_however_that_ends",
+    ),
+    Mutation(
+        "a claim after the deadline",
+        "shared/runs/claim.py",
+        "AND due_at <= now() AND deadline_at > now()",
+        "AND due_at <= now()",
+        CANCELLING + "test_a_run_that_nobody_takes_fails_at_its_deadline",
+    ),
+    Mutation(
+        "a worker not given the time to end its run at the deadline",
+        "shared/runs/take_back.py",
+        "CASE status WHEN 'running' THEN {OVERDUE_SECONDS} ELSE 0 END",
+        "CASE status WHEN 'running' THEN 0 ELSE 0 END",
+        CANCELLING + "test_a_run_whose_worker_does_not_end_it_fails_a_while_after_its_deadline",
+    ),
+    Mutation(
+        "a deadline that wins over a wish to cancel",
+        "shared/runs/take_back.py",
+        "SET status = CASE WHEN cancel_requested_at IS NULL THEN 'failed' ELSE 'cancelled' END,",
+        "SET status = 'failed',",
+        CANCELLING + "test_what_was_to_be_cancelled_does_not_fail_at_its_deadline",
+    ),
+    Mutation(
+        "a receipt for a run that still runs",
+        "api/runs.py",
+        "    status = 200 if row.status in TERMINAL else 202\n",
+        "    status = 200\n",
+        CANCELLING + "test_a_receipt_is_given_only_once_the_run_has_ended",
+    ),
+    Mutation(
+        "a caller of the blocking call who hangs up in vain",
+        "api/query.py",
+        "    await cancel_run(service, row.id)\n",
+        "    del service, row\n",
+        CANCELLING + "test_what_hanging_up_means_is_for_the_caller_to_say",
+    ),
+    Mutation(
+        "a reader who hangs up in vain",
+        "api/stream.py",
+        "if self._lost and self._hung_up is not None:",
+        "if not self._lost and self._hung_up is not None:",
+        CANCELLING + "test_what_hanging_up_means_is_for_the_caller_to_say",
+    ),
+    Mutation(
+        "a deleted thread whose runs go on",
+        "api/threads.py",
+        "cancellations = await supersede(connection, thread_id, roll_back=False)",
+        "cancellations = []",
+        "tests/test_processes.py::test_a_deleted_thread_is_gone_and_its_streams_end",
+    ),
+    Mutation(
+        "a wish to cancel that is lost with the reply to the claim",
+        "shared/runs/finish.py",
+        "SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,",
+        "SET status = 'queued',",
+        CANCELLING + "test_a_run_that_is_to_be_cancelled_and_that_nobody_knows_of_is_cancelled",
     ),
 ]
