@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import AsyncIterator, Iterator
 from itertools import cycle, islice
 
 from pydantic_ai import Agent, ModelMessage
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
-from pydantic_ai.models.openai import OpenAIChatModel
-from pydantic_ai.providers.openai import OpenAIProvider
 from typing_extensions import TypedDict
 
 from tests.agents import query_of
@@ -81,11 +78,5 @@ words = Agent(FunctionModel(stream_function=_speak, model_name="words"), name="w
 
 form = Agent(FunctionModel(stream_function=_fill, model_name="form"), output_type=Advice, name="form")
 
-provided = Agent(
-    OpenAIChatModel(
-        "any",
-        provider=OpenAIProvider(base_url=os.environ.get("PROVIDER_URL", "http://127.0.0.1:9/v1"), api_key="none"),
-    ),
-    output_type=Advice,
-    name="provided",
-)
+provided = Agent(output_type=Advice, name="provided")
+"""An agent that brings no model."""

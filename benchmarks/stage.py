@@ -15,6 +15,8 @@ from shared.embedded import PostgresServer, RedisServer
 from shared.migrations.upgrade import upgrade
 from tests.service import Running, Service, serving
 
+NO_PROVIDER = {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1"}
+MODEL = "openai-chat:any"
 AGENTS = {name: f"benchmarks.agents:{name}" for name in ("words", "form", "provided")}
 
 
@@ -37,12 +39,12 @@ class Stage:
 @contextmanager
 def stage(**environment: str) -> Generator[Stage]:
     """Set the stage, and clear it."""
-    agents = {"AGENTS": ",".join(f"{name}={path}" for name, path in AGENTS.items()), "LOG_LEVEL": "WARNING"}
+    agents = {"AGENTS": ",".join(f"{name}={path}" for name, path in AGENTS.items()), "MODEL": MODEL, **NO_PROVIDER}
     with PostgresServer() as postgres, RedisServer() as redis_server, TemporaryDirectory() as folder:
         postgres.ensure_database()
         upgrade(postgres.url().replace("postgresql://", "postgresql+psycopg://"))
         url = redis_server.url()
-        with serving(postgres.url(), url, Path(folder), agents | {"LOG_LEVEL": "INFO"} | environment) as service:
+        with serving(postgres.url(), url, Path(folder), agents | environment) as service:
             yield Stage(service, postgres, redis_server, Redis.from_url(url), url)
 
 

@@ -47,7 +47,7 @@ async def main(rounds: int) -> None:
     rows: list[list[object]] = []
     with module("provider") as provider:
         url = f"http://127.0.0.1:{heard(provider)}/v1"
-        with stage(PROVIDER_URL=url) as on, module("usual", PROVIDER_URL=url) as rival:
+        with stage(OPENAI_BASE_URL=url) as on, module("usual", OPENAI_BASE_URL=url) as rival:
             heard(rival)
             api, ours = on.service.api(), on.service.worker()
             for name, pace in PACES.items():

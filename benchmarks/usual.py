@@ -12,11 +12,12 @@ import uvloop
 from pydantic_core import to_json
 
 from benchmarks.agents import provided
+from benchmarks.stage import MODEL
 
 
 async def answer(query: str) -> None:
     """Answer one query; every partial is validated and written as JSON, as a client would get it."""
-    async with provided.run_stream(query) as result:
+    async with provided.run_stream(query, model=MODEL) as result:
         async for partial in result.stream_output(debounce_by=None):
             to_json(partial)
 

@@ -27,6 +27,7 @@ from worker.job import Job
 from worker.lease import Lease
 from worker.publisher import Publisher
 from worker.roster import Roster
+from worker.windowed_client import windowed_client
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ class App:
     def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None, work: Work) -> None:
         self._settings = settings
         self._only = only
-        self._offers = load(settings)
+        self._openai_http = windowed_client(settings.partial_interval_seconds)
+        self._offers = load(settings, self._openai_http)
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
         event_log, lanes = EventLog(self._redis), Lanes(self._redis)
@@ -104,6 +106,7 @@ class App:
             task.cancel()
         await self._lease.release()
         await self._doorbell.close()
+        await self._openai_http.aclose()
         await self._redis.aclose()
         await self._database.dispose()
 

@@ -16,15 +16,19 @@ from types import NoneType
 from typing import Any
 from uuid import UUID
 
+import httpx2
 from pydantic_ai import UsageLimits
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models import Model, infer_model, parse_model_id
+from pydantic_ai.providers.openai import OpenAIProvider
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.settings import Settings, WrongSettings
 
 _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
+_OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
+"""Providers of models that OpenAI's API serves, or what `OPENAI_BASE_URL` names in its place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +109,14 @@ class UnservableAgents(WrongSettings):
     """Some of `AGENTS` cannot be served; the message is one sentence for each."""
 
 
-def load(settings: Settings) -> dict[str, Offer]:
-    """Import the agents and give each its model, or stop with a sentence for each that cannot be served."""
+def load(settings: Settings, openai_http: httpx2.AsyncClient | None = None) -> dict[str, Offer]:
+    """Import the agents and give each its model, or stop with a sentence for each that cannot be served.
+
+    `openai_http` is the client for a `MODEL` of OpenAI's; without it, pydantic-ai makes one.
+    """
     offers: dict[str, Offer] = {}
     problems: list[str] = []
-    configured_model = cache(lambda: _configured_model(settings))
+    configured_model = cache(lambda: _configured_model(settings, openai_http))
     for agent_type, path in settings.agents.items():
         try:
             served = _import(path)
@@ -165,9 +172,11 @@ def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[
     raise _Unservable("has no model: give the agent one or set MODEL")
 
 
-def _configured_model(settings: Settings) -> Model:
+def _configured_model(settings: Settings, openai_http: httpx2.AsyncClient | None) -> Model:
     name = settings.model or ""
     try:
+        if openai_http is not None and parse_model_id(name)[0] in _OPENAI:
+            return infer_model(name, lambda _: OpenAIProvider(http_client=openai_http))
         return infer_model(name)
     except Exception as error:  # As many kinds of errors as there are providers.
         raise _WrongModel(f"{name!r} cannot be made: {_said(error)}") from error

@@ -1,0 +1,144 @@
+"""The HTTP client for OpenAI's APIs and their like: it reads a streamed answer in windows, and of each it makes one.
+
+Below the SDK, because most of what a token costs is spent there, where an event of the wire becomes a tree of models.
+Nothing is held back for longer than a window, and what is not plainly the next piece of the same text stays as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from openai import DefaultAioHttpClient
+from pydantic_core import from_json, to_json
+
+from worker.merging import seconds_left
+
+_EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
+_DATA = re.compile(rb"((?:event: ?[\w.]+\r?\n)?data: ?)(\{.*\})([\r\n]+)")
+_VARYING = frozenset({"choices", "delta", "obfuscation", "sequence_number", "created"})
+"""In what two events may differ that say the same but for their text."""
+_RESPONSES = frozenset({"response.output_text.delta", "response.function_call_arguments.delta"})
+
+
+def windowed_client(window_seconds: float, **options: Any) -> httpx2.AsyncClient:
+    """Make a client like the OpenAI SDK's own, with options of `httpx2.AsyncClient`; its event streams come in windows.
+
+    Give it to the provider of a model of your own: `OpenAIProvider(http_client=windowed_client(0.03))`.
+    """
+
+    async def in_windows(response: httpx2.Response) -> None:
+        kind = response.headers.get("content-type", "")
+        if kind.startswith("text/event-stream") and "content-encoding" not in response.headers:
+            response.stream = _Windows(response.stream, window_seconds)
+
+    return DefaultAioHttpClient(event_hooks={"response": [in_windows]}, **options)
+
+
+class _Windows(httpx2.AsyncByteStream):
+    """An event stream that is read once a window, from its first piece of text on."""
+
+    def __init__(self, inner: Any, window_seconds: float) -> None:
+        self._inner = inner
+        self._window_seconds = window_seconds
+
+    async def __aiter__(self) -> AsyncGenerator[bytes]:
+        rest, speaking = b"", False
+        async for data in self._inner:
+            rest += data
+            events = _EVENT.findall(rest)
+            rest = rest[sum(map(len, events)) :]
+            if events:
+                pieces = list(_merged(events))
+                yield b"".join(map(bytes, pieces))
+                speaking = speaking or any(isinstance(piece, _Piece) and piece.text for piece in pieces)
+            if speaking:  # What comes meanwhile is read in one go.
+                await asyncio.sleep(seconds_left(self._window_seconds))
+        yield rest
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+@dataclass(slots=True)
+class _Piece:
+    """An event that says the next piece of a text, and nothing else."""
+
+    same: Any
+    """What the next one must be like to belong to the same text."""
+    head: bytes
+    said: dict[str, Any]
+    tail: bytes
+    holder: dict[str, Any]
+    """The object in it that holds the text."""
+    field: str
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.holder[self.field]
+
+    def __bytes__(self) -> bytes:
+        return self.head + to_json(self.said) + self.tail
+
+
+def _merged(events: Iterable[bytes]) -> Iterator[bytes | _Piece]:
+    """Make one of neighbouring pieces of the same text; leave everything else as it came."""
+    before: _Piece | None = None
+    for event in events:
+        piece = _piece(event)
+        if before is not None and piece is not None and before.same == piece.same:
+            before.holder[before.field] += piece.text
+            continue
+        if before is not None:
+            yield before
+        before = piece
+        if piece is None:
+            yield event
+    if before is not None:
+        yield before
+
+
+def _piece(event: bytes) -> _Piece | None:
+    """Read an event of a chat completion or of a response; None where it says anything but a piece of text."""
+    match = _DATA.fullmatch(event)
+    if match is None:
+        return None
+    try:
+        said: Any = from_json(match[2])
+    except ValueError:
+        return None
+    same = {key: value for key, value in said.items() if key not in _VARYING}
+    match said:
+        case {"type": kind, "delta": str()} if kind in _RESPONSES:
+            return _Piece(same, match[1], said, match[3], said, "delta")
+        case {"choices": [{"index": choice, "delta": {"content": str()} as delta} as only]} if _holds_only(
+            only, "index", "delta"
+        ) and _holds_only(delta, "role", "content"):
+            return _Piece((choice, same), match[1], said, match[3], delta, "content")
+        case {
+            "choices": [
+                {
+                    "index": choice,
+                    "delta": {
+                        "tool_calls": [{"index": call, "function": {"arguments": str()} as function} as part]
+                    } as delta,
+                } as only
+            ]
+        } if (
+            _holds_only(only, "index", "delta")
+            and _holds_only(delta, "role", "tool_calls")
+            and _holds_only(part, "index", "function", "type")
+            and _holds_only(function, "arguments")
+        ):
+            return _Piece((choice, call, same), match[1], said, match[3], function, "arguments")
+        case _:
+            return None
+
+
+def _holds_only(said: dict[str, Any], *fields: str) -> bool:
+    return all(field in fields or not value for field, value in said.items())
