@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Receive, Scope, Send
 
 from api import agents, dead_letters, docs, health, problems, query, runs, threads
 from api.batches import routes as batches
@@ -22,6 +23,7 @@ from api.idempotency import REPLAYED_HEADER
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
+from api.stream import rest_of
 from api.tickets import Tickets
 from shared import database, redis
 from shared.event_log import EventLog
@@ -49,7 +51,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     engine = database.connect(settings)
     client = redis.connect(settings)
     event_log, lanes = EventLog(client), Lanes(client)
-    relay = Relay(engine, client, event_log)
+    relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
     batch_feeds = BatchFeeds(engine, client)
     app.state.parts = Parts(
         settings, engine, client, lanes, event_log, relay, Tickets(settings), Intake(settings), batch_feeds
@@ -79,9 +81,19 @@ def _end_process(task: asyncio.Task[None]) -> None:
         signal.raise_signal(signal.SIGTERM)
 
 
+class Application(docs.Documented):
+    """FastAPI, whose streams are written when all that made them has returned: see `Stream`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        await super().__call__(scope, receive, send)
+        if (write := rest_of(scope)) is not None:
+            await write(send)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Make the application; servers and tests run it."""
-    app = docs.Documented(lifespan=_lifespan, redirect_slashes=False)
+    app = Application(lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")

@@ -75,7 +75,7 @@ async def ended(service: Parts, run: Any, seconds: float) -> bool:
     try:
         async with asyncio.timeout(seconds), service.relay.follow(run) as feed:
             while not feed.ended and not service.relay.closing:
-                await feed.changed(seconds)
+                await feed.wait()
             return feed.ended
     except TimeoutError:
         return False

@@ -58,6 +58,22 @@ class Waited(Enum):
 class Feed:
     """One run, as far as this process knows."""
 
+    __slots__ = (
+        "_base",
+        "_created",
+        "_events",
+        "_expired",
+        "_forgotten",
+        "_message_id",
+        "_waiting",
+        "ended",
+        "run_id",
+        "taken",
+        "text",
+        "top",
+        "touched",
+    )
+
     def __init__(self, run: Any) -> None:
         self.run_id: UUID = run.id
         self.top = CREATED
@@ -78,7 +94,7 @@ class Feed:
         self._forgotten = BEFORE_ALL
         self._expired = BEFORE_ALL
         """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
-        self._waiting: set[asyncio.Future[Waited]] = set()
+        self._waiting: dict[asyncio.Future[Waited], float] = {}
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -239,19 +255,17 @@ class Feed:
 
     def wait(self) -> asyncio.Future[Waited]:
         """Make what is done as soon as there are news; whoever waits for it may be done with it for another reason."""
-        waiting: asyncio.Future[Waited] = asyncio.get_running_loop().create_future()
-        self._waiting.add(waiting)
+        loop = asyncio.get_running_loop()
+        waiting: asyncio.Future[Waited] = loop.create_future()
+        self._waiting[waiting] = loop.time()
         return waiting
 
-    async def changed(self, seconds: float, waiting: asyncio.Future[Waited] | None = None) -> Waited:
-        """Wait for news, for so long at most."""
-        waiting = waiting or self.wait()
-        timer = asyncio.get_running_loop().call_later(seconds, end_wait, waiting, Waited.IN_VAIN)
-        try:
-            return await waiting
-        finally:
-            timer.cancel()
-            self._waiting.discard(waiting)
+    def tire(self, before: float) -> None:
+        """Have those look who began to wait before that time; forget who waits no longer."""
+        for waiting, since in list(self._waiting.items()):
+            if since < before or waiting.done():
+                del self._waiting[waiting]
+                end_wait(waiting, Waited.IN_VAIN)
 
     def wake(self) -> None:
         """Have every follower look."""

@@ -11,7 +11,7 @@ from fastapi import Header, Query, Response
 from api.dependencies import Parts
 from api.framing import Framing, negotiate
 from api.problems import Refused
-from api.stream import Stream
+from api.stream import Follower, Stream
 from shared.event_log import BEFORE_ALL, Id
 from shared.tables import TERMINAL
 
@@ -45,16 +45,8 @@ def follow(
         if framing is Framing.SSE:
             return Response(status_code=204)
         return Response(b"", media_type=framing.value)
-    return Stream(
-        service.relay,
-        run,
-        after,
-        framing,
-        deltas=deltas,
-        keepalive_seconds=service.settings.keepalive_seconds,
-        headers=headers or {},
-        hung_up=hung_up,
-    )
+    follower = Follower(service.relay, run, after, framing, deltas=deltas, hung_up=hung_up)
+    return Stream(follower, headers or {})
 
 
 def cursor_of(run: Any, cursor: str | None) -> Id:

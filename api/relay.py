@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -48,6 +47,8 @@ _ENDED = text("""
 class _Followed:
     """A feed, and how far it is with reading its log."""
 
+    __slots__ = ("again", "feed", "followers", "pending", "read_once", "reading")
+
     def __init__(self, run: Any) -> None:
         self.feed = Feed(run)
         self.followers = 0
@@ -57,10 +58,31 @@ class _Followed:
         self.pending: list[Entry] = []
 
 
+class Following:
+    """A run that is followed from `async with` to its end. It keeps no row, which is large."""
+
+    __slots__ = ("_feed", "_relay", "_run")
+
+    def __init__(self, relay: Relay, run: Any) -> None:
+        self._relay = relay
+        self._run = run
+        self._feed: Feed | None = None
+
+    async def __aenter__(self) -> Feed:
+        feed = self._feed = await self._relay.enter(self._run)
+        self._run = None
+        return feed
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._feed is not None:
+            self._relay.leave(self._feed)
+
+
 class Relay:
     """All runs that are followed in this process."""
 
-    def __init__(self, database: AsyncEngine, redis: Redis, event_log: EventLog) -> None:
+    def __init__(self, database: AsyncEngine, redis: Redis, event_log: EventLog, *, keepalive_seconds: float) -> None:
+        self._keepalive_seconds = keepalive_seconds
         self._database = database
         self._event_log = event_log
         self._hub = Hub(redis, self._heard, self._subscribed)
@@ -79,6 +101,7 @@ class Relay:
             together.create_task(self._hub.run())
             together.create_task(self._read_logs())
             together.create_task(self._watch_rows())
+            together.create_task(self._keep_alive())
 
     def close(self) -> None:
         """Have every follower stop at the next event boundary."""
@@ -89,23 +112,32 @@ class Relay:
     def __len__(self) -> int:
         return len(self._followed)
 
-    @asynccontextmanager
-    async def follow(self, run: Any) -> AsyncGenerator[Feed]:
+    def follow(self, run: Any) -> Following:
         """Share the feed of a run for as long as somebody follows it; it has read its log by then, if there is one."""
+        return Following(self, run)
+
+    async def enter(self, run: Any) -> Feed:
+        """Begin to follow; see `follow`."""
         if run.status in TERMINAL:
-            yield await self._feed_of_the_past(run)
-            return
+            return await self._feed_of_the_past(run)
         channel = key(run.id)
         followed = self._followed.get(channel)
         if followed is None:
             followed = self._followed[channel] = _Followed(run)
             self._hub.want(channel)
-        del run  # A row keeps its whole result alive, which is as much as all the rest of an idle stream.
         followed.followers += 1
         try:
             await asyncio.wait([followed.read_once], timeout=FIRST_READ_SECONDS)
-            yield followed.feed
-        finally:
+        except BaseException:
+            self.leave(followed.feed)
+            raise
+        return followed.feed
+
+    def leave(self, feed: Feed) -> None:
+        """Follow no longer; see `follow`."""
+        channel = key(feed.run_id)
+        followed = self._followed.get(channel)
+        if followed is not None and followed.feed is feed:
             followed.followers -= 1
             if not followed.followers:
                 del self._followed[channel]
@@ -227,6 +259,15 @@ class Relay:
                     await self._settle(quiet[first : first + ROWS_AT_ONCE])
                 except (SQLAlchemyError, OSError) as away:
                     log.warning("relay.database_away error=%r", away)
+
+    async def _keep_alive(self) -> None:
+        """Wake who has waited for so long; one clock for all, because a timer each is a good part of an idle stream."""
+        tick = min(1.0, self._keepalive_seconds / 4)
+        while True:
+            await asyncio.sleep(tick)
+            before = asyncio.get_running_loop().time() - self._keepalive_seconds + tick
+            for followed in list(self._followed.values()):
+                followed.feed.tire(before)
 
     async def _settle(self, run_ids: Sequence[UUID]) -> None:
         """End the feeds of those runs that have ended, after a last look at their logs."""

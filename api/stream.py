@@ -23,8 +23,52 @@ log = logging.getLogger(__name__)
 PIECE_BYTES = 64 << 10
 
 
+_OF_THE_SERVER = frozenset({"type", "method"})
+"""What uvicorn still reads in a scope once it has the head of a response."""
+_REST = "agent_relay.rest"
+
+
 class Stream(Response):
     """Follow a run and write what it tells, from a cursor on, until its end."""
+
+    def __init__(self, follower: Follower, headers: Mapping[str, str]) -> None:
+        super().__init__(media_type=follower.framing.value)
+        self._follower = follower
+        del self.headers["content-length"]
+        self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        """Send the head, and leave the rest to the follower, for when all that made this response is gone.
+
+        What stands between the server and this costs as much memory as the rest of an idle stream.
+        """
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        for name in scope.keys() - _OF_THE_SERVER:
+            del scope[name]
+        scope[CONNECTION_LOST] = self._follower.lose
+        scope[_REST] = self._follower.write
+
+
+def rest_of(scope: Scope) -> Callable[[Send], Awaitable[None]] | None:
+    """Take what is still to be written of a response after everything that made it has returned."""
+    return scope.pop(_REST, None)
+
+
+class Follower:
+    """One reader of a run's stream."""
+
+    __slots__ = (
+        "_base",
+        "_cursor",
+        "_deltas",
+        "_following",
+        "_hung_up",
+        "_lost",
+        "_message_id",
+        "_relay",
+        "_waiting",
+        "framing",
+    )
 
     def __init__(
         self,
@@ -34,44 +78,33 @@ class Stream(Response):
         framing: Framing,
         *,
         deltas: bool,
-        keepalive_seconds: float,
-        headers: Mapping[str, str],
         hung_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        super().__init__(media_type=framing.value)
+        self.framing = framing
         self._relay = relay
         self._following = relay.follow(run)
-        self._message_id = str(run.message_id)  # Of the row nothing is kept: it would drag its whole result along.
+        self._message_id = str(run.message_id)
         self._cursor = cursor
-        self._framing = framing
         self._deltas = deltas
-        self._keepalive = keepalive_seconds
         self._hung_up = hung_up
         self._lost = False
         self._waiting: asyncio.Future[Waited] | None = None
         self._base: tuple[Id, str] | None = None
-        """The text that the follower has, where it is sent growth."""
-        del self.headers["content-length"]
-        self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
+        """The text that the reader has, where it is sent growth."""
 
-    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        """Write until the run ends, the service stops or the follower hangs up."""
-        scope[CONNECTION_LOST] = self._lose
-        await self._write(send)
-        if self._lost and self._hung_up is not None:
-            await self._hung_up()
-
-    def _lose(self) -> None:
-        """The follower is gone; told by the connection, so that no task need listen for it."""
+    def lose(self) -> None:
+        """The reader is gone; told by the connection, so that no task need listen for it."""
         self._lost = True
         if self._waiting is not None:
             end_wait(self._waiting, Waited.NO_LONGER)
 
-    async def _write(self, send: Send) -> None:
-        """Write what is new whenever the socket takes it; trouble of the service cuts the stream, without `done`."""
+    async def write(self, send: Send) -> None:
+        """Write what is new whenever the socket takes it, until the run ends, the service stops or the reader is gone.
+
+        Trouble of the service cuts the stream, without `done`.
+        """
         async with self._following as feed:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            frames = [self._framing.opening] if self._framing.opening else []
+            frames = [self.framing.opening] if self.framing.opening else []
             while not self._relay.closing and not self._lost:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
@@ -86,9 +119,11 @@ class Stream(Response):
                 if feed.ended:
                     break
                 self._waiting = feed.wait()
-                if await feed.changed(self._keepalive, self._waiting) is Waited.IN_VAIN:
-                    frames = [self._framing.keepalive]
+                if await self._waiting is Waited.IN_VAIN:
+                    frames = [self.framing.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if self._lost and self._hung_up is not None:
+            await self._hung_up()
 
     def _frame(self, item: Event | Text) -> bytes:
         """Write an item, or take what another follower wrote; and note that this one has it."""
@@ -96,15 +131,15 @@ class Stream(Response):
         if isinstance(item, Event):
             if item.name == "gap":
                 self._base = None
-            return self._shared(item, self._framing, lambda: (item.name, item.fields))
+            return self._shared(item, self.framing, lambda: (item.name, item.fields))
         base, self._base = self._base, (item.id, item.whole) if self._deltas else None
         if base is None or base[0].attempt != item.id.attempt:
-            return self._shared(item, self._framing, lambda: self._text({"token": item.whole}))
+            return self._shared(item, self.framing, lambda: self._text({"token": item.whole}))
         if base[0] == item.before and item.growth is not None:
             growth_of_all = item.growth
-            return self._shared(item, (self._framing, "growth"), lambda: self._text(_grown(growth_of_all)))
+            return self._shared(item, (self.framing, "growth"), lambda: self._text(_grown(growth_of_all)))
         grown = growth(base[1], item.whole)
-        return self._framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
+        return self.framing.frame(item.id, *self._text({"token": item.whole} if grown is None else _grown(grown)))
 
     def _text(self, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         return "text_delta", {"message_id": self._message_id, **said}
@@ -112,7 +147,7 @@ class Stream(Response):
     def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
         frame = item.frames.get(kind)
         if frame is None:
-            frame = item.frames[kind] = self._framing.frame(item.id, *say())
+            frame = item.frames[kind] = self.framing.frame(item.id, *say())
         return frame
 
 

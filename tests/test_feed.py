@@ -222,16 +222,24 @@ async def test_forgotten_events_that_the_log_has_lost_are_a_gap(feed: Feed) -> N
 
 
 async def test_who_waits_is_woken_by_news_and_only_by_news(feed: Feed) -> None:
-    assert await feed.changed(0) is Waited.IN_VAIN
-    waiting = asyncio.create_task(feed.changed(60))
-    await asyncio.sleep(0)
-    feed.take_live(STORY)
+    feed.take_live(STORY[:1])
+    waiting = feed.wait()
+    feed.tire(0)
+    assert not waiting.done()  # It looked before it waited, so there are no news.
+    feed.take_live(STORY[1:])
     assert await waiting is Waited.FOR_NEWS
-    assert await feed.changed(0) is Waited.IN_VAIN  # It looked before it waited, so this is no news.
+
+
+async def test_who_has_waited_for_long_is_woken_and_only_then(feed: Feed) -> None:
+    waiting = feed.wait()
+    feed.tire(asyncio.get_running_loop().time() - 1)
+    assert not waiting.done()
+    feed.tire(asyncio.get_running_loop().time() + 1)
+    assert await waiting is Waited.IN_VAIN
 
 
 async def test_who_waits_may_go(feed: Feed) -> None:
     waiting = feed.wait()
     end_wait(waiting, Waited.NO_LONGER)
-
-    assert await feed.changed(60, waiting) is Waited.NO_LONGER
+    feed.take_live(STORY)
+    assert await waiting is Waited.NO_LONGER

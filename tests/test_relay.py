@@ -53,7 +53,7 @@ async def relay(log: EventfulLog, redis_url: str, database_url: str) -> AsyncGen
     """A relay that has not begun."""
     engine = create_async_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
     async with Redis.from_url(redis_url) as redis:
-        yield Relay(engine, redis, log)
+        yield Relay(engine, redis, log, keepalive_seconds=15)
     await engine.dispose()
 
 
@@ -72,7 +72,7 @@ async def until_told(feed: Feed, whole: str) -> None:
     """Wait until a feed has a text."""
     async with asyncio.timeout(5):
         while not any(isinstance(item, Text) and item.whole == whole for item in feed.after(BEFORE_ALL)):
-            await feed.changed(1)
+            await feed.wait()
 
 
 async def test_what_is_told_between_subscription_and_read_is_not_missed(
