@@ -20,7 +20,7 @@ KEPT_EVENTS = 256
 """Events that a feed keeps; a follower that is further behind has them read from the log."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Event:
     """Something to be told that is not a text."""
 
@@ -31,7 +31,7 @@ class Event:
     """What followers share of it, once one of them has written it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Text:
     """The text as it was at an id."""
 

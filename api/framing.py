@@ -41,6 +41,8 @@ class Framing(Enum):
 
 def one_line(data: bytes) -> bytes:
     """Escape what JSON allows in a string and many a client's `splitlines` takes for the end of a line."""
+    if data.isascii():
+        return data
     for separator, escaped in _SEPARATORS:
         if separator in data:
             data = data.replace(separator, escaped)

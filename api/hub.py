@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
 from shared.clock import new_id
@@ -90,20 +91,26 @@ class Hub:
                 await asyncio.gather(*together, return_exceptions=True)
 
     async def _read(self, pubsub: PubSub) -> None:
-        while True:
-            # Not `get_message`, whose timers and bookkeeping cost more than all that is done with a message here.
-            response = cast("list[Any]", await pubsub.parse_response(block=True))
-            kind, channel, data = response[0], response[1].decode(), response[2]
-            if channel == self._canary:
-                self._echo = asyncio.get_running_loop().time()
-                self.connected = True
-            elif kind == b"message":
-                if channel in self._wanted:
-                    self._heard(channel, data)
-            else:
-                await pubsub.handle_message(response)
-                if kind == b"subscribe" and channel in self._wanted:
-                    self._subscribed(channel)
+        """Hear for ever, by way of the bare connection: what `PubSub` does a message costs more than all of ours."""
+        connection = cast("Connection", pubsub.connection)
+        reply_timeout, connection.socket_timeout = connection.socket_timeout, None  # The canary tells.
+        try:
+            while True:
+                response = cast("list[Any]", await connection.read_response(disconnect_on_error=False))
+                kind, channel, data = response[0], response[1].decode(), response[2]
+                if channel == self._canary:
+                    self._echo = asyncio.get_running_loop().time()
+                    self.connected = True
+                elif kind == b"message":
+                    if channel in self._wanted:
+                        self._heard(channel, data)
+                        await asyncio.sleep(0)  # Whoever follows writes it before the next of a burst is looked at.
+                else:
+                    await pubsub.handle_message(response)
+                    if kind == b"subscribe" and channel in self._wanted:
+                        self._subscribed(channel)
+        finally:
+            connection.socket_timeout = reply_timeout
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""
