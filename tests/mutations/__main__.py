@@ -1,4 +1,4 @@
-"""Run the mutations, or those whose name holds a word: `python -m tests.mutations [word …]`.
+"""Run the mutations, or those whose name or file holds a word: `python -m tests.mutations [word …]`.
 
 Each breaks a copy of the tree of its own. First the named tests must be green in a copy that nobody broke.
 """
@@ -54,7 +54,10 @@ def verdict(mutation: Mutation) -> str:
 
 def main(words: list[str]) -> int:
     """Print a line a mutation; 0 where each turned its test red."""
-    chosen = [mutation for mutation in MUTATIONS if not words or any(word in mutation.breaks for word in words)]
+    chosen = [m for m in MUTATIONS if not words or any(word in f"{m.breaks} {m.path}" for word in words)]
+    if not chosen:
+        print(f"No mutation speaks of {' or '.join(words)}.")  # noqa: T201
+        return 1
     with tempfile.TemporaryDirectory() as folder:
         ended, said = run_tests(copy_tree(folder), sorted({mutation.test for mutation in chosen}))
     if ended != GREEN:

@@ -196,4 +196,32 @@ MUTATIONS = [
         "if self._checks_stalled < 0:",
         "tests/faults/test_relay_under_fire.py::test_readers_that_never_read_cost_little_and_delay_nobody",
     ),
+    Mutation(
+        "take for a piece of text what says more",
+        "worker/windowed_client.py",
+        "return all(field in fields or not value for field, value in said.items())",
+        "return True",
+        "tests/test_windowed_client.py::test_whatever_is_said_and_however_it_is_cut_it_says_the_same",
+    ),
+    Mutation(
+        "join the texts of two items",
+        "worker/windowed_client.py",
+        "before.same == piece.same",
+        "True",
+        "tests/test_windowed_client.py::test_whatever_is_said_and_however_it_is_cut_it_says_the_same",
+    ),
+    Mutation(
+        "hold a provider's first piece back for a window",
+        "worker/windowed_client.py",
+        "            if speaking:  #",
+        "            if events:  #",
+        "tests/test_windowed_client.py::test_the_first_piece_comes_at_once_and_the_rest_is_read_in_windows",
+    ),
+    Mutation(
+        "keep no silent stream alive",
+        "api/feed.py",
+        "if since < before or waiting.done():",
+        "if waiting.done():",
+        "tests/test_feed.py::test_who_has_waited_for_long_is_woken_and_only_then",
+    ),
 ]
