@@ -28,6 +28,7 @@ from api.tickets import Tickets
 from shared import database, redis
 from shared.event_log import EventLog
 from shared.lanes import Lanes
+from shared.runs import Admission
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 
@@ -54,7 +55,16 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
     batch_feeds = BatchFeeds(engine, client)
     app.state.parts = Parts(
-        settings, engine, client, lanes, event_log, relay, Tickets(settings), Intake(settings), batch_feeds
+        settings,
+        engine,
+        client,
+        lanes,
+        event_log,
+        relay,
+        Tickets(settings),
+        Admission(settings),
+        Intake(settings),
+        batch_feeds,
     )
     background = [
         asyncio.create_task(relay.run()),

@@ -34,7 +34,7 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     Raises:
         Refused: 422, the deadline is further away than this service allows.
         NotFound: what the key created is gone.
-        Refusal: there is no such thread or agent, or the thread is busy.
+        Refusal: there is no such thread or agent, the thread is busy, or the queue is full.
     """
     deadline = new.deadline_s or service.settings.run_deadline_seconds
     check_deadline(service.settings, deadline)
@@ -49,7 +49,7 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
         metadata=new.metadata,
     )
     try:
-        accepted = await once(lambda: accept(service.database, asked, key))
+        accepted = await once(lambda: accept(service.database, asked, key, service.admission))
     except Repeated as repeated:
         return Asked(await owned_run(service.database, caller, repeated.created), REPLAYED)
     reached(Failpoint.RUN_ACCEPTED)

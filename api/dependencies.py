@@ -15,6 +15,7 @@ from api.relay import Relay
 from api.tickets import Tickets
 from shared.event_log import EventLog
 from shared.lanes import Lanes
+from shared.runs import Admission
 from shared.settings import Settings
 
 
@@ -29,6 +30,7 @@ class Parts:
     event_log: EventLog
     relay: Relay
     tickets: Tickets
+    admission: Admission
     intake: Intake
     batch_feeds: BatchFeeds
 

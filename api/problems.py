@@ -26,6 +26,7 @@ from shared.errors import (
     KeyReused,
     NotFound,
     NothingFailed,
+    QueueFull,
     Refusal,
     ThreadBusy,
     UnknownAgent,
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
+FULL_RETRY_AFTER_SECONDS = 5
+"""A full queue moves as runs end, which takes longer than most outages."""
 MOST_ERRORS = 100
 
 FAILURE_STATUS: dict[FailureCode, int] = {
@@ -59,6 +62,7 @@ _CODES = {
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_request",
+    429: "too_many_requests",
     500: "internal_error",
     503: "service_unavailable",
 }
@@ -75,8 +79,12 @@ _MEANINGS = {
     413: "The body is over the limit.",
     415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
+    429: "As many runs of this user (`user_queue_full`) or of your tenant (`tenant_queue_full`) wait as may, or of your"
+    " tenant's batches more would be unfinished than may (`tenant_batches_full`): try again after `Retry-After`"
+    " seconds.",
     502: "The run failed: `code` says how, `run_id` which.",
-    503: "A dependency is down: try again after `Retry-After` seconds.",
+    503: "A dependency is down (`service_unavailable`), or the service is full (`queue_full`, `queue_slow`,"
+    " `batches_full`): try again after `Retry-After` seconds.",
     504: "The run did not end before its deadline (`deadline_exceeded`).",
 }
 
@@ -155,7 +163,13 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def example(status: int) -> dict[str, Any]:
     """Show a problem of that status."""
-    code = {400: "malformed_json", 409: "thread_busy", 502: "model_unavailable", 504: "deadline_exceeded"}.get(status)
+    code = {
+        400: "malformed_json",
+        409: "thread_busy",
+        429: "user_queue_full",
+        502: "model_unavailable",
+        504: "deadline_exceeded",
+    }.get(status)
     problem = Problem(
         type=f"urn:agent-relay:problem:{code or _CODES[status]}",
         title=HTTPStatus(status).phrase,
@@ -228,6 +242,9 @@ async def _refusal(request: Request, error: Exception) -> Response:
         case KeyInUse():
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
             refused = Refused(409, str(error), code="idempotency_key_in_use", headers=headers)
+        case QueueFull(limit=limit):
+            status = 429 if error.is_of_caller else 503
+            refused = Refused(status, str(error), code=limit, headers={"Retry-After": str(FULL_RETRY_AFTER_SECONDS)})
         case _:
             raise error
     return respond(request, refused)

@@ -41,7 +41,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
     response_description="The answer.",
     response_model=Answer,
     responses={
-        **responses(404, 409, 413, 415, 502, 504),
+        **responses(404, 409, 413, 415, 429, 502, 504),
         202: {"model": Run, "description": "It takes longer than you wanted to wait: here is the run."},
     },
 )
@@ -83,7 +83,7 @@ async def query(
     summary="Ask, and follow the answer as it is written",
     response_class=Response,
     responses={
-        **responses(404, 406, 409, 413, 415),
+        **responses(404, 406, 409, 413, 415, 429),
         200: STREAM,
     },
 )

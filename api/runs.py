@@ -42,7 +42,7 @@ Wait = Annotated[
     status_code=202,
     summary="Ask, and do not wait",
     response_description="The run, accepted; `Location` says where it is.",
-    responses=responses(404, 409, 413, 415),
+    responses=responses(404, 409, 413, 415, 429),
 )
 async def create_run(new: NewQuery, service: Service, caller: Caller, key: IdempotencyKey, response: Response) -> Run:
     """Store a query; a worker takes it at once. Poll the run, or follow its stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from uuid import UUID
 
 
@@ -31,6 +32,46 @@ class ThreadBusy(Refusal):
     def __init__(self, run_id: UUID) -> None:
         super().__init__(f"Run {run_id} of this thread has not ended.")
         self.run_id = run_id
+
+
+class Limit(StrEnum):
+    """A limit on what waits; callers see it as the code of the problem."""
+
+    USER = "user_queue_full"
+    """Of a user's runs."""
+    TENANT = "tenant_queue_full"
+    """Of a tenant's runs."""
+    QUEUE = "queue_full"
+    """Of all runs."""
+    AGE = "queue_slow"
+    """Of the time for which a run has waited for a slot."""
+    BATCHES_OF_TENANT = "tenant_batches_full"
+    """Of the unfinished runs of a tenant's batches."""
+    BATCHES = "batches_full"
+    """Of the unfinished runs of all batches."""
+
+
+_FULL: dict[Limit, str] = {
+    Limit.USER: "As many runs of this user wait as may, {most}.",
+    Limit.TENANT: "As many runs of this tenant wait as may, {most}.",
+    Limit.QUEUE: "As many runs wait as may, {most}.",
+    Limit.AGE: "Runs have waited for longer than {most:g} seconds.",
+    Limit.BATCHES_OF_TENANT: "More runs of this tenant's batches would be unfinished than may, {most}.",
+    Limit.BATCHES: "More runs of batches would be unfinished than may, {most}.",
+}
+
+
+class QueueFull(Refusal):
+    """A limit on what waits is reached."""
+
+    def __init__(self, limit: Limit, most: float) -> None:
+        super().__init__(_FULL[limit].format(most=most))
+        self.limit = limit
+
+    @property
+    def is_of_caller(self) -> bool:
+        """Whether it is this caller's own limit, as against that of the service."""
+        return self.limit in {Limit.USER, Limit.TENANT, Limit.BATCHES_OF_TENANT}
 
 
 class KeyReused(Refusal):

@@ -159,6 +159,18 @@ class Settings(BaseSettings):
     """Longest deadline of a batch that a caller may ask for."""
     batch_run_seconds: float = Field(default=600, gt=0)
     """A run of a batch has so long from when a worker begins."""
+    max_queued_per_user: int = Field(default=0, ge=0)
+    """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below."""
+    max_queued_per_tenant: int = Field(default=0, ge=0)
+    """Runs of a tenant that may wait before more are refused with 429."""
+    max_queued: int = Field(default=10_000, ge=0)
+    """Runs that may wait before more are refused with 503."""
+    max_queued_seconds: float = Field(default=0, ge=0)
+    """For so long a run may have waited for a slot before more for its pool are refused with 503."""
+    max_batch_unfinished_per_tenant: int = Field(default=0, ge=0)
+    """Unfinished runs of a tenant's batches; a batch that would exceed it is refused with 429."""
+    max_batch_unfinished: int = Field(default=0, ge=0)
+    """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
     idempotency_retention_hours: float = Field(default=24, gt=0)

@@ -179,6 +179,14 @@ class Run(Base):
         Index("one_running_run_a_thread", "thread_id", unique=True, postgresql_where=text("status = 'running'")),
         Index("runs_of_a_user", "tenant", "user_id", "created_at", "id"),
         Index("runs_queued", "pool", "lane", "created_at", "id", postgresql_where=text("status = 'queued'")),
+        Index(
+            "runs_unfinished_of_a_user",
+            "status",
+            "lane",
+            "tenant",
+            "user_id",
+            postgresql_where=text("status IN ('queued', 'running')"),
+        ),
         Index("runs_held", "worker_id", postgresql_where=text("status = 'running'")),
         Index("runs_expiring", "deadline_at", postgresql_where=text("status IN ('queued', 'running')")),
         Index(

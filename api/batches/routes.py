@@ -42,7 +42,7 @@ _OF_LINES = "With `application/x-ndjson` only: "
     status_code=202,
     summary="Submit a batch",
     response_description="The batch, accepted; `Location` says where it is.",
-    responses=responses(409, 413, 415),
+    responses=responses(409, 413, 415, 429),
     openapi_extra={"requestBody": BODY},
 )
 async def create_batch(
@@ -88,7 +88,7 @@ async def create_batch(
         key = key_of(request, service, caller, header, taken.digest)
         try:
             async with service.intake.storing:
-                accepted = await once(lambda: accept(service.database, asked, items, key))
+                accepted = await once(lambda: accept(service.database, asked, items, service.admission, key))
         except UnknownAgent as unknown:
             raise invalid(f"{at}agent_type", "unknown_agent", str(unknown)) from None
         except Repeated as repeated:
@@ -172,7 +172,7 @@ async def cancel_batch(batch_id: BatchId, service: Service, caller: Caller) -> R
     status_code=202,
     summary="Retry what failed of a batch",
     response_description="A new batch, of the failed items; `Location` says where it is.",
-    responses=responses(404, 409),
+    responses=responses(404, 409, 429),
 )
 async def retry_batch(
     batch_id: BatchId, service: Service, caller: Caller, key: IdempotencyKey, response: Response
@@ -181,7 +181,7 @@ async def retry_batch(
     await owned_batch(service.database, caller, batch_id)
     run_seconds = service.settings.batch_run_seconds
     try:
-        accepted = await once(lambda: retry(service.database, batch_id, run_seconds, key))
+        accepted = await once(lambda: retry(service.database, batch_id, run_seconds, service.admission, key))
     except Repeated as repeated:
         row = await owned_batch(service.database, caller, repeated.created)
         response.headers.update({**REPLAYED, "Location": _url(row.id)})

@@ -17,6 +17,7 @@ from shared.clock import new_id, new_ids
 from shared.errors import UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
+from shared.runs.admission import Admission
 
 IDS_A_RUN = 3
 """The run's, its query's and its answer's."""
@@ -68,16 +69,20 @@ _COPY = """
 """
 
 
-async def accept(database: AsyncEngine, asked: Submission, items: Manifest, key: Key | None = None) -> Accepted:
+async def accept(
+    database: AsyncEngine, asked: Submission, items: Manifest, admission: Admission, key: Key | None = None
+) -> Accepted:
     """Store the batch and a queued run an item, and the key that it was submitted under.
 
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         UnknownAgent: no worker has registered the agent.
+        QueueFull: it does not fit in.
     """
     batch_id, ids = new_id(), new_ids(IDS_A_RUN * len(items))
     async with database.begin() as connection:
         await keep(connection, key, batch_id)
+        await admission.admit_batch(connection, asked.tenant, len(items))
         result = await connection.execute(
             _INSERT,
             {

@@ -12,11 +12,12 @@ from shared.clock import new_id, new_ids
 from shared.errors import BatchUnfinished, NothingFailed, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane
+from shared.runs.admission import Admission
 
 _LAST_BITS = 48
 """`new_ids` leaves all bits before these the same."""
 
-_READ = text("SELECT agent_type, failed, finished_at FROM batches WHERE id = :batch_id")
+_READ = text("SELECT tenant, agent_type, failed, finished_at FROM batches WHERE id = :batch_id")
 
 _INSERT = text("""
     WITH agent AS (
@@ -49,7 +50,9 @@ _INSERT_RUNS = text("""
 """)
 
 
-async def retry(database: AsyncEngine, batch_id: UUID, run_seconds: float, key: Key | None = None) -> Accepted:
+async def retry(
+    database: AsyncEngine, batch_id: UUID, run_seconds: float, admission: Admission, key: Key | None = None
+) -> Accepted:
     """Store a batch of the failed items of one that has ended; ring after the commit.
 
     Raises:
@@ -57,6 +60,7 @@ async def retry(database: AsyncEngine, batch_id: UUID, run_seconds: float, key: 
         BatchUnfinished: it has not ended.
         NothingFailed: it has no failed items.
         UnknownAgent: no worker has registered the agent any more.
+        QueueFull: it does not fit in.
     """
     new = {"id": new_id(), "batch_id": batch_id}
     async with database.begin() as connection:
@@ -66,6 +70,7 @@ async def retry(database: AsyncEngine, batch_id: UUID, run_seconds: float, key: 
             raise BatchUnfinished
         if not old.failed:
             raise NothingFailed
+        await admission.admit_batch(connection, old.tenant, old.failed)
         ids = new_ids(IDS_A_RUN * old.failed)
         result = await connection.execute(_INSERT, {**new, "agent_type": old.agent_type, "run_seconds": run_seconds})
         batch = result.one_or_none()

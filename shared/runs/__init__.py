@@ -11,6 +11,7 @@ no row has come too late, and writes nothing.
 """
 
 from shared.runs.accept import Accepted, Query, Strategy, accept
+from shared.runs.admission import Admission
 from shared.runs.cancel import Cancellation, cancel
 from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine, is_suspect, set_aside
 from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
@@ -18,6 +19,7 @@ from shared.runs.requeue import Requeued, dead_letters, requeue
 
 __all__ = [
     "Accepted",
+    "Admission",
     "Cancellation",
     "Claim",
     "Ending",

@@ -15,6 +15,7 @@ from shared.clock import new_id
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
+from shared.runs.admission import FULL, NO_LIMITS, Admission
 from shared.runs.cancel import Cancellation, supersede
 from shared.runs.finish import ring_of
 
@@ -71,25 +72,29 @@ _BUSY = text(
     "SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1"
 )
 
-_INSERT = text("""
-    WITH run AS (
+_INSERT = text(f"""
+    WITH room AS MATERIALIZED ({FULL}), run AS (
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
                           user_message_id, message_id, retry_of, crashes, deadline_at)
         SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
                :lane, :query, CAST(:metadata AS jsonb), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
                CAST(:retry_of AS uuid), CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
-        FROM agents WHERE agent_type = :agent_type
+        FROM agents, room
+        WHERE agent_type = :agent_type
+          AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow) IS NOT TRUE
         RETURNING *
     ), message AS (
         INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
         SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
         FROM run WHERE thread_id IS NOT NULL
     )
-    SELECT * FROM run
-""")
+    SELECT * FROM room LEFT JOIN run ON true
+""")  # noqa: S608  (a constant)
 
 
-async def accept(database: AsyncEngine, asked: Query, key: Key | None = None) -> Accepted:
+async def accept(
+    database: AsyncEngine, asked: Query, key: Key | None = None, admission: Admission | None = None
+) -> Accepted:
     """Store the query as a queued run, with its message if it belongs to a thread and the key it was asked under.
 
     Raises:
@@ -97,12 +102,15 @@ async def accept(database: AsyncEngine, asked: Query, key: Key | None = None) ->
         NotFound: the thread does not exist for this user.
         UnknownAgent: no worker has registered the agent.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
+        QueueFull: as many runs wait as may; without `admission`, any number may.
     """
     async with database.begin() as connection:
-        return await accept_in(connection, asked, key)
+        return await accept_in(connection, asked, key, admission)
 
 
-async def accept_in(connection: AsyncConnection, asked: Query, key: Key | None = None) -> Accepted:
+async def accept_in(
+    connection: AsyncConnection, asked: Query, key: Key | None = None, admission: Admission | None = None
+) -> Accepted:
     """Store the query in a transaction of the caller's; see `accept`."""
     run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
     await keep(connection, key, run_id)
@@ -122,26 +130,27 @@ async def accept_in(connection: AsyncConnection, asked: Query, key: Key | None =
                 superseded = await supersede(connection, asked.thread_id, roll_back=roll_back)
             case Strategy.ENQUEUE:
                 pass
-    result = await connection.execute(
-        _INSERT,
-        {
-            "id": run_id,
-            "tenant": asked.tenant,
-            "user_id": asked.user_id,
-            "thread_id": asked.thread_id,
-            "seq": seq,
-            "agent_type": agent_type,
-            "lane": asked.lane,
-            "query": asked.query,
-            "metadata": to_json(asked.metadata).decode(),
-            "user_message_id": new_id(),
-            "message_id": new_id(),
-            "retry_of": asked.retry_of,
-            "crashes": int(asked.suspect),
-            "deadline_seconds": asked.deadline_seconds,
-        },
-    )
-    run = result.one_or_none()
-    if run is None:
+    values = {
+        "id": run_id,
+        "tenant": asked.tenant,
+        "user_id": asked.user_id,
+        "thread_id": asked.thread_id,
+        "seq": seq,
+        "agent_type": agent_type,
+        "lane": asked.lane,
+        "query": asked.query,
+        "metadata": to_json(asked.metadata).decode(),
+        "user_message_id": new_id(),
+        "message_id": new_id(),
+        "retry_of": asked.retry_of,
+        "crashes": int(asked.suspect),
+        "deadline_seconds": asked.deadline_seconds,
+    }
+
+    async def store(limits: dict[str, Any]) -> Any:
+        return (await connection.execute(_INSERT, values | limits)).one()
+
+    run = await (admission.admit(connection, asked.tenant, asked.user_id, store) if admission else store(NO_LIMITS))
+    if run.id is None:
         raise UnknownAgent(str(agent_type))
     return Accepted(run, ring_of(run), superseded)

@@ -12,10 +12,17 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutations import faults, found, idempotency, queue, relay
+from tests.mutations import admission, faults, found, idempotency, queue, relay
 from tests.mutations.mutation import DoesNotApply, Mutation
 
-MUTATIONS = [*relay.MUTATIONS, *queue.MUTATIONS, *idempotency.MUTATIONS, *faults.MUTATIONS, *found.MUTATIONS]
+MUTATIONS = [
+    *relay.MUTATIONS,
+    *queue.MUTATIONS,
+    *admission.MUTATIONS,
+    *idempotency.MUTATIONS,
+    *faults.MUTATIONS,
+    *found.MUTATIONS,
+]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]
 AT_ONCE = 2

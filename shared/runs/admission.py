@@ -1,0 +1,164 @@
+"""Admission: how many runs may wait, of a user, of a tenant and in all, and for how long the oldest may have waited.
+
+What waits is counted where a run is stored, in the same statement, and never further than to the limit. A limit of 0 is
+none, and is not counted. Runs of batches count against limits of their own, by the counts of the batches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.errors import Limit, QueueFull
+from shared.settings import Settings
+
+NEAR = 50
+"""So near to a limit of a user or a tenant, those who store a run of theirs take turns."""
+LOOK_SECONDS = 1.0
+"""For so long a process believes in the room that it saw in the queue."""
+OLDEST = 1000
+"""Among so many of the runs that were accepted first, one is looked for that has waited for too long."""
+
+_QUEUED = "status = 'queued' AND lane = 'interactive'"
+
+FULL = f"""
+    SELECT queued,
+        of_user >= nullif(CAST(:most_of_user AS int), 0) AS user_queue_full,
+        of_tenant >= nullif(CAST(:most_of_tenant AS int), 0) AS tenant_queue_full,
+        queued >= nullif(CAST(:most AS int), 0) AS queue_full,
+        CAST(:oldest_seconds AS float) > 0 AND EXISTS (
+            SELECT FROM (
+                SELECT * FROM runs
+                WHERE {_QUEUED} AND pool = (SELECT pool FROM agents WHERE agent_type = :agent_type)
+                  AND created_at < now() - make_interval(secs => :oldest_seconds)
+                ORDER BY created_at LIMIT {OLDEST}
+            ) AS old
+            WHERE rung_at < now() - make_interval(secs => :oldest_seconds) AND due_at <= now() AND crashes = 0
+              AND NOT EXISTS (
+                  SELECT FROM runs AS earlier
+                  WHERE earlier.thread_id = old.thread_id AND earlier.seq < old.seq
+                    AND earlier.status IN ('queued', 'running')
+              )
+        ) AS queue_slow
+    FROM (
+        SELECT count(*) AS of_user FROM (
+            SELECT FROM runs WHERE {_QUEUED} AND tenant = :tenant AND user_id = :user_id LIMIT :most_of_user) AS them
+    ) AS of_user, (
+        SELECT count(*) AS of_tenant FROM (
+            SELECT FROM runs WHERE {_QUEUED} AND tenant = :tenant LIMIT :most_of_tenant) AS them
+    ) AS of_tenant, (
+        SELECT count(*) AS queued FROM (SELECT FROM runs WHERE {_QUEUED} LIMIT :most) AS them
+    ) AS queued
+"""  # noqa: S608  (constants)
+"""Which limits are reached, each a column of its name; null where there is none.
+
+The age is that of a run that waits for nothing but a slot, since it was rung: it is due, the first of its thread, and
+needs no process of its own. Only those of the asked agent's pool count: others do not take its slots.
+"""
+
+NO_LIMITS = {"most_of_user": 0, "most_of_tenant": 0, "most": 0, "oldest_seconds": 0.0}
+
+_TAKE_TURNS = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+
+_IN_BATCHES = text("""
+    SELECT coalesce(sum(total - succeeded - failed - cancelled) FILTER (WHERE tenant = :tenant), 0) AS of_tenant,
+        coalesce(sum(total - succeeded - failed - cancelled), 0) AS of_all
+    FROM batches WHERE finished_at IS NULL
+""")
+
+
+@dataclass(slots=True)
+class _Quota:
+    """One limit while a run is stored: lower than it is, by what others may store meanwhile, until it is locked."""
+
+    most: int
+    lock: str
+    locked: bool = False
+
+    @property
+    def limit(self) -> int:
+        """The limit for now; 0 for none, below that where there is no room for others."""
+        return self.most if self.locked or not self.most else self.most - NEAR or -1
+
+
+class Admission:
+    """The limits that are set, and what this process saw of the queue last.
+
+    Those of a user and of a tenant are exact, as long as fewer than `NEAR` runs of theirs are stored while one is. That
+    of the whole queue can be exceeded by what is stored at the same moment, and by what other processes store within
+    `LOOK_SECONDS`. Those of batches are exact: if there are any, batches are stored one after the other.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._room = 0
+        """In the queue, by what this process has seen of it and stored since."""
+        self._looked_at = 0.0
+
+    async def admit(
+        self, connection: AsyncConnection, tenant: str, user_id: UUID, store: Callable[[dict[str, Any]], Awaitable[Any]]
+    ) -> Any:
+        """Have a run stored by a statement that is guarded by `FULL` and returns its columns, too; returns the row.
+
+        Raises:
+            QueueFull: a limit is reached.
+        """
+        settings = self._settings
+        look = self._room <= 0 or time.monotonic() - self._looked_at > LOOK_SECONDS
+        limits = {"most": settings.max_queued if look else 0, "oldest_seconds": settings.max_queued_seconds}
+        row = await self._in_turn(connection, tenant, user_id, lambda quotas: store(limits | quotas))
+        if look:
+            self._room, self._looked_at = settings.max_queued - row.queued, time.monotonic()
+        self._room -= 1
+        for limit, most in (
+            (Limit.USER, settings.max_queued_per_user),
+            (Limit.TENANT, settings.max_queued_per_tenant),
+            (Limit.QUEUE, settings.max_queued),
+            (Limit.AGE, settings.max_queued_seconds),
+        ):
+            if getattr(row, limit):
+                raise QueueFull(limit, most)
+        return row
+
+    async def _in_turn(
+        self, connection: AsyncConnection, tenant: str, user_id: UUID, store: Callable[[dict[str, int]], Awaitable[Any]]
+    ) -> Any:
+        """Store a run; where a limit of its user or its tenant is near, in turn with others, the user's first."""
+        user = _Quota(self._settings.max_queued_per_user, f"queued:{tenant}:{user_id}")
+        of_tenant = _Quota(self._settings.max_queued_per_tenant, f"queued:{tenant}")
+        row: Any = None
+        for turn in (None, user, of_tenant):
+            if turn is not None:
+                if not turn.most:
+                    continue
+                await connection.execute(_TAKE_TURNS, {"name": turn.lock})
+                turn.locked = True
+            if user.limit < 0 or of_tenant.limit < 0:
+                continue
+            row = await store({"most_of_user": user.limit, "most_of_tenant": of_tenant.limit})
+            if (user.locked or not row.user_queue_full) and (of_tenant.locked or not row.tenant_queue_full):
+                break
+        return row
+
+    async def admit_batch(self, connection: AsyncConnection, tenant: str, items: int) -> None:
+        """See that so many runs of a batch may be stored, in the transaction that is to store them.
+
+        Raises:
+            QueueFull: a limit would be exceeded.
+        """
+        of_tenant = self._settings.max_batch_unfinished_per_tenant
+        most = self._settings.max_batch_unfinished
+        if not of_tenant and not most:
+            return
+        await connection.execute(_TAKE_TURNS, {"name": "batches"})
+        unfinished = (await connection.execute(_IN_BATCHES, {"tenant": tenant})).one()
+        if 0 < of_tenant < unfinished.of_tenant + items:
+            raise QueueFull(Limit.BATCHES_OF_TENANT, of_tenant)
+        if 0 < most < unfinished.of_all + items:
+            raise QueueFull(Limit.BATCHES, most)
