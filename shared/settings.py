@@ -118,6 +118,12 @@ class Settings(BaseSettings):
     """Longest silence of a model, for agents that bring no model settings of their own."""
     model_tries: int = Field(default=4, ge=1)
     """How often a model that cannot be had is asked before a run fails as `model_unavailable`."""
+    max_requests: int = Field(default=50, ge=0)
+    """Requests to a model that a run may make, for agents that bring no limits; 0 is no limit, here and below."""
+    max_tokens: int = Field(default=0, ge=0)
+    """Tokens that a run may use, in and out, for agents that bring no limits."""
+    max_tool_calls: int = Field(default=0, ge=0)
+    """Tool calls that an attempt may make, for agents that bring no limits."""
     pool: str = Field(default="default", pattern="[a-z0-9][a-z0-9_-]{0,62}")
     """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
     worker_slots: int = Field(default=50, ge=1, le=10_000)

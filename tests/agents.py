@@ -145,8 +145,8 @@ def demand_a_second_draft(ctx: RunContext[object], form: Form) -> Form:
     return form
 
 
-_insatiable = Agent(_fills("{}", tool="again"), name="limited")
-limited = ServedAgent(agent=_insatiable, usage_limits=UsageLimits(request_limit=2))
+insatiable = Agent(_fills("{}", tool="again"), name="limited")
+limited = ServedAgent(agent=insatiable, usage_limits=UsageLimits(request_limit=2))
 
 
 @tool_fails.tool_plain
@@ -155,7 +155,7 @@ def explode() -> str:
     raise RuntimeError("the tool exploded; a caller must never read this")
 
 
-@_insatiable.tool_plain
+@insatiable.tool_plain
 def again() -> str:
     """Return something that the model does not make an answer of."""
     return "again"

@@ -11,10 +11,10 @@ from tests import fake_openai
 from tests.client import Client, names, texts
 from tests.service import serving
 
-TROUBLES = ["http_429", "http_500", "hang", "hang_after_first", "cut", "cut_before_first"]
+TROUBLES = ["http_429", "http_500", "hang", "hang_after_first", "cut", "cut_before_first", "eof", "eof_text"]
 AGENTS = {
     "bank_support": "worker.agents.bank_support:served",
-    **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, "flaky", "invalid"]},
+    **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, "flaky", "invalid", "falls_back"]},
 }
 
 
@@ -82,3 +82,12 @@ async def test_a_model_that_never_gets_it_right_is_told_apart(client: Client) ->
     events = await client.stream("What is my balance?", agent_type="invalid")
 
     assert events[-2]["error"]["code"] == "output_invalid"
+
+
+async def test_where_one_model_cannot_be_had_the_next_answers(client: Client) -> None:
+    events = await client.stream("What is my balance?", agent_type="falls_back")
+
+    run = await client.read(events[0]["run_id"])
+    assert names(events)[-3:] == ["text_delta", "message_complete", "done"]
+    assert json.loads(texts(events)[-1]) == run["output"]
+    assert run["attempt"] == 1

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import pytest
 from openai import AsyncOpenAI
 from pydantic_ai import Agent
-from pydantic_ai.exceptions import ModelAPIError
+from pydantic_ai.exceptions import FallbackExceptionGroup, ModelAPIError
+from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
@@ -20,11 +24,12 @@ def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrying, "FIRST_PAUSE_SECONDS", 0.01)
 
 
-async def ask(url: str, model: str, tries: int) -> str:
-    """Ask the provider's model, with the client's own retries off."""
+async def ask(url: str, *models: str, tries: int, give_up_at: float = math.inf) -> str:
+    """Ask the provider's model, with the client's own retries off; of several, one after the other."""
     async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-        chat = OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client))
-        async with Agent(RetryingModel(chat, tries)).run_stream("hello") as result:
+        chats = [OpenAIChatModel(model, provider=OpenAIProvider(openai_client=client)) for model in models]
+        model = FallbackModel(*chats) if len(chats) > 1 else chats[0]
+        async with Agent(RetryingModel(model, tries, give_up_at)).run_stream("hello") as result:
             return await result.get_output()
 
 
@@ -49,5 +54,34 @@ async def test_a_refusal_is_final(model: str, caplog: pytest.LogCaptureFixture) 
 async def test_what_has_begun_is_not_begun_again(caplog: pytest.LogCaptureFixture) -> None:
     with fake_openai.running() as url, pytest.raises(ModelAPIError):
         await ask(url, "cut", tries=3)
+
+    assert "retrying.model" not in caplog.text
+
+
+async def test_a_model_that_asks_for_more_time_than_there_is_is_given_up_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    soon = asyncio.get_running_loop().time() + fake_openai.RETRY_AFTER_SECONDS
+    with fake_openai.running() as url, pytest.raises(ModelAPIError):
+        await ask(url, "flaky-1", tries=3, give_up_at=soon)
+
+    assert "retrying.model" not in caplog.text
+
+
+async def test_where_one_model_refuses_the_next_is_asked_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_openai.running() as url:
+        assert "hello" in await ask(url, "http-401", "bank", tries=3)
+
+    assert "retrying.model" not in caplog.text
+
+
+async def test_where_all_models_fail_all_are_asked_again() -> None:
+    with fake_openai.running() as url:
+        assert "hello" in await ask(url, "http-401", "flaky-2", tries=3)
+
+
+async def test_where_all_models_refuse_none_is_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    with fake_openai.running() as url, pytest.raises(FallbackExceptionGroup):
+        await ask(url, "http-401", "http-404", tries=3)
 
     assert "retrying.model" not in caplog.text

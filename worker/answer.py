@@ -5,20 +5,24 @@ It knows pydantic-ai and no queue, no database, no Redis; whoever asks gives it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_ai import Agent, CancellationToken, ModelRetry
-from pydantic_ai.exceptions import ToolRetryError, UnexpectedModelBehavior
+from pydantic_ai.exceptions import ModelAPIError, ToolRetryError, UnexpectedModelBehavior
 from pydantic_ai.messages import (
     FinalResultEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
     ModelMessage,
+    ModelResponse,
     PartDeltaEvent,
 )
 from pydantic_ai.result import AgentStream
@@ -71,6 +75,8 @@ class Answer:
         tool_event_bytes: int,
         model_timeout_seconds: float,
         model_tries: int,
+        seconds_left: float = math.inf,
+        used_before: RunUsage | None = None,
     ) -> None:
         self._offer = offer
         self._listener = listener
@@ -78,20 +84,23 @@ class Answer:
         self._interval = partial_interval_seconds
         self._tool_event_bytes = tool_event_bytes
         self._tries = model_tries
+        self._give_up_at = asyncio.get_running_loop().time() + seconds_left
+        self._used_before = used_before or RunUsage()
         self._settings = ModelSettings(timeout=model_timeout_seconds, max_retries=0)
         """For agents that bring none; a client's own retries would multiply ours."""
         self._run: AgentRun[Any, Any] | None = None
 
     @property
     def usage(self) -> RunUsage:
-        """What was used so far; may be read from any thread."""
-        return RunUsage() if self._run is None else self._run.usage
+        """What was used so far, by earlier attempts, too; may be read from any thread."""
+        return self._used_before if self._run is None else self._run.usage
 
     async def write(self, query: str, history: Sequence[ModelMessage], deps: Any) -> Answered:
         """Run the agent to its end.
 
         Raises:
             RunCancelled: the token was cancelled; it carries the messages so far.
+            ModelAPIError: the model cannot be had, or broke off.
             Exception: whatever pydantic-ai, the model or a tool raises.
         """
         agent = self._offer.agent
@@ -99,8 +108,9 @@ class Answer:
             query,
             message_history=history,
             deps=deps,
-            model=MergingModel(RetryingModel(self._offer.model, self._tries), self._interval),
+            model=MergingModel(RetryingModel(self._offer.model, self._tries, self._give_up_at), self._interval),
             model_settings=self._settings if getattr(agent, "model_settings", None) is None else None,
+            usage=copy(self._used_before),
             usage_limits=self._offer.usage_limits,
             cancellation_token=self._token,
         ) as run:
@@ -127,6 +137,7 @@ class Answer:
             writing = writing or isinstance(event, FinalResultEvent)
             if writing and isinstance(event, FinalResultEvent | PartDeltaEvent):
                 await self._show(stream)
+        _demand_the_end(stream.response)
 
     async def _show(self, stream: AgentStream[Any, Any]) -> None:
         try:
@@ -169,3 +180,14 @@ class Answer:
         if len(data) <= self._tool_event_bytes:
             return data.decode()
         return data[: self._tool_event_bytes].decode(errors="ignore") + f"… ({len(data)} bytes)"
+
+
+def _demand_the_end(response: ModelResponse) -> None:
+    """See that a provider has said why its stream ended: one that was cut may end as properly as a whole one.
+
+    Models without a provider's address, as scripts, need not say it. Those that speak OpenAI's Chat Completions raise
+    by themselves, as `catalog.py` has them do.
+    """
+    said = response.finish_reason or (response.provider_details or {}).get("finish_reason")
+    if response.provider_url and not said and response.state == "complete":
+        raise ModelAPIError(response.model_name or "model", "The stream ended without a finish reason")

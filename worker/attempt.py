@@ -6,7 +6,7 @@ import asyncio
 from enum import Enum, auto
 from typing import Any
 
-from pydantic_ai import CancellationToken
+from pydantic_ai import CancellationToken, RunUsage
 
 from shared.failures import FailureCode, failure
 from shared.runs import Claim, Ending
@@ -58,6 +58,12 @@ class Attempt:
             tool_event_bytes=settings.tool_event_bytes,
             model_timeout_seconds=settings.model_timeout_seconds,
             model_tries=settings.model_tries,
+            seconds_left=claimed.seconds_left,
+            used_before=RunUsage(
+                requests=claimed.usage.get("requests", 0),
+                input_tokens=claimed.usage.get("input_tokens", 0),
+                output_tokens=claimed.usage.get("output_tokens", 0),
+            ),
         )
 
     def stop(self, reason: Stop) -> None:
@@ -70,12 +76,8 @@ class Attempt:
     @property
     def usage(self) -> dict[str, int]:
         """Requests and tokens, those of earlier attempts included."""
-        before, used = self.claimed.usage, self.answer.usage
-        return {
-            "requests": before.get("requests", 0) + used.requests,
-            "input_tokens": before.get("input_tokens", 0) + used.input_tokens,
-            "output_tokens": before.get("output_tokens", 0) + used.output_tokens,
-        }
+        used = self.answer.usage
+        return {"requests": used.requests, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
 
     @property
     def held(self) -> Held:

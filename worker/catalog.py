@@ -20,6 +20,9 @@ import httpx2
 from pydantic_ai import UsageLimits
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.models import Model, infer_model, parse_model_id
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.providers.openai import OpenAIProvider
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -79,6 +82,7 @@ class ServedAgent:
     description: str | None = None
     """Told to callers; without it, the agent's own description is."""
     usage_limits: UsageLimits | None = None
+    """What a run may use, all its attempts together; without it, what the settings say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +126,8 @@ def load(settings: Settings, openai_http: httpx2.AsyncClient | None = None) -> d
             served = _import(path)
             _check_dependencies(served)
             model = _model(served, settings, configured_model)
-            offers[agent_type] = _offer(agent_type, served, model)
+            _demand_finish_reasons(model)
+            offers[agent_type] = _offer(agent_type, served, model, settings)
         except _Unservable as problem:
             problems.append(f"AGENTS: {agent_type} ({path}) {problem}.")
         except _WrongModel as problem:
@@ -182,7 +187,33 @@ def _configured_model(settings: Settings, openai_http: httpx2.AsyncClient | None
         raise _WrongModel(f"{name!r} cannot be made: {_said(error)}") from error
 
 
-def _offer(agent_type: str, served: ServedAgent, model: Model) -> Offer:
+def _demand_finish_reasons(model: Model) -> None:
+    """Have models that speak OpenAI's Chat Completions tell a stream that was cut from a whole one.
+
+    A model whose server never says why it stops can be given a profile that says so.
+    """
+    match model:
+        case FallbackModel(models=models):
+            for one in models:
+                _demand_finish_reasons(one)
+        case WrapperModel(wrapped=wrapped):
+            _demand_finish_reasons(wrapped)
+        case OpenAIChatModel(profile=profile):
+            profile.setdefault("openai_chat_streaming_requires_finish_reason", True)
+        case _:
+            pass
+
+
+def _usage_limits(settings: Settings) -> UsageLimits:
+    """Limit agents that bring no limits of their own."""
+    return UsageLimits(
+        request_limit=settings.max_requests or None,
+        total_tokens_limit=settings.max_tokens or None,
+        tool_calls_limit=settings.max_tool_calls or None,
+    )
+
+
+def _offer(agent_type: str, served: ServedAgent, model: Model, settings: Settings) -> Offer:
     agent = served.agent
     try:
         schema = agent.output_json_schema()
@@ -197,7 +228,7 @@ def _offer(agent_type: str, served: ServedAgent, model: Model) -> Offer:
         text_output=agent.output_type is str,
         tool_events=served.tool_events,
         dependencies=served.dependencies,
-        usage_limits=served.usage_limits,
+        usage_limits=served.usage_limits or _usage_limits(settings),
     )
 
 

@@ -1,19 +1,26 @@
 """Ask a model again that could not be had just now: before its first event, a few times, with full jitter.
 
-What has begun is not asked again here: half an answer is no success, and the next would not go on where it stopped. The
-run's deadline bounds all of it, because it cancels whoever waits here.
+What has begun is not asked again here: half an answer is no success, and the next would not go on where it stopped. Nor
+is a model asked again that asks for more time than the run has. A `FallbackModel` is asked again as a whole, once all
+its models have failed and as soon as one of them may be asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pydantic_ai.exceptions import ModelAPIError, ModelQuotaExceededError, ModelRequestRejectedError
+from pydantic_ai.exceptions import (
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelQuotaExceededError,
+    ModelRequestRejectedError,
+)
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
 from pydantic_ai.models.wrapper import WrapperModel
@@ -29,11 +36,12 @@ _FINAL = (ModelRequestRejectedError, ModelQuotaExceededError)
 
 
 class RetryingModel(WrapperModel):
-    """A model that is asked up to `tries` times."""
+    """A model that is asked up to `tries` times, until the time `give_up_at` of the loop's clock."""
 
-    def __init__(self, wrapped: Model, tries: int) -> None:
+    def __init__(self, wrapped: Model, tries: int, give_up_at: float = math.inf) -> None:
         super().__init__(wrapped)
         self._tries = tries
+        self._give_up_at = give_up_at
 
     @asynccontextmanager
     async def request_stream(
@@ -51,10 +59,12 @@ class RetryingModel(WrapperModel):
                 response = await stack.enter_async_context(
                     super().request_stream(messages, model_settings, model_request_parameters, run_context)
                 )
-            except ModelAPIError as error:
+            except (ModelAPIError, FallbackExceptionGroup) as error:
                 tried += 1
                 pause = _pause(error, tried)
                 if tried >= self._tries or pause is None:
+                    raise
+                if asyncio.get_running_loop().time() + pause >= self._give_up_at:
                     raise
                 log.warning("retrying.model error=%s tried=%d pause=%.1f", type(error).__name__, tried, pause)
                 await asyncio.sleep(pause)
@@ -64,9 +74,12 @@ class RetryingModel(WrapperModel):
             return
 
 
-def _pause(error: ModelAPIError, tried: int) -> float | None:
+def _pause(error: Exception, tried: int) -> float | None:
     """Say how long to wait, at least as long as the provider asks for; None where it makes no sense."""
-    if isinstance(error, _FINAL):
+    if isinstance(error, FallbackExceptionGroup):
+        pauses = [_pause(of_one, tried) for of_one in error.exceptions]
+        return min((pause for pause in pauses if pause is not None), default=None)
+    if not isinstance(error, ModelAPIError) or isinstance(error, _FINAL):
         return None
     asked: float = getattr(error, "retry_after", None) or 0
     jitter = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tried - 1)))  # noqa: S311

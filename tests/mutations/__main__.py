@@ -12,7 +12,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutations import admission, faults, found, idempotency, queue, relay
+from tests.mutations import admission, faults, found, idempotency, models, queue, relay
 from tests.mutations.mutation import DoesNotApply, Mutation
 
 MUTATIONS = [
@@ -22,6 +22,7 @@ MUTATIONS = [
     *idempotency.MUTATIONS,
     *faults.MUTATIONS,
     *found.MUTATIONS,
+    *models.MUTATIONS,
 ]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]

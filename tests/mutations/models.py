@@ -1,0 +1,52 @@
+"""What is promised where a model gives trouble, broken one by one."""
+
+from tests.mutations.mutation import Mutation
+
+RETRYING = "tests/test_retrying.py::"
+ANSWER = "tests/test_answer.py::"
+TROUBLE = "tests/test_model_trouble.py::"
+
+MUTATIONS = [
+    Mutation(
+        "a cut stream of Chat Completions that counts as an answer",
+        "worker/catalog.py",
+        'profile.setdefault("openai_chat_streaming_requires_finish_reason", True)',
+        'profile.setdefault("openai_chat_streaming_requires_finish_reason", False)',
+        TROUBLE + "test_a_model_that_cannot_be_had_ends_the_run[eof_text]",
+    ),
+    Mutation(
+        "a cut stream of another provider that counts as an answer",
+        "worker/answer.py",
+        "        _demand_the_end(stream.response)\n",
+        "",
+        ANSWER + "test_a_provider_that_does_not_say_why_its_stream_ended_has_broken_off",
+    ),
+    Mutation(
+        "a model that is waited for beyond the deadline",
+        "worker/retrying.py",
+        "if asyncio.get_running_loop().time() + pause >= self._give_up_at:",
+        "if asyncio.get_running_loop().time() >= self._give_up_at:",
+        RETRYING + "test_a_model_that_asks_for_more_time_than_there_is_is_given_up_at_once",
+    ),
+    Mutation(
+        "several models of which none is asked again",
+        "worker/retrying.py",
+        "except (ModelAPIError, FallbackExceptionGroup) as error:",
+        "except ModelAPIError as error:",
+        RETRYING + "test_where_all_models_fail_all_are_asked_again",
+    ),
+    Mutation(
+        "limits that forget what earlier attempts used",
+        "worker/answer.py",
+        "usage=copy(self._used_before),",
+        "usage=RunUsage(),",
+        ANSWER + "test_what_earlier_attempts_used_counts_against_the_limits_of_an_agent",
+    ),
+    Mutation(
+        "limits that are set and not kept",
+        "worker/catalog.py",
+        "usage_limits=served.usage_limits or _usage_limits(settings),",
+        "usage_limits=served.usage_limits,",
+        ANSWER + "test_an_agent_without_limits_of_its_own_has_those_that_are_set",
+    ),
+]

@@ -1,0 +1,71 @@
+"""What the worker demands of a model beside an output that validates: a proper end, and to keep within its limits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic_ai import CancellationToken, RunUsage
+from pydantic_ai.exceptions import ModelAPIError, UsageLimitExceeded
+from pydantic_ai.models.function import FunctionStreamedResponse
+
+from shared.settings import Settings
+from worker.answer import Answer
+from worker.catalog import load
+
+
+class Deaf:
+    """Whom it does not matter to what is told."""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Hear nothing."""
+
+    def show(self, text: str) -> None:
+        """Hear nothing."""
+
+
+def answer(agent: str, used_before: RunUsage | None = None, **settings: Any) -> Answer:
+    """Have one of the test agents ready to answer."""
+    configured: dict[str, Any] = {"database_url": "postgresql://no/where", "redis_url": "redis://nowhere", **settings}
+    (offer,) = load(Settings(agents={"it": f"tests.agents:{agent}"}, **configured)).values()
+    return Answer(
+        offer,
+        Deaf(),
+        CancellationToken(),
+        partial_interval_seconds=0,
+        tool_event_bytes=100,
+        model_timeout_seconds=5,
+        model_tries=1,
+        used_before=used_before,
+    )
+
+
+async def test_a_provider_that_does_not_say_why_its_stream_ended_has_broken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (await answer("echo").write("hello", [], None)).text == "You said: hello"
+
+    monkeypatch.setattr(FunctionStreamedResponse, "provider_url", "http://provider")
+    with pytest.raises(ModelAPIError):
+        await answer("echo").write("hello", [], None)
+
+    monkeypatch.setattr(FunctionStreamedResponse, "finish_reason", "stop")
+    assert (await answer("echo").write("hello", [], None)).text == "You said: hello"
+
+
+async def test_what_earlier_attempts_used_counts_against_the_limits_of_an_agent() -> None:
+    again = answer("limited", RunUsage(requests=1, input_tokens=7))
+    with pytest.raises(UsageLimitExceeded):
+        await again.write("hello", [], None)
+
+    assert again.usage.requests == 2
+    assert again.usage.input_tokens > 7
+
+
+@pytest.mark.parametrize("limit", [{"max_requests": 3}, {"max_tokens": 1}, {"max_tool_calls": 2}])
+async def test_an_agent_without_limits_of_its_own_has_those_that_are_set(limit: dict[str, int]) -> None:
+    unlimited = answer("insatiable", None, **{"max_requests": 0} | limit)
+    with pytest.raises(UsageLimitExceeded):
+        await unlimited.write("hello", [], None)
+
+    assert unlimited.usage.requests <= 3
