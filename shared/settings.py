@@ -173,6 +173,10 @@ class Settings(BaseSettings):
     """Runs that may wait before more are refused with 503."""
     max_queued_seconds: float = Field(default=0, ge=0)
     """For so long a run may have waited for a slot before more for its pool are refused with 503."""
+    max_running_per_user: int = Field(default=0, ge=0)
+    """Interactive runs of a user that may run at once; more wait for one of them to end."""
+    max_running_per_tenant: int = Field(default=0, ge=0)
+    """Interactive runs of a tenant that may run at once; more wait for one of them to end."""
     max_batch_unfinished_per_tenant: int = Field(default=0, ge=0)
     """Unfinished runs of a tenant's batches; a batch that would exceed it is refused with 429."""
     max_batch_unfinished: int = Field(default=0, ge=0)

@@ -26,6 +26,7 @@ from shared.failpoints import Failpoint, reached
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
 from shared.runs.finish import END_COLUMNS, ring_of
+from shared.runs.running import PASSED_OVER, Quota
 from shared.runs.take_back import BATCH, expire, judge_workers, take_back
 from shared.settings import Settings
 
@@ -39,7 +40,7 @@ ERASE_SECONDS = 20.0
 UNTOLD_SECONDS = 5.0
 """An end that its author has not marked as told by then is told by the sweeper; a beat and a bit."""
 
-_LOOK = text("""
+_LOOK = text(f"""
     SELECT now() AS at,
         EXISTS (SELECT FROM workers WHERE ended_at IS NULL AND lease_until < now()) AS lapsed,
         EXISTS (SELECT FROM runs JOIN workers ON workers.id = worker_id
@@ -49,8 +50,9 @@ _LOOK = text("""
         EXISTS (SELECT FROM runs WHERE finished_at < now() - make_interval(secs => :untold_seconds)
                 AND NOT end_told) AS untold,
         EXISTS (SELECT FROM batches WHERE finished_at IS NULL AND status = 'cancelling') AS cancelling,
-        EXISTS (SELECT FROM batches WHERE finished_at IS NULL AND max_running IS NOT NULL) AS capped
-""")
+        EXISTS (SELECT FROM batches WHERE finished_at IS NULL AND max_running IS NOT NULL) AS capped,
+        EXISTS (SELECT FROM runs WHERE {PASSED_OVER}) AS passed_over
+""")  # noqa: S608  (a constant)
 
 _DUE = text(f"""
     SELECT array_agg(id || ':' || ring) AS members, max(created_at) AS at, (array_agg(id))[count(*)] AS id FROM (
@@ -166,6 +168,7 @@ class Sweeper:
         self._database = database
         self._lanes = lanes
         self._event_log = event_log
+        self._quota = Quota.of(settings)
         self._unbroken = Unbroken(settings.lease_seconds)
         self._looks: dict[str, _Look] = {}
 
@@ -194,7 +197,7 @@ class Sweeper:
             await self.take_back()
         if seen.cancelling:
             await self._go_on_cancelling()
-        if seen.capped:
+        if seen.capped or seen.passed_over:
             await self._release()
         try:
             if seen.waiting:
@@ -265,7 +268,8 @@ class Sweeper:
                 await self._lanes.silence(step.silenced)
 
     async def _release(self) -> None:
-        """Make more runs due in batches that have room for them."""
+        """Make more runs due in batches that have room for them, and of users and tenants that have."""
+        await self._lanes.ring(await self._quota.release_forgotten(self._database))
         for batch_id in await with_room(self._database):
             await self._lanes.ring(await release(self._database, batch_id))
 

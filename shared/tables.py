@@ -187,6 +187,12 @@ class Run(Base):
             "user_id",
             postgresql_where=text("status IN ('queued', 'running')"),
         ),
+        Index(
+            "runs_passed_over",
+            "tenant",
+            "created_at",
+            postgresql_where=text("status = 'queued' AND lane = 'interactive' AND due_at = deadline_at"),
+        ),
         Index("runs_held", "worker_id", postgresql_where=text("status = 'running'")),
         Index("runs_expiring", "deadline_at", postgresql_where=text("status IN ('queued', 'running')")),
         Index(

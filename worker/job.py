@@ -28,6 +28,7 @@ from shared.lanes import Lanes
 from shared.runs import (
     Claim,
     Ending,
+    Quota,
     claim,
     earlier_exchanges,
     ended_row,
@@ -86,6 +87,7 @@ class Job:
         self._isolation = isolation
         """Where suspects are answered; None in the process that is made for one."""
         self._offers = offers
+        self._quota = Quota.of(settings)
 
     async def answer(self, run_id: UUID, worker_id: UUID) -> None:
         """Answer one run, if it is to be had."""
@@ -93,7 +95,8 @@ class Job:
             return
         with self._roster.taking(run_id):
             reached(Failpoint.RUN_POPPED)
-            claimed = await claim(self._database, run_id, worker_id, isolated=self._isolation is None)
+            isolated = self._isolation is None
+            claimed = await claim(self._database, run_id, worker_id, isolated=isolated, quota=self._quota)
             if claimed is None:
                 if self._isolation is not None and await is_suspect(self._database, run_id):
                     await self._isolation.answer(run_id)
@@ -199,6 +202,7 @@ class Job:
             log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
         if claimed.batch_id:
             self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
+        await self._lanes.ring(await self._quota.release(self._database, claimed.run_id, claimed.tenant))
         if claimed.thread_id and (ring := await next_in_thread(self._database, claimed.thread_id)):
             await self._lanes.ring([ring])
 

@@ -16,6 +16,7 @@ from shared.runs.cancel import Cancellation, cancel
 from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine, is_suspect, set_aside
 from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
 from shared.runs.requeue import Requeued, dead_letters, requeue
+from shared.runs.running import Quota
 
 __all__ = [
     "Accepted",
@@ -25,6 +26,7 @@ __all__ = [
     "Ending",
     "Exchange",
     "Query",
+    "Quota",
     "Requeued",
     "Strategy",
     "accept",

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.runs.running import NO_QUOTA, Quota
 from shared.tables import Begun
 
 
@@ -89,13 +90,18 @@ _EARLIER = text("""
 _IS_MINE = text("SELECT EXISTS (SELECT FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running')")
 
 
-async def claim(database: AsyncEngine, run_id: UUID, worker_id: UUID, *, isolated: bool) -> Claim | None:
+async def claim(
+    database: AsyncEngine, run_id: UUID, worker_id: UUID, *, isolated: bool, quota: Quota = NO_QUOTA
+) -> Claim | None:
     """Take a queued run; None where it is not to be had: taken, ended, not due, behind another run of its thread.
 
-    A run under which a worker died is a suspect: only a process of its own (`isolated`) may take it.
+    A run under which a worker died is a suspect: only a process of its own (`isolated`) may take it. One of whose user
+    or tenant as many run as may is passed over, see `running.py`.
     """
     try:
         async with database.begin() as connection:
+            if await quota.pass_over(connection, run_id, isolated=isolated):
+                return None
             row = (
                 await connection.execute(_CLAIM, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated})
             ).one_or_none()

@@ -2,6 +2,7 @@
 
 from tests.mutations.mutation import Mutation
 
+RUNNING = "tests/test_running.py::"
 ADMISSION = "tests/test_admission.py::"
 REFUSED = ADMISSION + "test_full_queues_refuse_and_store_nothing"
 
@@ -127,5 +128,26 @@ MUTATIONS = [
         "WHERE rung_at < now() - make_interval(secs => :oldest_seconds) AND due_at",
         "WHERE due_at",
         ADMISSION + "test_a_run_that_waits_for_something_else_than_a_slot_closes_nothing",
+    ),
+    Mutation(
+        "more that run than may",
+        "shared/runs/running.py",
+        "        await self._take_turns(connection, run_id)\n        values",
+        "        values",
+        RUNNING + "test_however_many_are_claimed_at_once_no_more_run_than_may",
+    ),
+    Mutation(
+        "a user who waits for another one's runs",
+        "shared/runs/running.py",
+        "user_id NOT IN (SELECT user_id FROM busy WHERE busy.runs >= :of_user)",
+        "NOT EXISTS (SELECT FROM busy WHERE busy.runs >= :of_user)",
+        RUNNING + "test_a_user_who_has_as_many_as_may_run_holds_up_nobody_else",
+    ),
+    Mutation(
+        "runs of batches that count among those that run",
+        "shared/runs/running.py",
+        "_RUNNING = \"status = 'running' AND lane = 'interactive'\"",
+        "_RUNNING = \"status = 'running'\"",
+        RUNNING + "test_runs_of_batches_neither_count_nor_are_passed_over",
     ),
 ]
