@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from api import agents, dead_letters, docs, health, problems, query, runs, threads
+from api import agents, dead_letters, docs, health, problems, query, runs, threads, webhooks
 from api.batches import routes as batches
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
@@ -31,6 +31,7 @@ from shared.lanes import Lanes
 from shared.runs import Admission
 from shared.settings import Settings
 from shared.sweeper import Sweeper
+from shared.webhooks import Resolver
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         relay,
         Tickets(settings),
         Admission(settings),
+        Resolver(settings.webhook_trusted_hosts),
         Intake(settings),
         batch_feeds,
     )
@@ -107,10 +109,11 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    routers = (agents, threads, query, runs, batches, dead_letters)
+    routers = (agents, threads, query, runs, batches, webhooks, dead_letters)
     for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)
+    app.webhooks.include_router(webhooks.events)
     app.include_router(health.router)
     app.include_router(docs.router)
     if settings.cors_origins:

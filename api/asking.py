@@ -19,6 +19,9 @@ from shared.idempotency import Key, Repeated
 from shared.runs import Query, Strategy, accept
 from shared.settings import Settings
 
+LOOK_UP_SECONDS = 1.0
+"""How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -34,10 +37,12 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     Raises:
         Refused: 422, the deadline is further away than this service allows.
         NotFound: what the key created is gone.
-        Refusal: there is no such thread or agent, the thread is busy, or the queue is full.
+        Refusal: there is no such thread or agent, the thread is busy, the queue is full, or a webhook may not go there.
     """
     deadline = new.deadline_s or service.settings.run_deadline_seconds
     check_deadline(service.settings, deadline)
+    if new.webhook_url is not None:
+        await service.resolver.check(new.webhook_url, seconds=LOOK_UP_SECONDS)
     asked = Query(
         tenant=caller.tenant,
         user_id=caller.user_id,
@@ -47,6 +52,7 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
         deadline_seconds=deadline,
         strategy=new.multitask_strategy or Strategy.ENQUEUE,
         metadata=new.metadata,
+        webhook_url=new.webhook_url,
     )
     try:
         accepted = await once(lambda: accept(service.database, asked, key, service.admission))

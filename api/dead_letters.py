@@ -14,10 +14,11 @@ from api.dependencies import Parts, Service
 from api.identity import Operator
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
-from api.resources import DeadLetter, Requeue, Requeued, RequeuedRuns, RunError
+from api.resources import DeadLetter, Requeue, Requeued, RequeuedRuns
 from api.strict import OperatorRoute
 from shared.errors import NotFound, UnknownAgent
 from shared.failures import FailureCode
+from shared.resources import RunError
 from shared.runs import dead_letters, requeue
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from shared.event_log import EventLog
 from shared.lanes import Lanes
 from shared.runs import Admission
 from shared.settings import Settings
+from shared.webhooks import Resolver
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Parts:
     relay: Relay
     tickets: Tickets
     admission: Admission
+    resolver: Resolver
     intake: Intake
     batch_feeds: BatchFeeds
 

@@ -16,8 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from api.dependencies import Parts, Service
 from api.problems import problem_responses, unavailable
 from api.relay import Relay
-from api.resources import Resource
 from shared.database import SCHEMA, schema_of
+from shared.resources import Resource
 
 log = logging.getLogger(__name__)
 

@@ -30,6 +30,7 @@ from shared.errors import (
     Refusal,
     ThreadBusy,
     UnknownAgent,
+    WebhookRefused,
 )
 from shared.failures import FailureCode
 
@@ -234,6 +235,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
             refused = Refused(409, str(error), code="batch_unfinished")
         case NothingFailed():
             refused = Refused(409, str(error), code="nothing_failed")
+        case WebhookRefused(code=code):
+            refused = invalid("/webhook_url", code, str(error))
         case ThreadBusy(run_id=run_id):
             refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
         case KeyReused():

@@ -19,12 +19,13 @@ from api.framing import negotiate
 from api.idempotency import IdempotencyKey
 from api.identity import Caller
 from api.problems import FAILURE_STATUS, Refused, responses
-from api.resources import Answer, AttendedQuery, Run
+from api.resources import Answer, AttendedQuery
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run
 from api.runs import shown
 from api.strict import StrictRoute
 from shared.failures import SENTENCES, FailureCode
+from shared.resources import Run
 from shared.tables import TERMINAL, RunStatus
 
 router = APIRouter(prefix="/agent", tags=["ask"], route_class=StrictRoute)

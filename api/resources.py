@@ -1,4 +1,4 @@
-"""The resources, as clients send and see them."""
+"""What clients send, and what only responses show; `shared/resources.py` has what webhooks show as well."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from shared.failures import FailureCode
+from shared.resources import Metadata, Resource, RunError
 from shared.runs import Strategy
-from shared.tables import RunStatus
+from shared.webhooks import DeliveryStatus
+from shared.webhooks.addresses import LONGEST_URL
 
-Metadata = dict[str, JsonValue]
 ThreadId = Annotated[UUID, Path(description="The thread's id.")]
 RunId = Annotated[UUID, Path(description="The run's id.")]
+DeliveryId = Annotated[UUID, Path(description="The delivery's id.")]
 DeadlineSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-
-
-class Resource(BaseModel):
-    """What a response shows."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Request(BaseModel):
@@ -95,28 +90,6 @@ class ThreadWithMessages(Thread):
     """The last 100, in the order of the conversation."""
 
 
-class RunError(Resource):
-    """Why a run failed."""
-
-    code: FailureCode
-    """One of a closed list."""
-    message: str
-    """What happened, for people."""
-    retryable: bool
-    """Whether asking the same again may help."""
-
-
-class Usage(Resource):
-    """What a run used, all attempts summed."""
-
-    requests: int = 0
-    """Requests to the model."""
-    input_tokens: int = 0
-    """Tokens that the model read."""
-    output_tokens: int = 0
-    """Tokens that the model wrote."""
-
-
 class NewQuery(Request):
     """A query for an agent, in a thread or without one."""
 
@@ -142,6 +115,8 @@ class NewQuery(Request):
     """Anything of yours; the agent's dependencies may use it."""
     deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance after which the run fails as `deadline_exceeded`."""
+    webhook_url: str | None = Field(default=None, max_length=LONGEST_URL)
+    """Where to post the run once it has ended, see *Webhooks*: a public https address."""
 
     @model_validator(mode="after")
     def _one_target(self) -> NewQuery:
@@ -181,47 +156,43 @@ class StreamTicket(Resource):
     """Until when it opens the stream."""
 
 
-class Run(Resource):
-    """One query from its acceptance to its end."""
+class WebhookSecret(Resource):
+    """The secret that your tenant's webhooks are signed with."""
+
+    secret: str
+    """The secret, as libraries of Standard Webhooks take it: `whsec_…`."""
+    created_at: datetime
+    """When it was made."""
+    former_until: datetime | None
+    """Until when webhooks are signed with the former secret as well; null if they are not."""
+
+
+class WebhookDelivery(Resource):
+    """One event for one URL, and how far its delivery is."""
 
     id: UUID
-    """The run's id."""
-    thread_id: UUID | None
-    """The thread that was asked in; null for a run without one."""
-    agent_type: str
-    """The agent that was asked."""
-    query: str
-    """What was asked."""
-    status: RunStatus
-    """`queued`, `running`, or the end: `succeeded`, `failed`, `cancelled`. The end never changes."""
-    attempt: int
-    """How many times a worker has begun to answer."""
-    output: JsonValue
-    """The validated output, once it succeeded (of a text agent: the text)."""
-    partial_output: JsonValue
-    """The newest valid partial of a run that has not succeeded, at most a heartbeat old."""
-    error: RunError | None
-    """Why it failed."""
-    usage: Usage
-    """What it used, at most a heartbeat old while it runs."""
-    message_id: UUID
-    """The id of the answer, fixed from the beginning."""
-    queue_position: int | None
-    """How many runs are before it while it is queued, where that is known."""
-    metadata: Metadata
-    """What you gave with the query."""
-    retry_of: UUID | None
-    """The run that this one repeats."""
-    batch_id: UUID | None
-    """The batch that it belongs to."""
-    custom_id: str | None
-    """Your own id of it within the batch."""
+    """The delivery's id: the `webhook-id` of every attempt."""
+    type: str
+    """The event: `run.succeeded`, `run.failed` or `run.cancelled`."""
+    resource_id: UUID
+    """The id of the run that it tells of."""
+    url: str
+    """Where it goes."""
+    status: DeliveryStatus
+    """`pending`, `delivered`, `failed` (given up) or `disabled` (the receiver said 410 to an event for this URL)."""
+    attempts: int
+    """How often it was tried."""
+    response_status: int | None
+    """What the receiver said last."""
+    error: str | None
+    """Why the last attempt had no response: `timeout`, `connection_failed`, `tls_failed`, `unknown_host`,
+    `address_not_public`; or why there can be none: `resource_gone`."""
     created_at: datetime
-    """When it was accepted."""
-    started_at: datetime | None
-    """When a worker first began."""
-    finished_at: datetime | None
-    """When it ended."""
+    """When the event happened."""
+    last_attempt_at: datetime | None
+    """When it was tried last."""
+    next_attempt_at: datetime | None
+    """When it is tried next, if it is; while it is being tried, when that is given up as lost."""
 
 
 class DeadLetter(Resource):
@@ -277,32 +248,3 @@ class RequeuedRuns(Resource):
 
     items: list[Requeued]
     """In the order of the request."""
-
-
-def run_of(row: Any, queue_position: int | None = None) -> Run:
-    """Show a run's row."""
-    return Run(
-        id=row.id,
-        thread_id=row.thread_id,
-        agent_type=row.agent_type,
-        query=row.query,
-        status=RunStatus(row.status),
-        attempt=row.attempt,
-        output=_output(row.output, text_output=row.text_output),
-        partial_output=_output(row.partial_output, text_output=row.text_output),
-        error=None if row.error is None else RunError(**row.error),
-        usage=Usage(**row.usage),
-        message_id=row.message_id,
-        queue_position=queue_position,
-        metadata=row.metadata,
-        retry_of=row.retry_of,
-        batch_id=row.batch_id,
-        custom_id=row.custom_id,
-        created_at=row.created_at,
-        started_at=row.started_at,
-        finished_at=row.finished_at,
-    )
-
-
-def _output(text: str | None, *, text_output: bool) -> JsonValue:
-    return text if text is None or text_output else from_json(text)

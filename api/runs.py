@@ -19,10 +19,11 @@ from api.idempotency import IdempotencyKey
 from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import responses
-from api.resources import NewQuery, Run, RunId, StreamTicket, run_of
+from api.resources import NewQuery, RunId, StreamTicket
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run, owned_runs
 from api.strict import StrictRoute, TicketedRoute
+from shared.resources import Run, run_of
 from shared.runs.finish import ring_of
 from shared.tables import TERMINAL, RunStatus
 

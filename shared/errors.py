@@ -100,3 +100,11 @@ class NothingFailed(Refusal):
 
     def __init__(self) -> None:
         super().__init__("No run of this batch has failed.")
+
+
+class WebhookRefused(Refusal):
+    """A webhook may not go to this URL."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -42,6 +42,19 @@ def _keys(value: object) -> object:
     return keys
 
 
+def _pauses(value: object) -> object:
+    """Read seconds, one a word."""
+    words = _words(value)
+    if not isinstance(words, list) or not words:
+        raise ValueError("must list seconds, such as 5,300,1800")
+    return words  # pyright: ignore[reportUnknownVariableType]
+
+
+def _hosts(value: object) -> object:
+    words = _words(value)
+    return [str(word).lower().strip("[]") for word in words] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
 def _agents(value: object) -> object:
     if isinstance(value, dict):
         return value  # pyright: ignore[reportUnknownVariableType]
@@ -183,6 +196,18 @@ class Settings(BaseSettings):
     """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
+    webhook_trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = Field(default_factory=list)
+    """Hosts that webhooks may go to although they are not public, also over http: names or addresses, as in URLs."""
+    webhook_timeout_seconds: float = Field(default=10, gt=0)
+    """Time that a receiver of a webhook has to answer, everything from the look-up of its name included."""
+    webhook_retry_seconds: Annotated[list[Annotated[float, Field(ge=0)]], NoDecode, BeforeValidator(_pauses)] = Field(
+        default_factory=lambda: [5, 300, 1800, 7200, 18_000, 36_000, 50_400]
+    )
+    """Pauses between the attempts at a webhook, each a fifth more or less; after the last it is given up."""
+    webhook_secret_overlap_hours: float = Field(default=24, ge=0)
+    """Time that a webhook secret still signs after it was rotated."""
+    webhook_retention_days: float = Field(default=30, gt=0)
+    """Life of the log of deliveries."""
     idempotency_retention_hours: float = Field(default=24, gt=0)
     """Life of idempotency keys in PostgreSQL."""
     run_retention_days: float = Field(default=30, gt=0)

@@ -29,6 +29,7 @@ from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.running import PASSED_OVER, Quota
 from shared.runs.take_back import BATCH, expire, judge_workers, take_back
 from shared.settings import Settings
+from shared.webhooks.outbox import NONE_WAITS
 
 log = logging.getLogger(__name__)
 
@@ -87,18 +88,25 @@ _MARK_TOLD = text("UPDATE runs SET end_told = true WHERE id = ANY(CAST(:ids AS u
 _CANCELLING = text("SELECT id FROM batches WHERE finished_at IS NULL AND status = 'cancelling'")
 
 _ERASE = (
-    text("""
+    text(f"""
         DELETE FROM threads WHERE id IN (
             SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'
-              AND NOT EXISTS (SELECT FROM runs WHERE thread_id = threads.id AND status IN ('queued', 'running'))
+              AND NOT EXISTS (SELECT FROM runs WHERE thread_id = threads.id
+                              AND (status IN ('queued', 'running') OR NOT {NONE_WAITS}))
             LIMIT 100 FOR UPDATE SKIP LOCKED)
-    """),
-    text("""
+    """),  # noqa: S608  (a constant)
+    text(f"""
         DELETE FROM runs WHERE id IN (
             SELECT id FROM runs
             WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
-              AND batch_id IS NULL
+              AND batch_id IS NULL AND {NONE_WAITS}
             ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
+    """),  # noqa: S608  (a constant)
+    text("""
+        DELETE FROM webhook_deliveries WHERE id IN (
+            SELECT id FROM webhook_deliveries
+            WHERE status <> 'pending' AND created_at < now() - make_interval(secs => :delivery_seconds)
+            ORDER BY created_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
     """),
     text("""
         DELETE FROM idempotency_keys WHERE (tenant, user_id, route, key) IN (
@@ -285,10 +293,14 @@ class Sweeper:
 
     async def erase(self) -> None:
         """Erase a batch each of what nobody needs any more."""
-        retention = {"retention_seconds": self._settings.run_retention_days * 86_400}
+        lives = {
+            "retention_seconds": self._settings.run_retention_days * 86_400,
+            "delivery_seconds": self._settings.webhook_retention_days * 86_400,
+        }
         for statement in _ERASE:
+            values = {name: seconds for name, seconds in lives.items() if f":{name}" in statement.text}
             async with self._database.begin() as connection:
-                await connection.execute(statement, retention if ":retention_seconds" in statement.text else {})
+                await connection.execute(statement, values)
 
 
 async def mark_told(database: AsyncEngine, run_ids: Sequence[UUID]) -> None:

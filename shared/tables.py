@@ -151,6 +151,8 @@ class Run(Base):
     rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]
     cancel_requested_at: Mapped[datetime | None]
+    webhook_url: Mapped[str | None]
+    """Where to post the run once it has ended."""
     rolled_back: Mapped[bool] = mapped_column(server_default=text("false"))
     """Whether its messages were erased, by a later run of the thread: whatever comes of it, none are stored."""
 
@@ -304,3 +306,52 @@ class IdempotencyKey(Base):
     expires_at: Mapped[datetime]
 
     __table_args__ = (Index("idempotency_keys_to_erase", "expires_at"),)
+
+
+class WebhookDelivery(Base):
+    """An event that somebody wants to be told of; written by a trigger, where it happens."""
+
+    __tablename__ = "webhook_deliveries"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    """The `webhook-id` of every attempt."""
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    type: Mapped[str]
+    """What happened, `<noun>.<status>`."""
+    resource_id: Mapped[UUID]
+    """The row that it happened to, whose table the noun names; what is posted is read from it."""
+    url: Mapped[str]
+    occurred_at: Mapped[datetime]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    status: Mapped[str] = mapped_column(server_default=text("'pending'"))
+    attempts: Mapped[int] = mapped_column(server_default=text("0"))
+    """Raised by every claim: the fence."""
+    step: Mapped[int] = mapped_column(server_default=text("0"))
+    """Attempts on the schedule, which a redelivery begins anew."""
+    due_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_attempt_at: Mapped[datetime | None]
+    response_status: Mapped[int | None]
+    """Of the last attempt."""
+    error: Mapped[str | None]
+    """Why the last attempt had no response."""
+
+    __table_args__ = (
+        Index("webhook_deliveries_due", "due_at", postgresql_where=text("status = 'pending'")),
+        Index("webhook_deliveries_due_of_a_tenant", "tenant", "due_at", postgresql_where=text("status = 'pending'")),
+        Index("webhook_deliveries_of_a_resource", "resource_id", postgresql_where=text("status = 'pending'")),
+        Index("webhook_deliveries_of_a_user", "tenant", "user_id", "created_at", "id"),
+        Index("webhook_deliveries_to_erase", "created_at", postgresql_where=text("status <> 'pending'")),
+    )
+
+
+class WebhookSecret(Base):
+    """What a tenant's webhooks are signed with; the highest number is the one in use."""
+
+    __tablename__ = "webhook_secrets"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    secret: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

@@ -148,7 +148,12 @@ NOT_VALID: dict[str, tuple[dict[str, Any], set[tuple[str, str]]]] = {
     "an agent's name that is too long": ({"agent_type": CANARY * 20}, {("/agent_type", "string_too_long")}),
     "a strategy without a thread": ({"multitask_strategy": "enqueue"}, {("", "strategy_without_thread")}),
     "an unknown strategy": ({"multitask_strategy": CANARY}, {("/multitask_strategy", "enum")}),
-    "a webhook": ({"webhook_url": f"https://{CANARY}.example"}, {("/webhook_url", "extra_forbidden")}),
+    "a webhook to nowhere": ({"webhook_url": CANARY}, {("/webhook_url", "malformed_url")}),
+    "a webhook to ourselves": (
+        {"webhook_url": "https://c4n4ry.localhost"},
+        {("/webhook_url", "address_not_public")},
+    ),
+    "a webhook that is no text": ({"webhook_url": [CANARY]}, {("/webhook_url", "string_type")}),
     "metadata that are no object": ({"metadata": [CANARY]}, {("/metadata", "dict_type")}),
     "metadata that are null": ({"metadata": None}, {("/metadata", "dict_type")}),
     "no time at all": ({"deadline_s": 0}, {("/deadline_s", "greater_than")}),

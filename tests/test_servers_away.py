@@ -21,6 +21,7 @@ BODIES = {
     "/runs": QUERY,
     "/agent/query": QUERY,
     "/agent/stream": QUERY,
+    "/batches": {"agent_type": "echo", "items": [{"custom_id": "one", "query": "hello"}]},
     "/operator/dead-letters/requeue": {"run_ids": [ID]},
 }
 SECONDS = 10
@@ -67,7 +68,7 @@ async def every_call(client: Client) -> list[tuple[str, httpx.Response]]:
     for path, methods in paths.items():
         for method in methods:
             body = BODIES.get(path.removeprefix("/api/v1")) if method == "post" else None
-            url = root + path.format(run_id=ID, thread_id=ID)
+            url = root + path.format(run_id=ID, thread_id=ID, batch_id=ID, delivery_id=ID)
             headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
             answer = await client.http.request(method, url, json=body, headers=headers, timeout=SECONDS)
             answers.append((f"{method} {path}", answer))

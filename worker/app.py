@@ -21,6 +21,7 @@ from worker.attempt import Stop
 from worker.batch_ends import BatchEnds
 from worker.cancels import listen_for_cancels
 from worker.catalog import Offer, load
+from worker.courier import Courier
 from worker.doorbell import Doorbell
 from worker.isolation import Isolation, Work
 from worker.job import Job
@@ -58,6 +59,7 @@ class App:
         self._roster = Roster(self._database, lanes)
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
+        self._courier = None if only else Courier(settings, self._database)
         self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work)
         self._job = Job(
             settings,
@@ -98,10 +100,14 @@ class App:
                 listen_for_cancels(self._redis, lambda run_id: self._roster.stop(run_id, Stop.CANCELLED)),
             )
         ]
+        if self._courier is not None:
+            background.append(asyncio.create_task(self._courier.run()))
         working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
         await _first(told, working, *background)
         await self._drain(working)
+        if self._courier is not None:
+            await self._courier.close()
         for task in background:
             task.cancel()
         await self._lease.release()

@@ -45,6 +45,8 @@ class Query:
     deadline_seconds: float
     strategy: Strategy = Strategy.ENQUEUE
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    webhook_url: str | None = None
+    """Where to tell of the end."""
     lane: Lane = Lane.INTERACTIVE
     retry_of: UUID | None = None
     """The run that this one repeats."""
@@ -75,10 +77,11 @@ _BUSY = text(
 _INSERT = text(f"""
     WITH room AS MATERIALIZED ({FULL}), run AS (
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
-                          user_message_id, message_id, retry_of, crashes, deadline_at)
+                          webhook_url, user_message_id, message_id, retry_of, crashes, deadline_at)
         SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
-               :lane, :query, CAST(:metadata AS jsonb), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
-               CAST(:retry_of AS uuid), CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
+               :lane, :query, CAST(:metadata AS jsonb), :webhook_url,
+               CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid),
+               CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
         FROM agents, room
         WHERE agent_type = :agent_type
           AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow) IS NOT TRUE
@@ -140,6 +143,7 @@ async def accept_in(
         "lane": asked.lane,
         "query": asked.query,
         "metadata": to_json(asked.metadata).decode(),
+        "webhook_url": asked.webhook_url,
         "user_message_id": new_id(),
         "message_id": new_id(),
         "retry_of": asked.retry_of,

@@ -28,8 +28,8 @@ _DEAD = """
 """What nobody wants any more, because it was to be cancelled or its thread was deleted, is not among them."""
 
 _ONE = text(f"""
-    SELECT runs.tenant, runs.user_id, thread_id, runs.agent_type, lane, query, runs.metadata, crashes, requeued_as,
-        extract(epoch FROM deadline_at - runs.created_at) AS deadline_seconds
+    SELECT runs.tenant, runs.user_id, thread_id, runs.agent_type, lane, query, runs.metadata, webhook_url, crashes,
+        requeued_as, extract(epoch FROM deadline_at - runs.created_at) AS deadline_seconds
     {_DEAD} AND runs.id = :id
 """)  # noqa: S608  (a constant)
 
@@ -92,6 +92,7 @@ async def requeue(database: AsyncEngine, run_id: UUID, deadline_seconds: float |
             query=dead.query,
             deadline_seconds=deadline_seconds or float(dead.deadline_seconds),
             metadata=dead.metadata,
+            webhook_url=dead.webhook_url,
             lane=Lane(dead.lane),
             retry_of=run_id,
             suspect=dead.crashes > 0,

@@ -12,18 +12,11 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutations import admission, faults, found, idempotency, models, queue, relay
+from tests.mutations import admission, faults, found, idempotency, models, queue, relay, webhooks
 from tests.mutations.mutation import DoesNotApply, Mutation
 
-MUTATIONS = [
-    *relay.MUTATIONS,
-    *queue.MUTATIONS,
-    *admission.MUTATIONS,
-    *idempotency.MUTATIONS,
-    *faults.MUTATIONS,
-    *found.MUTATIONS,
-    *models.MUTATIONS,
-]
+LAWS = (relay, queue, admission, idempotency, webhooks, faults, found, models)
+MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]
 AT_ONCE = 2

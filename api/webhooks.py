@@ -1,0 +1,148 @@
+"""Routes: the secret that webhooks are signed with, and the log of their deliveries."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy import text
+
+from api.dependencies import Parts, Service
+from api.identity import Caller
+from api.pages import Cursor, Limit, Page, page, place_of
+from api.problems import responses
+from api.resources import DeliveryId, WebhookDelivery, WebhookSecret
+from api.strict import StrictRoute
+from shared.errors import NotFound
+from shared.resources import Event
+from shared.webhooks import DeliveryStatus, Secret, current_secret, redeliver, rotate_secret
+
+router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=StrictRoute)
+
+events = APIRouter(tags=["webhooks"])
+"""What receivers are called with; it is documented here and served by them."""
+
+_PAGE = text("""
+    SELECT * FROM webhook_deliveries
+    WHERE tenant = :tenant AND user_id = :user_id
+      AND (CAST(:status AS text) IS NULL OR status = :status)
+      AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
+    ORDER BY created_at DESC, id DESC LIMIT :limit
+""")
+
+
+@events.post(
+    "run.ended",
+    status_code=204,
+    summary="A run has ended",
+    response_description="It is delivered, as it is with any 2xx that comes in time.",
+    responses={
+        "3XX": {"description": "It is given up: redirects are not followed."},
+        "4XX": {"description": "It is tried again, for hours; but after 410 nothing more is sent to this URL."},
+        "5XX": {"description": "It is tried again, for hours."},
+    },
+)
+async def run_ended(
+    event: Event,
+    webhook_id: Annotated[str, Header(description="The event's id, the same however often it is sent.")],
+    webhook_timestamp: Annotated[str, Header(description="When it was sent, in seconds since 1970.")],
+    webhook_signature: Annotated[str, Header(description="One or two signatures, as Standard Webhooks says.")],
+) -> None:
+    """What is posted to the `webhook_url` of a run once it has ended."""
+
+
+@router.get(
+    "/secret",
+    summary="Read the secret of your webhooks",
+    response_description="The secret.",
+    responses=responses(),
+)
+async def read_secret(service: Service, caller: Caller, response: Response) -> WebhookSecret:
+    """The secret that all webhooks of your tenant are signed with; keep it where you keep API keys."""
+    async with service.database.begin() as connection:
+        return _secret(await current_secret(connection, caller.tenant, _overlap_seconds(service)), response)
+
+
+@router.post(
+    "/secret/rotate",
+    summary="Replace the secret of your webhooks",
+    response_description="The new secret.",
+    responses=responses(),
+)
+async def rotate(service: Service, caller: Caller, response: Response) -> WebhookSecret:
+    """Make a new secret. For a while, webhooks are signed with the former one as well, so that none is refused."""
+    async with service.database.begin() as connection:
+        return _secret(await rotate_secret(connection, caller.tenant, _overlap_seconds(service)), response)
+
+
+@router.get(
+    "/deliveries",
+    summary="List the deliveries of webhooks",
+    response_description="A page of deliveries.",
+    responses=responses(),
+)
+async def list_deliveries(
+    service: Service,
+    caller: Caller,
+    status: Annotated[DeliveryStatus | None, Query(description="Only those in this status.")] = None,
+    limit: Limit = 20,
+    cursor: Cursor = None,
+) -> Page[WebhookDelivery]:
+    """What was sent to the URLs that the user's runs named, or is to be, newest first."""
+    at, delivery_id = place_of(cursor, datetime.fromisoformat, UUID)
+    async with service.database.connect() as connection:
+        rows = await connection.execute(
+            _PAGE,
+            {
+                "tenant": caller.tenant,
+                "user_id": caller.user_id,
+                "status": status,
+                "at": at,
+                "id": delivery_id,
+                "limit": limit + 1,
+            },
+        )
+    return page(rows.all(), limit, _delivery, lambda row: [row.created_at.isoformat(), row.id])
+
+
+@router.post(
+    "/deliveries/{delivery_id}/redeliver",
+    status_code=202,
+    summary="Deliver a webhook again",
+    response_description="The delivery, due now.",
+    responses=responses(404),
+)
+async def deliver_again(delivery_id: DeliveryId, service: Service, caller: Caller) -> WebhookDelivery:
+    """Send the event once more, under the same `webhook-id`, whatever became of it; its schedule begins anew."""
+    async with service.database.begin() as connection:
+        row = await redeliver(connection, delivery_id, caller.tenant, caller.user_id)
+    if row is None:
+        raise NotFound("delivery")
+    return _delivery(row)
+
+
+def _overlap_seconds(service: Parts) -> float:
+    return service.settings.webhook_secret_overlap_hours * 3600
+
+
+def _secret(secret: Secret, response: Response) -> WebhookSecret:
+    response.headers["Cache-Control"] = "no-store"
+    return WebhookSecret(secret=secret.secret, created_at=secret.created_at, former_until=secret.former_until)
+
+
+def _delivery(row: Any) -> WebhookDelivery:
+    return WebhookDelivery(
+        id=row.id,
+        type=row.type,
+        resource_id=row.resource_id,
+        url=row.url,
+        status=DeliveryStatus(row.status),
+        attempts=row.attempts,
+        response_status=row.response_status,
+        error=row.error,
+        created_at=row.created_at,
+        last_attempt_at=row.last_attempt_at,
+        next_attempt_at=row.due_at if row.status == DeliveryStatus.PENDING else None,
+    )

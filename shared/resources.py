@@ -1,0 +1,126 @@
+"""The resources as clients see them, in responses and in webhooks alike."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic_core import from_json
+
+from shared.failures import FailureCode
+from shared.tables import RunStatus
+
+Metadata = dict[str, JsonValue]
+
+
+class Resource(BaseModel):
+    """What clients are shown."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class RunError(Resource):
+    """Why a run failed."""
+
+    code: FailureCode
+    """One of a closed list."""
+    message: str
+    """What happened, for people."""
+    retryable: bool
+    """Whether asking the same again may help."""
+
+
+class Usage(Resource):
+    """What a run used, all attempts summed."""
+
+    requests: int = 0
+    """Requests to the model."""
+    input_tokens: int = 0
+    """Tokens that the model read."""
+    output_tokens: int = 0
+    """Tokens that the model wrote."""
+
+
+class Run(Resource):
+    """One query from its acceptance to its end."""
+
+    id: UUID
+    """The run's id."""
+    thread_id: UUID | None
+    """The thread that was asked in; null for a run without one."""
+    agent_type: str
+    """The agent that was asked."""
+    query: str
+    """What was asked."""
+    status: RunStatus
+    """`queued`, `running`, or the end: `succeeded`, `failed`, `cancelled`. The end never changes."""
+    attempt: int
+    """How many times a worker has begun to answer."""
+    output: JsonValue
+    """The validated output, once it succeeded (of a text agent: the text)."""
+    partial_output: JsonValue
+    """The newest valid partial of a run that has not succeeded, at most a heartbeat old."""
+    error: RunError | None
+    """Why it failed."""
+    usage: Usage
+    """What it used, at most a heartbeat old while it runs."""
+    message_id: UUID
+    """The id of the answer, fixed from the beginning."""
+    queue_position: int | None
+    """How many runs are before it while it is queued, where that is known."""
+    metadata: Metadata
+    """What you gave with the query."""
+    retry_of: UUID | None
+    """The run that this one repeats."""
+    batch_id: UUID | None
+    """The batch that it belongs to."""
+    custom_id: str | None
+    """Your own id of it within the batch."""
+    created_at: datetime
+    """When it was accepted."""
+    started_at: datetime | None
+    """When a worker first began."""
+    finished_at: datetime | None
+    """When it ended."""
+
+
+def run_of(row: Any, queue_position: int | None = None) -> Run:
+    """Show a run's row."""
+    return Run(
+        id=row.id,
+        thread_id=row.thread_id,
+        agent_type=row.agent_type,
+        query=row.query,
+        status=RunStatus(row.status),
+        attempt=row.attempt,
+        output=_output(row.output, text_output=row.text_output),
+        partial_output=_output(row.partial_output, text_output=row.text_output),
+        error=None if row.error is None else RunError(**row.error),
+        usage=Usage(**row.usage),
+        message_id=row.message_id,
+        queue_position=queue_position,
+        metadata=row.metadata,
+        retry_of=row.retry_of,
+        batch_id=row.batch_id,
+        custom_id=row.custom_id,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+    )
+
+
+def _output(text: str | None, *, text_output: bool) -> JsonValue:
+    return text if text is None or text_output else from_json(text)
+
+
+class Event(Resource):
+    """What a webhook posts."""
+
+    type: str
+    """What happened: `run.succeeded`, `run.failed` or `run.cancelled`."""
+    timestamp: datetime
+    """When it happened."""
+    data: Run
+    """What it happened to, as `GET` shows it."""

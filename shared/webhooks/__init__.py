@@ -1,0 +1,31 @@
+"""Webhooks: telling a caller's server that a run has ended.
+
+    end of the run ──trigger─▶ pending ──claim──▶ (a worker posts it) ──settle──▶ delivered | failed | disabled
+       (one transaction)          ▲                     │
+                                  └─ it fails, or the ──┘
+                                     worker dies: again, later
+
+A delivery is one event for one URL. Its id is the `webhook-id` of every attempt, so that who gets it twice can tell.
+`attempts` is the fence: it is raised by every claim, and who settles must name it.
+"""
+
+from shared.webhooks.addresses import Resolver, Target, read_url
+from shared.webhooks.message import Message, message_of
+from shared.webhooks.outbox import Delivery, DeliveryStatus, claim, redeliver, settle
+from shared.webhooks.secret import Secret, current_secret, rotate_secret
+
+__all__ = [
+    "Delivery",
+    "DeliveryStatus",
+    "Message",
+    "Resolver",
+    "Secret",
+    "Target",
+    "claim",
+    "current_secret",
+    "message_of",
+    "read_url",
+    "redeliver",
+    "rotate_secret",
+    "settle",
+]

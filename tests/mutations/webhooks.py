@@ -1,0 +1,65 @@
+"""What webhooks promise, broken one by one."""
+
+from tests.mutations.mutation import Mutation
+
+TESTS = "tests/test_webhooks.py::"
+MIGRATION = "shared/migrations/versions/0007_webhooks.py"
+
+MUTATIONS = [
+    Mutation(
+        "the webhook written after the transaction that ends the run",
+        MIGRATION,
+        "WHEN (NEW.webhook_url IS NOT NULL AND OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL)",
+        "WHEN (NEW.webhook_url IS NOT NULL AND NEW.end_told AND NOT OLD.end_told)",
+        TESTS + "test_each_way_to_end_is_written_down_once[succeeded]",
+    ),
+    Mutation(
+        "a run that ends although its webhook could not be written",
+        MIGRATION,
+        "        RETURN NULL;\n    END\n",
+        "        RETURN NULL;\n    EXCEPTION WHEN OTHERS THEN RETURN NULL;\n    END\n",
+        TESTS + "test_an_end_and_its_delivery_are_stored_together_or_not_at_all[succeeded]",
+    ),
+    Mutation(
+        "a webhook's address checked only where the run is created",
+        "worker/courier.py",
+        "await self._resolver.addresses(target), message)",
+        "list(await self._resolver._look_up(target.host, target.port)), message)",
+        TESTS + "test_a_name_that_moves_to_a_private_address_is_not_followed_there",
+    ),
+    Mutation(
+        "a webhook's name resolved again after it was checked",
+        "worker/courier.py",
+        "host=address, port=target.port",
+        "host=target.host, port=target.port",
+        TESTS + "test_a_name_is_resolved_once_and_that_address_is_called",
+    ),
+    Mutation(
+        "a webhook that follows redirects",
+        "worker/courier.py",
+        "follow_redirects=False",
+        "follow_redirects=True",
+        TESTS + "test_a_redirect_is_not_followed_and_fails",
+    ),
+    Mutation(
+        "a webhook with a new id at every attempt",
+        "shared/webhooks/message.py",
+        "return sign(str(delivery.id),",
+        'return sign(f"{delivery.id}-{delivery.attempt}",',
+        TESTS + "test_what_fails_is_tried_again_under_the_same_id_until_it_is_taken",
+    ),
+    Mutation(
+        "an overtaken attempt at a webhook that has the last word",
+        "shared/webhooks/outbox.py",
+        "WHERE id = :id AND attempts = :attempt AND status = 'pending'",
+        "WHERE id = :id AND CAST(:attempt AS int) > 0 AND status = 'pending'",
+        TESTS + "test_an_attempt_that_was_overtaken_stores_nothing",
+    ),
+    Mutation(
+        "a run erased before its webhook is delivered",
+        "shared/webhooks/outbox.py",
+        "WHERE resource_id = runs.id AND status = 'pending')",
+        "WHERE resource_id = runs.id AND status = 'waiting')",
+        TESTS + "test_what_is_still_to_be_told_is_not_erased_and_what_was_told_is",
+    ),
+]

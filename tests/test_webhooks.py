@@ -1,0 +1,720 @@
+"""Webhooks: each end is told to whoever wants to know, in the end, whatever dies or fails in between."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+import trustme
+from sqlalchemy.ext.asyncio import AsyncEngine
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from shared.event_log import EventLog
+from shared.failures import FailureCode, failure
+from shared.lanes import Lanes
+from shared.runs import Ending, cancel, finish, give_back, let_go, requeue
+from shared.runs.cancel import supersede
+from shared.runs.take_back import declare_dead, expire, take_back
+from shared.settings import Settings
+from shared.sweeper import Sweeper
+from shared.tables import Begun, RunStatus
+from shared.webhooks import DeliveryStatus, Resolver, current_secret, rotate_secret, settle
+from shared.webhooks import claim as claim_deliveries
+from tests.agents import CHUNK_BYTES
+from tests.client import Client
+from tests.eventually import eventually
+from tests.problems import problem_of
+from tests.receiver import Received, Receiver, receiving
+from tests.service import Running, Service, serving
+from tests.stage import Stage
+from worker.courier import Courier
+
+URL = "https://hooks.example.com/ended"
+RETRIES = 4
+HASTE = {
+    "WEBHOOK_TRUSTED_HOSTS": "127.0.0.1",
+    "WEBHOOK_TIMEOUT_SECONDS": "1",
+    "WEBHOOK_RETRY_SECONDS": ",".join(["0.1"] * RETRIES),
+}
+
+
+# Which ends are written down, and with what.
+
+
+def ending(status: RunStatus) -> Ending:
+    """Say how a run ends."""
+    error = failure(FailureCode.DEADLINE_EXCEEDED) if status is RunStatus.FAILED else None
+    return Ending(status=status, text='"x"', last_entry=1, usage={}, error=error)
+
+
+async def finished(stage: Stage, run_id: UUID, status: RunStatus) -> None:
+    await finish(stage.database, await stage.claimed(run_id, await stage.worker()), ending(status))
+
+
+async def cancelled_while_queued(stage: Stage, run_id: UUID) -> None:
+    await cancel(stage.database, run_id)
+
+
+async def superseded(stage: Stage, _run_id: UUID) -> None:
+    async with stage.database.begin() as connection:
+        await supersede(connection, stage.thread_id, roll_back=True)
+
+
+async def expired(stage: Stage, run_id: UUID) -> None:
+    await stage.execute("UPDATE runs SET deadline_at = now() WHERE id = :id", id=run_id)
+    await expire(stage.database)
+
+
+async def crashed(stage: Stage, run_id: UUID) -> None:
+    worker_id = await stage.worker()
+    await stage.claimed(run_id, worker_id)
+    await declare_dead(stage.database, worker_id)
+    await take_back(stage.database, max_crashes=1)
+
+
+async def crashed_while_cancelled(stage: Stage, run_id: UUID) -> None:
+    worker_id = await stage.worker()
+    await stage.claimed(run_id, worker_id)
+    await cancel(stage.database, run_id)
+    await declare_dead(stage.database, worker_id)
+    await take_back(stage.database, max_crashes=3)
+
+
+End = Callable[[Stage, UUID], Awaitable[None]]
+
+ENDS: dict[str, tuple[End, str]] = {
+    "succeeded": (lambda stage, run_id: finished(stage, run_id, RunStatus.SUCCEEDED), "run.succeeded"),
+    "failed": (lambda stage, run_id: finished(stage, run_id, RunStatus.FAILED), "run.failed"),
+    "cancelled": (lambda stage, run_id: finished(stage, run_id, RunStatus.CANCELLED), "run.cancelled"),
+    "cancelled while queued": (cancelled_while_queued, "run.cancelled"),
+    "superseded": (superseded, "run.cancelled"),
+    "expired": (expired, "run.failed"),
+    "crashed": (crashed, "run.failed"),
+    "crashed while cancelled": (crashed_while_cancelled, "run.cancelled"),
+}
+
+each_end = pytest.mark.parametrize("how", ENDS)
+
+
+async def deliveries(stage: Stage) -> Sequence[Any]:
+    """Read all deliveries."""
+    return await stage.execute("SELECT * FROM webhook_deliveries ORDER BY created_at, id")
+
+
+@each_end
+async def test_each_way_to_end_is_written_down_once(stage: Stage, how: str) -> None:
+    end, event = ENDS[how]
+    await end(stage, await stage.query())  # Of this one nobody wants to know.
+    run_id = await stage.query(webhook_url=URL)
+
+    await end(stage, run_id)
+    await cancel(stage.database, run_id)
+    await take_back(stage.database, max_crashes=1)
+    await expire(stage.database)
+
+    (delivery,) = await deliveries(stage)
+    run = await stage.row(run_id)
+    assert (delivery.type, delivery.resource_id, delivery.url) == (event, run_id, URL)
+    assert (delivery.tenant, delivery.user_id, delivery.status) == ("acme", stage.user_id, "pending")
+    assert delivery.occurred_at == run.finished_at
+
+
+async def test_what_is_no_end_is_not_written_down(stage: Stage) -> None:
+    run_id = await stage.query(webhook_url=URL)
+    worker_id = await stage.worker()
+
+    await give_back(stage.database, await stage.claimed(run_id, worker_id), {}, Begun.WORKER_STOPPING)
+    await let_go(stage.database, run_id, (await stage.claimed(run_id, worker_id)).attempt)
+    await stage.claimed(run_id, worker_id)
+    await declare_dead(stage.database, worker_id)
+    await take_back(stage.database, max_crashes=3)
+    await stage.claimed(run_id, await stage.worker(), isolated=True)
+    await cancel(stage.database, run_id)  # A worker holds it, and is only asked.
+
+    assert (await stage.row(run_id)).status == "running"
+    assert await deliveries(stage) == []
+
+
+@each_end
+async def test_an_end_and_its_delivery_are_stored_together_or_not_at_all(stage: Stage, how: str) -> None:
+    run_id = await stage.query(webhook_url=URL)
+    await stage.execute("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room'; END $$")
+    await stage.execute("CREATE TRIGGER fails BEFORE INSERT ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION fail()")
+
+    with pytest.raises(Exception, match="no room"):
+        await ENDS[how][0](stage, run_id)
+
+    assert (await stage.row(run_id)).finished_at is None
+
+
+async def test_a_run_that_an_operator_has_asked_again_is_told_of_as_well(stage: Stage) -> None:
+    run_id = await stage.query(webhook_url=URL)
+    await crashed(stage, run_id)
+
+    again = await requeue(stage.database, run_id)
+    await cancel(stage.database, again.run_id)
+
+    told = [(delivery.type, delivery.resource_id) for delivery in await deliveries(stage)]
+    assert told == [("run.failed", run_id), ("run.cancelled", again.run_id)]
+
+
+# How they are delivered.
+
+
+def settings_of(database_url: str, **changes: Any) -> Settings:
+    """Make settings for a courier in this process."""
+    haste: dict[str, Any] = {name.lower(): value for name, value in HASTE.items()}
+    servers = {"database_url": database_url, "redis_url": "redis://nowhere"}
+    return Settings.model_validate({**servers, **haste, **changes})
+
+
+@asynccontextmanager
+async def carrying(stage: Stage, settings: Settings, resolver: Resolver | None = None) -> AsyncGenerator[None]:
+    """Have a courier deliver."""
+    courier = Courier(settings, stage.database, resolver)
+    running = asyncio.create_task(courier.run())
+    try:
+        yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await courier.close()
+
+
+async def settled(stage: Stage) -> Sequence[Any]:
+    """Wait until nothing is pending any more, and read all deliveries."""
+    async with asyncio.timeout(60):
+        while True:
+            found = await deliveries(stage)
+            if all(delivery.status != "pending" for delivery in found):
+                return found
+            await asyncio.sleep(0.02)
+
+
+async def end_for(stage: Stage, url: str) -> UUID:
+    """End a run whose end is to be told there."""
+    run_id = await stage.query(webhook_url=url)
+    await finished(stage, run_id, RunStatus.SUCCEEDED)
+    return run_id
+
+
+async def secret_of(stage: Stage) -> str:
+    """Read the tenant's secret."""
+    async with stage.database.begin() as connection:
+        return (await current_secret(connection, "acme", 60)).secret
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of the test's own."""
+    with receiving() as receiver:
+        yield receiver
+
+
+async def test_what_fails_is_tried_again_under_the_same_id_until_it_is_taken(
+    stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    receiver.statuses["/hook"] = [500, 502, 404, 429]
+    async with carrying(stage, settings_of(database_url)):
+        run_id = await end_for(stage, f"{receiver.url}/hook?a=b")
+        (delivery,) = await settled(stage)
+
+    events = [received.verified(await secret_of(stage)) for received in receiver.received]
+    assert (delivery.status, delivery.attempts, delivery.response_status) == ("delivered", 5, 204)
+    assert {received.id for received in receiver.received} == {str(delivery.id)}
+    assert events == [events[0]] * 5
+    assert events[0]["type"] == "run.succeeded"
+    assert events[0]["data"]["id"] == str(run_id)
+    assert {received.path for received in receiver.received} == {"/hook?a=b"}
+    assert receiver.received[0].headers["host"] == f"127.0.0.1:{receiver.port}"
+
+
+async def test_after_the_last_try_it_is_given_up(stage: Stage, database_url: str, receiver: Receiver) -> None:
+    receiver.statuses["/hook"] = [503] * 100
+    async with carrying(stage, settings_of(database_url)):
+        await end_for(stage, f"{receiver.url}/hook")
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.attempts, delivery.response_status) == ("failed", 1 + RETRIES, 503)
+    assert len(receiver.received) == 1 + RETRIES
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed_and_fails(
+    stage: Stage, database_url: str, receiver: Receiver, status: int
+) -> None:
+    receiver.statuses["/hook"] = [status]
+    async with carrying(stage, settings_of(database_url)):
+        await end_for(stage, f"{receiver.url}/hook")
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.attempts, delivery.response_status) == ("failed", 1, status)
+    assert len(receiver.received) == 1
+
+
+async def test_who_says_gone_is_told_nothing_more(stage: Stage, database_url: str, receiver: Receiver) -> None:
+    receiver.statuses["/hook"] = [500, 410]
+    await end_for(stage, f"{receiver.url}/hook")
+    waiting = await end_for(stage, f"{receiver.url}/hook")
+    other = await end_for(stage, f"{receiver.url}/other")
+    await stage.execute(
+        "UPDATE webhook_deliveries SET due_at = now() + interval '1 hour' WHERE resource_id = :id", id=waiting
+    )
+    async with carrying(stage, settings_of(database_url)):
+        found = {delivery.resource_id: delivery for delivery in await settled(stage)}
+        await end_for(stage, f"{receiver.url}/hook")  # Named anew, it is tried anew.
+        later = (await settled(stage))[-1]
+
+    first = next(delivery for run_id, delivery in found.items() if run_id not in {waiting, other})
+    assert (first.status, first.attempts, first.response_status) == ("disabled", 2, 410)
+    assert (found[waiting].status, found[waiting].attempts) == ("disabled", 0)
+    assert found[other].status == later.status == "delivered"
+
+
+async def test_who_never_answers_is_hung_up_on(stage: Stage, database_url: str, receiver: Receiver) -> None:
+    async with carrying(stage, settings_of(database_url, webhook_timeout_seconds=0.2, webhook_retry_seconds="0")):
+        await end_for(stage, f"{receiver.url}/hangs")
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.attempts) == ("failed", 2)
+    assert (delivery.response_status, delivery.error) == (None, "timeout")
+
+
+async def test_who_never_stops_talking_is_not_listened_to(stage: Stage, database_url: str, receiver: Receiver) -> None:
+    async with carrying(stage, settings_of(database_url)):
+        await end_for(stage, f"{receiver.url}/endless")
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.attempts, delivery.response_status) == ("delivered", 1, 204)
+
+
+async def test_nobody_at_home(stage: Stage, database_url: str) -> None:
+    with receiving() as receiver:
+        url = receiver.url
+    async with carrying(stage, settings_of(database_url, webhook_retry_seconds="0")):
+        await end_for(stage, url)
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.error, delivery.response_status) == ("failed", "connection_failed", None)
+
+
+async def test_proxies_of_the_environment_are_not_asked(
+    stage: Stage, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving() as proxy:
+        for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        async with carrying(stage, settings_of(database_url)):
+            await end_for(stage, f"{receiver.url}/hook")
+            await settled(stage)
+
+    assert (len(receiver.received), len(proxy.received)) == (1, 0)
+
+
+class Names:
+    """A resolver of one name, whose address changes."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+
+    async def look_up(self, _name: str, _port: int) -> Sequence[str]:
+        """Answer with the next address, the last for ever."""
+        return [self.addresses.pop(0) if len(self.addresses) > 1 else self.addresses[0]]
+
+
+async def test_a_name_that_moves_to_a_private_address_is_not_followed_there(
+    stage: Stage, database_url: str, own_ca: trustme.CA
+) -> None:
+    with receiving(tls=certified(own_ca, "rebind.example.com")) as receiver:
+        url = f"https://rebind.example.com:{receiver.port}/hook"
+        resolver = Resolver([], Names("8.8.8.8", "127.0.0.1").look_up)
+        await resolver.check(url, seconds=5)
+        async with carrying(stage, settings_of(database_url, webhook_retry_seconds="0"), resolver):
+            await end_for(stage, url)
+            (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.error, delivery.attempts) == ("failed", "address_not_public", 2)
+    assert receiver.received == []
+
+
+async def test_a_name_is_resolved_once_and_that_address_is_called(
+    stage: Stage, database_url: str, own_ca: trustme.CA
+) -> None:
+    with receiving(tls=certified(own_ca, "hooks.example.com")) as receiver:
+        url = f"https://hooks.example.com:{receiver.port}/hook"
+        names = Names("127.0.0.1", "192.0.2.1")
+        async with carrying(stage, settings_of(database_url), Resolver(["hooks.example.com"], names.look_up)):
+            await end_for(stage, url)
+            (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.attempts) == ("delivered", 1)
+    assert receiver.received[0].headers["host"] == f"hooks.example.com:{receiver.port}"
+    assert names.addresses == ["192.0.2.1"]
+
+
+async def test_a_receiver_proves_to_be_who_its_name_says(stage: Stage, database_url: str, own_ca: trustme.CA) -> None:
+    with receiving(tls=certified(own_ca, "somebody-else.example.com")) as receiver:
+        url = f"https://hooks.example.com:{receiver.port}/hook"
+        resolver = Resolver(["hooks.example.com"], Names("127.0.0.1").look_up)
+        async with carrying(stage, settings_of(database_url, webhook_retry_seconds="0"), resolver):
+            await end_for(stage, url)
+            (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.error) == ("failed", "tls_failed")
+    assert receiver.received == []
+
+
+@pytest.fixture
+def own_ca(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
+    """A certificate authority that this process trusts, as an operator would have it trust one."""
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return ca
+
+
+def certified(ca: trustme.CA, name: str) -> ssl.SSLContext:
+    """Make a server's context with a certificate for a name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert(name).configure_cert(context)
+    return context
+
+
+# Who delivers them.
+
+
+async def claimed(database: AsyncEngine, **changes: Any) -> list[Any]:
+    """Claim as a courier does."""
+    usual: dict[str, Any] = {"most": 32, "of_a_tenant": 8, "busy": [], "lease_seconds": 30}
+    return await claim_deliveries(database, **usual | changes)
+
+
+async def test_a_delivery_is_claimed_once_and_again_when_its_lease_is_over(stage: Stage) -> None:
+    await end_for(stage, URL)
+
+    first = await claimed(stage.database, lease_seconds=0.5)
+    meanwhile = await claimed(stage.database)
+    async with asyncio.timeout(60):
+        while not (second := await claimed(stage.database)):  # noqa: ASYNC110  (the database's time)
+            await asyncio.sleep(0.05)
+
+    assert meanwhile == []
+    assert (second[0].id, first[0].attempt, second[0].attempt) == (first[0].id, 1, 2)
+
+
+async def test_an_attempt_that_was_overtaken_stores_nothing(stage: Stage) -> None:
+    await end_for(stage, URL)
+    (first,) = await claimed(stage.database, lease_seconds=0)
+    (second,) = await claimed(stage.database)
+
+    await settle(stage.database, first, DeliveryStatus.FAILED, response_status=500, error=None)
+    assert (await deliveries(stage))[0].status == "pending"
+    await settle(stage.database, second, DeliveryStatus.DELIVERED, response_status=200, error=None)
+    await settle(stage.database, second, DeliveryStatus.PENDING, response_status=500, error=None)
+
+    (delivery,) = await deliveries(stage)
+    assert (delivery.status, delivery.response_status) == ("delivered", 200)
+
+
+async def test_a_tenant_with_many_deliveries_leaves_room_for_others(stage: Stage) -> None:
+    for _ in range(3):
+        await end_for(stage, URL)
+    await stage.execute(
+        "INSERT INTO webhook_deliveries (id, tenant, user_id, type, resource_id, url, occurred_at) "
+        "SELECT gen_random_uuid(), 'other', user_id, type, resource_id, url, now() FROM webhook_deliveries LIMIT 1"
+    )
+
+    some = await claimed(stage.database, of_a_tenant=2)
+    busy = await claimed(stage.database, busy=["acme"])
+    rest = await claimed(stage.database)
+
+    assert sorted(delivery.tenant for delivery in some) == ["acme", "acme", "other"]
+    assert busy == []
+    assert [delivery.tenant for delivery in rest] == ["acme"]
+
+
+async def test_what_is_still_to_be_told_is_not_erased_and_what_was_told_is(stage: Stage, database_url: str) -> None:
+    unused: Any = None
+    sweeper = Sweeper(
+        settings_of(database_url, run_retention_days=1, webhook_retention_days=2),
+        stage.database,
+        Lanes(unused),
+        EventLog(unused),
+    )
+    alone = await stage.query(webhook_url=URL, thread_id=None, agent_type="echo")
+    await finished(stage, alone, RunStatus.SUCCEEDED)
+    in_thread = await end_for(stage, URL)
+    await stage.execute("UPDATE runs SET finished_at = now() - interval '3 days'")
+    await stage.execute("UPDATE threads SET deleted_at = now() - interval '3 days'")
+    await stage.execute("UPDATE webhook_deliveries SET created_at = now() - interval '3 days'")
+
+    await sweeper.erase()
+    before = [row.id for row in await stage.execute("SELECT id FROM runs")]
+    for delivery in await claimed(stage.database):
+        await settle(stage.database, delivery, DeliveryStatus.DELIVERED, response_status=200, error=None)
+    await sweeper.erase()
+
+    assert set(before) == {alone, in_thread}
+    assert await stage.execute("SELECT id FROM runs") == []
+    assert await deliveries(stage) == []
+
+
+# Secrets.
+
+
+async def rotated(stage: Stage, overlap_seconds: float = 60) -> str:
+    async with stage.database.begin() as connection:
+        return (await rotate_secret(connection, "acme", overlap_seconds)).secret
+
+
+def signs(received: Received, secret: str) -> bool:
+    try:
+        Webhook(secret).verify(received.body, received.headers)
+    except WebhookVerificationError:
+        return False
+    return True
+
+
+async def test_for_a_while_after_a_rotation_both_secrets_sign(
+    stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    former = await secret_of(stage)
+    newer = await rotated(stage)
+    async with carrying(stage, settings_of(database_url)):
+        await end_for(stage, f"{receiver.url}/hook")
+        await settled(stage)
+    async with carrying(stage, settings_of(database_url, webhook_secret_overlap_hours=0)):
+        await end_for(stage, f"{receiver.url}/hook")
+        await settled(stage)
+
+    during, after = receiver.received
+    assert [signs(during, secret) for secret in (former, newer)] == [True, True]
+    assert [signs(after, secret) for secret in (former, newer)] == [False, True]
+    assert during.headers["webhook-signature"].count("v1,") == 2
+
+
+async def test_all_who_ask_at_once_are_shown_the_same_secret(stage: Stage) -> None:
+    firsts = await asyncio.gather(*(secret_of(stage) for _ in range(5)))
+    await asyncio.gather(*(rotated(stage) for _ in range(5)))
+
+    assert len(set(firsts)) == 1
+    assert await secret_of(stage) == await secret_of(stage) != firsts[0]
+
+
+async def test_a_secret_that_signs_no_more_is_forgotten(stage: Stage) -> None:
+    await secret_of(stage)
+    await rotated(stage, overlap_seconds=0)
+    last = await rotated(stage, overlap_seconds=0)
+    await rotated(stage, overlap_seconds=0)
+
+    kept = [row.secret for row in await stage.execute("SELECT secret FROM webhook_secrets ORDER BY number")]
+    assert kept[:-1] == [last]
+
+
+# The whole way.
+
+
+@pytest.fixture(scope="module")
+def hasty_api(
+    new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Running]:
+    """An API and a worker, which may call receivers on this machine and do not wait for hours."""
+    with serving(new_database(), new_redis(), tmp_path_factory.mktemp("service"), HASTE) as service:
+        api = service.api()
+        service.worker()
+        yield api
+
+
+@pytest.fixture
+async def caller(hasty_api: Running) -> AsyncGenerator[Client]:
+    """A user of theirs."""
+    async with Client(hasty_api.url) as client:
+        yield client
+
+
+async def delivered(client: Client, count: int = 1) -> list[dict[str, Any]]:
+    """Wait until so many deliveries have been made, and read their log."""
+    async with asyncio.timeout(60):
+        while True:
+            items = (await client.http.get("/webhooks/deliveries")).json()["items"]
+            if sum(item["status"] != "pending" for item in items) == count:
+                return items
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", ["/runs", "/agent/query", "/agent/stream"])
+async def test_the_end_of_a_run_is_posted_as_the_api_shows_it(caller: Client, receiver: Receiver, path: str) -> None:
+    url = f"{receiver.url}/hook"
+    await caller.http.post(path, json={"agent_type": "unicode_form", "query": "?", "webhook_url": url})
+
+    (logged,) = await delivered(caller)
+
+    secret = (await caller.http.get("/webhooks/secret")).json()["secret"]
+    (received,) = receiver.received
+    event = received.verified(secret)
+    run = await caller.read(logged["resource_id"])
+    assert event == {"type": "run.succeeded", "timestamp": run["finished_at"], "data": run}
+    assert received.headers["content-type"] == "application/json"
+    assert logged == {
+        "id": received.id,
+        "type": "run.succeeded",
+        "resource_id": run["id"],
+        "url": url,
+        "status": "delivered",
+        "attempts": 1,
+        "response_status": 204,
+        "error": None,
+        "created_at": logged["created_at"],
+        "last_attempt_at": logged["last_attempt_at"],
+        "next_attempt_at": None,
+    }
+
+
+async def test_a_large_output_is_sent_whole(caller: Client, receiver: Receiver) -> None:
+    run = await caller.run("1 MB", agent_type="big", webhook_url=f"{receiver.url}/hook")
+
+    await delivered(caller)
+
+    assert len(receiver.received[0].body) > 50 * CHUNK_BYTES
+    secret = (await caller.http.get("/webhooks/secret")).json()["secret"]
+    assert receiver.received[0].verified(secret)["data"] == await caller.read(run["id"])
+
+
+async def test_failures_and_cancellations_are_told_and_so_is_what_a_deleted_thread_ended(
+    caller: Client, receiver: Receiver
+) -> None:
+    async def ask(path: str, **target: Any) -> str:
+        return (await caller.run("30 seconds", webhook_url=receiver.url + path, **target))["id"]
+
+    thread_id = await caller.thread("slow")
+    failed = await ask("/failed", agent_type="breaks")
+    cancelled = await ask("/cancelled", agent_type="slow")
+    running, queued = await ask("/running", thread_id=thread_id), await ask("/queued", thread_id=thread_id)
+    while (await caller.read(running))["status"] != "running":  # noqa: ASYNC110  (another process)
+        await asyncio.sleep(0.02)
+    await caller.http.post(f"/runs/{cancelled}/cancel")
+    await caller.http.delete(f"/threads/{thread_id}")
+
+    await delivered(caller, 4)
+
+    secret = (await caller.http.get("/webhooks/secret")).json()["secret"]
+    events = {received.path: received.verified(secret) for received in receiver.received}
+    told = {path: (event["type"], event["data"]["id"], event["data"]["status"]) for path, event in events.items()}
+    assert told == {
+        "/failed": ("run.failed", failed, "failed"),
+        "/cancelled": ("run.cancelled", cancelled, "cancelled"),
+        "/running": ("run.cancelled", running, "cancelled"),
+        "/queued": ("run.cancelled", queued, "cancelled"),
+    }
+    assert events["/failed"]["data"]["error"]["code"] == "agent_error"
+
+
+async def test_a_delivery_can_be_made_again_under_its_id(caller: Client, receiver: Receiver) -> None:
+    receiver.statuses["/hook"] = [302]
+    await caller.run("hello", agent_type="echo", webhook_url=f"{receiver.url}/hook")
+    (failed,) = await delivered(caller)
+
+    again = await caller.http.post(f"/webhooks/deliveries/{failed['id']}/redeliver")
+    while (log := await delivered(caller))[0]["attempts"] == 1:
+        pass
+
+    assert (failed["status"], failed["response_status"]) == ("failed", 302)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, failed["id"], "pending")
+    assert (log[0]["status"], log[0]["attempts"]) == ("delivered", 2)
+    assert [received.id for received in receiver.received] == [failed["id"]] * 2
+
+
+async def test_the_log_is_the_users_own_and_comes_in_pages(
+    caller: Client, hasty_api: Running, receiver: Receiver
+) -> None:
+    receiver.statuses["/gone"] = [410]
+    for path in ("/one", "/gone", "/three"):
+        await caller.run("hello", agent_type="echo", webhook_url=receiver.url + path)
+    items = await delivered(caller, 3)
+
+    page = (await caller.http.get("/webhooks/deliveries", params={"limit": 2})).json()
+    rest = (await caller.http.get("/webhooks/deliveries", params={"cursor": page["next_cursor"]})).json()
+    gone = (await caller.http.get("/webhooks/deliveries", params={"status": "disabled"})).json()["items"]
+    assert page["items"] + rest["items"] == items
+    assert rest["next_cursor"] is None
+    assert [item["url"] for item in gone] == [f"{receiver.url}/gone"]
+    async with Client(hasty_api.url) as neighbour, Client(hasty_api.url, "other", caller.user_id) as namesake:
+        for stranger in (neighbour, namesake):
+            assert (await stranger.http.get("/webhooks/deliveries")).json()["items"] == []
+            redelivery = await stranger.http.post(f"/webhooks/deliveries/{items[0]['id']}/redeliver")
+            problem_of(redelivery, 404, "not_found")
+
+
+async def test_the_secret_is_the_tenants_and_is_rotated(caller: Client, hasty_api: Running) -> None:
+    shown = await caller.http.get("/webhooks/secret")
+    rotation = await caller.http.post("/webhooks/secret/rotate")
+    async with Client(hasty_api.url) as colleague, Client(hasty_api.url, "other") as other:
+        now = (await colleague.http.get("/webhooks/secret")).json()
+        others = (await other.http.get("/webhooks/secret")).json()
+
+    assert now == rotation.json()
+    assert len({shown.json()["secret"], now["secret"], others["secret"]}) == 3
+    assert (now["former_until"] > now["created_at"], others["former_until"]) == (True, None)
+    assert shown.headers["cache-control"] == rotation.headers["cache-control"] == "no-store"
+
+
+# Who dies.
+
+
+async def test_a_worker_killed_in_the_middle_of_a_delivery_costs_no_event(
+    service: Service, stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    service.environment |= HASTE
+    doomed = service.worker()
+    run_id = await end_for(stage, f"{receiver.url}/hangs")
+    await asyncio.to_thread(eventually, lambda: receiver.received)
+    doomed.kill()
+    receiver.hanging.set()
+
+    async with carrying(stage, settings_of(database_url)):
+        (delivery,) = await settled(stage)
+
+    assert (delivery.status, delivery.resource_id) == ("delivered", run_id)
+    assert {received.id for received in receiver.received} == {str(delivery.id)}
+    assert len(receiver.received) == delivery.attempts >= 2
+
+
+async def test_a_worker_killed_between_an_end_and_its_delivery_costs_no_event(
+    service: Service, stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    service.environment |= HASTE
+    await stage.execute(  # What has just ended is not due yet.
+        "CREATE FUNCTION later() RETURNS trigger LANGUAGE plpgsql "
+        "AS $$ BEGIN NEW.due_at := now() + interval '3 seconds'; RETURN NEW; END $$"
+    )
+    await stage.execute(
+        "CREATE TRIGGER later BEFORE INSERT ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION later()"
+    )
+    doomed = service.worker()
+    run_id = await stage.query(webhook_url=f"{receiver.url}/hook")  # A sweeper rings for it.
+    await asyncio.to_thread(eventually, lambda: status_of(database_url, run_id) == "succeeded")
+    doomed.kill()
+    undelivered = list(receiver.received)
+
+    async with carrying(stage, settings_of(database_url)):
+        (delivery,) = await settled(stage)
+
+    assert undelivered == []
+    assert (delivery.status, delivery.attempts) == ("delivered", 1)
+    assert [received.id for received in receiver.received] == [str(delivery.id)]
+
+
+def status_of(database_url: str, run_id: UUID) -> str:
+    """Read how far a run is."""
+    with psycopg.connect(database_url) as connection:
+        row = connection.execute("SELECT status FROM runs WHERE id = %s", [run_id]).fetchone()
+    assert row is not None
+    return row[0]
