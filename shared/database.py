@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.settings import Settings
 
-SCHEMA = "0007"
+SCHEMA = "0008"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2

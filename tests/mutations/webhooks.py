@@ -3,7 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_webhooks.py::"
-MIGRATION = "shared/migrations/versions/0007_webhooks.py"
+MIGRATION = "shared/migrations/versions/0008_webhooks.py"
 
 MUTATIONS = [
     Mutation(
