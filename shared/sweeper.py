@@ -1,7 +1,8 @@
 """The sweeper makes good what was lost: rings, runs of dead workers, ends that were not told, deadlines.
 
-It runs in every API and worker process, any number, with no leader: each statement takes rows that nobody else holds.
-PostgreSQL is truth: a sweep needs no Redis for anything but to tell the news again.
+Who is dead, the judge says beside it. Both run in every API and worker process, any number, with no leader: each
+statement takes rows that nobody else holds. PostgreSQL is truth: a sweep needs no Redis for anything but to tell the
+news again.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,27 +25,25 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.batches import cancel_some, release, with_room
 from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
+from shared.judge import Judge
 from shared.lanes import Lane, Lanes, Ring
 from shared.runs import next_in_thread
 from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.running import PASSED_OVER, Quota
-from shared.runs.take_back import BATCH, expire, judge_workers, take_back
+from shared.runs.take_back import BATCH, expire, take_back
 from shared.settings import Settings
 from shared.webhooks.outbox import NONE_WAITS
 
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
-SWEEPS_A_LEASE = 6
-"""With a short lease the sweeps are nearer to one another, else no database would ever count as unbroken."""
 ERASE_SECONDS = 20.0
 """What nobody needs any more is erased about so often by each process."""
 UNTOLD_SECONDS = 5.0
 """An end that its author has not marked as told by then is told by the sweeper; a beat and a bit."""
 
 _LOOK = text(f"""
-    SELECT now() AS at,
-        EXISTS (SELECT FROM workers WHERE ended_at IS NULL AND lease_until < now()) AS lapsed,
+    SELECT
         EXISTS (SELECT FROM runs JOIN workers ON workers.id = worker_id
                 WHERE status = 'running' AND workers.ended_at IS NOT NULL) AS held_by_the_dead,
         EXISTS (SELECT FROM runs WHERE status IN ('queued', 'running') AND deadline_at <= now()) AS overdue,
@@ -131,33 +131,6 @@ _ERASE = (
 )
 
 
-class Unbroken:
-    """For how long the database has answered without a break, by its own clock.
-
-    A lease may be judged only then: a database that was away has kept the living from beating, too.
-    """
-
-    def __init__(self, lease_seconds: float) -> None:
-        self._lease = timedelta(seconds=lease_seconds)
-        self._since: datetime | None = None
-        self._seen: datetime | None = None
-
-    def answered(self, at: datetime) -> None:
-        """Note an answer; one that came late broke the line."""
-        if self._since is None or self._seen is None or at - self._seen > self._lease / 3:
-            self._since = at
-        self._seen = at
-
-    def broke(self) -> None:
-        """Note a failure."""
-        self._since = None
-
-    @property
-    def for_a_lease(self) -> bool:
-        """Whether the dead can be told from the cut off."""
-        return self._since is not None and self._seen is not None and self._seen - self._since >= self._lease
-
-
 @dataclass(slots=True)
 class _Look:
     """How far a sweeper has looked along a lane, which may be too long for one look."""
@@ -177,31 +150,33 @@ class Sweeper:
         self._lanes = lanes
         self._event_log = event_log
         self._quota = Quota.of(settings)
-        self._unbroken = Unbroken(settings.lease_seconds)
+        self._hurry = asyncio.Event()
+        """Set when somebody was declared dead: its runs need not wait for the next sweep."""
         self._looks: dict[str, _Look] = {}
 
     async def run(self) -> None:
-        """Sweep for ever, at a pace that keeps processes out of step."""
-        while True:
-            try:
-                await self.sweep()
-            except (SQLAlchemyError, OSError) as away:
-                self._unbroken.broke()
-                log.warning("sweeper.database_away error=%r", away)
-            except Exception:
-                log.exception("sweeper.failed")
-            pause = min(SWEEP_SECONDS, self._settings.lease_seconds / SWEEPS_A_LEASE)
-            await asyncio.sleep(pause * random.uniform(0.75, 1.25))  # noqa: S311
+        """Judge and sweep for ever, at a pace that keeps processes out of step."""
+        judging = asyncio.create_task(Judge(self._settings, self._database, self._hurry.set).run())
+        try:
+            while True:
+                try:
+                    await self.sweep()
+                except (SQLAlchemyError, OSError) as away:
+                    log.warning("sweeper.database_away error=%r", away)
+                except Exception:
+                    log.exception("sweeper.failed")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(SWEEP_SECONDS * random.uniform(0.75, 1.25)):  # noqa: S311
+                        await self._hurry.wait()
+                self._hurry.clear()
+        finally:
+            judging.cancel()
 
     async def sweep(self) -> None:
         """Look whether there is anything to do, and do it."""
         async with self._database.connect() as connection:
             seen = (await connection.execute(_LOOK, {"untold_seconds": UNTOLD_SECONDS})).one()
-        self._unbroken.answered(seen.at)
-        if seen.lapsed and self._unbroken.for_a_lease:
-            for worker_id in await judge_workers(self._database):
-                log.warning("sweeper.worker_lost worker=%s", worker_id)
-        if seen.lapsed or seen.held_by_the_dead or seen.overdue:
+        if seen.held_by_the_dead or seen.overdue:
             await self.take_back()
         if seen.cancelling:
             await self._go_on_cancelling()

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from shared.judge import Unbroken
 from shared.runs import Ending, cancel, claim, finish, give_back, let_go
 from shared.runs.take_back import declare_dead, judge_workers, take_back
-from shared.sweeper import Unbroken
 from shared.tables import Begun, RunStatus
 from tests.stage import Stage
 

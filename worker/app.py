@@ -60,7 +60,8 @@ class App:
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
-        self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work)
+        models = {type(offer.model).__module__ for offer in self._offers.values()}
+        self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work, models)
         self._job = Job(
             settings,
             self._database,
@@ -104,11 +105,12 @@ class App:
             background.append(asyncio.create_task(self._courier.run()))
         working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
+        preparing = [asyncio.create_task(self._isolation.prepare())] if self._isolation else []
         await _first(told, working, *background)
         await self._drain(working)
         if self._courier is not None:
             await self._courier.close()
-        for task in background:
+        for task in (*background, *preparing):
             task.cancel()
         await self._lease.release()
         await self._doorbell.close()

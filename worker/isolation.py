@@ -1,6 +1,7 @@
 """Answer a suspect, a run under which a worker died, in a process of its own: a poison run takes nobody with it.
 
-The processes are forked from a server that has imported what a worker imports, so that one costs a moment, not seconds.
+The processes are forked from a server that has imported what a worker and its models import, so that one costs a
+moment, not seconds. Agents are imported by each process for itself: they may do what does not outlive a fork.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from uuid import UUID
 
@@ -26,6 +28,8 @@ log = logging.getLogger(__name__)
 START_SECONDS = 10.0
 """How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
 
+PREPARE_SECONDS = 5.0
+
 Work = Callable[[Settings, UUID, UUID | None], None]
 """Runs a worker process to its end: its id, and the only run it is for."""
 
@@ -33,16 +37,24 @@ Work = Callable[[Settings, UUID, UUID | None], None]
 class Isolation:
     """The child processes of this worker."""
 
-    def __init__(self, settings: Settings, database: AsyncEngine, sweeper: Sweeper, work: Work) -> None:
+    def __init__(
+        self, settings: Settings, database: AsyncEngine, sweeper: Sweeper, work: Work, models: Iterable[str] = ()
+    ) -> None:
+        """`models` are modules, imported beforehand."""
         self._settings = settings
         self._database = database
         self._sweeper = sweeper
         self._work = work
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["worker.process"])
+        self._processes.set_forkserver_preload(["worker.process", *models])
         self._room = asyncio.Semaphore(settings.suspects_at_once)
         self._children: set[BaseProcess] = set()
         self._stopping = False
+
+    async def prepare(self) -> None:
+        """Start the server of the processes before one is needed, but not while the worker itself is starting."""
+        await asyncio.sleep(PREPARE_SECONDS)
+        await asyncio.to_thread(forkserver.ensure_running)
 
     async def answer(self, run_id: UUID) -> None:
         """Have a child answer the run; if it dies, its run is taken back at once."""

@@ -25,7 +25,7 @@ from tests.faults.load import Load
 from tests.faults.timeline import timeline
 from tests.faults.witnesses import Scales, listen, record_changes, testify, unsettled_runs
 
-LEASE_SECONDS = 4
+LEASE_SECONDS = 5
 POOL_SIZE = 5
 ENVIRONMENT = {
     "LEASE_SECONDS": str(LEASE_SECONDS),

@@ -17,4 +17,11 @@ MUTATIONS = [
         "WHERE id = :run_id AND status = 'queued'",
         "tests/test_isolation.py::test_a_suspect_that_somebody_else_is_at_gets_no_second_process",
     ),
+    Mutation(
+        "the dead judged in a sweep, which waits for Redis",
+        "shared/sweeper.py",
+        "judging = asyncio.create_task(Judge(self._settings, self._database, self._hurry.set).run())",
+        "judging = asyncio.create_task(asyncio.sleep(0))",
+        "tests/test_judge.py::test_the_dead_are_judged_although_redis_does_not_answer",
+    ),
 ]

@@ -65,8 +65,8 @@ MUTATIONS = [
     ),
     Mutation(
         "a lease judged although the database was away",
-        "shared/sweeper.py",
-        "or at - self._seen > self._lease / 3",
+        "shared/judge.py",
+        "or at - self._seen > self._lease / 2",
         "",
         RUNS + "test_a_lease_is_judged_only_over_a_lease_of_unbroken_database",
     ),
