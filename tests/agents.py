@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelResponse, ModelRetry, RunContext, UsageLimits, UserPromptPart
 from pydantic_ai.models import Model
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from worker.catalog import ServedAgent
 
@@ -97,6 +99,18 @@ def _dies(query: str) -> Iterator[str]:
         os._exit(0)
 
 
+def _looks_then_says() -> Model:
+    """Make a model that calls a tool and then says so."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        if any(isinstance(message, ModelResponse) for message in messages):
+            yield "Seen."
+        else:
+            yield {0: DeltaToolCall(name="look", json_args="{}")}
+
+    return FunctionModel(stream_function=stream, model_name="looks")
+
+
 echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, word by word.")
 
 slow = Agent(
@@ -143,6 +157,29 @@ def demand_a_second_draft(ctx: RunContext[object], form: Form) -> Form:
     if not ctx.partial_output and form.pages == 1:
         raise ModelRetry("Think again.")
     return form
+
+
+_curious = Agent(_looks_then_says(), name="looks", deps_type=AsyncEngine)
+looks = ServedAgent(agent=_curious, dependencies=lambda scope: scope.database)
+
+
+@_curious.tool
+async def look(ctx: RunContext[AsyncEngine]) -> str:
+    """Look into the service's own database, after a while."""
+    await asyncio.sleep(1)
+    async with ctx.deps.connect() as connection:
+        return str(await connection.scalar(text("SELECT 'something'")))
+
+
+_breaker = Agent(_looks_then_says(), name="breaks_database", deps_type=AsyncEngine)
+breaks_database = ServedAgent(agent=_breaker, dependencies=lambda scope: scope.database)
+
+
+@_breaker.tool(name="look")
+async def break_it(ctx: RunContext[AsyncEngine]) -> None:
+    """Break a connection to the service's own database."""
+    async with ctx.deps.connect() as connection:
+        await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
 
 
 insatiable = Agent(_fills("{}", tool="again"), name="limited")

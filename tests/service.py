@@ -37,6 +37,8 @@ TEST_AGENTS = {
     "never_valid": "tests.agents:never_valid",
     "tool_fails": "tests.agents:tool_fails",
     "limited": "tests.agents:limited",
+    "looks": "tests.agents:looks",
+    "breaks_database": "tests.agents:breaks_database",
     "poison": "tests.agents:poison",
 }
 

@@ -11,7 +11,7 @@ from pydantic_ai import CancellationToken, RunUsage
 from shared.failures import FailureCode, failure
 from shared.runs import Claim, Ending
 from shared.settings import Settings
-from shared.tables import RunStatus
+from shared.tables import Begun, RunStatus
 from worker.answer import Answer
 from worker.catalog import Offer
 from worker.lease import Held
@@ -32,6 +32,8 @@ class Stop(Enum):
     """The worker stops: another one is to answer."""
     NOT_MINE = auto()
     """The run is somebody else's by now, or may be."""
+    DATABASE_AWAY = auto()
+    """The service's own database was away when its agent needed it: that is no failure of the run's."""
 
 
 class Attempt:
@@ -72,6 +74,17 @@ class Attempt:
             self.stopped = reason
             self._token.cancel()
             asyncio.get_running_loop().call_later(UNWIND_SECONDS, _done, self.unwound)
+
+    @property
+    def begun_next(self) -> Begun | None:
+        """Why the next attempt begins, where this one is to be followed by another."""
+        match self.stopped:
+            case Stop.STOPPING:
+                return Begun.WORKER_STOPPING
+            case Stop.DATABASE_AWAY:
+                return Begun.WORKER_LOST
+            case _:
+                return None
 
     @property
     def usage(self) -> dict[str, int]:

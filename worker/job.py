@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.database import is_away
+from shared.database import is_away, is_ours
 from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
 from shared.failures import FailureCode
@@ -38,7 +38,7 @@ from shared.runs import (
     next_in_thread,
 )
 from shared.settings import Settings
-from shared.tables import Begun, RunStatus
+from shared.tables import RunStatus
 from worker.answer import Answered
 from worker.attempt import Attempt, Stop
 from worker.batch_ends import BatchEnds
@@ -54,6 +54,8 @@ Result = TypeVar("Result")
 
 RETRY_SECONDS = 0.5
 """Between two tries to reach PostgreSQL with a result in hand."""
+AWAY_ATTEMPTS = 5
+"""From this one on, a database that breaks under an agent is taken for the agent's doing."""
 PASS_ON_SECONDS = 1.0
 """How long a run of an agent that is not served here waits before it is offered again."""
 
@@ -93,26 +95,42 @@ class Job:
         """Answer one run, if it is to be had."""
         if run_id in self._roster:
             return
-        with self._roster.taking(run_id):
-            reached(Failpoint.RUN_POPPED)
-            isolated = self._isolation is None
-            claimed = await claim(self._database, run_id, worker_id, isolated=isolated, quota=self._quota)
-            if claimed is None:
-                if self._isolation is not None and await is_suspect(self._database, run_id):
-                    await self._isolation.answer(run_id)
-                return
-            reached(Failpoint.RUN_CLAIMED)
-            offer = self._offers.get(claimed.agent_type)
-            if offer is None:
-                await self._pass_on(claimed)
-                return
-            attempt = Attempt(claimed, offer, self._settings, self._publisher)
-            self._roster.begin(attempt)
-            attempt.telling.tell({"event": "message_started", "reason": claimed.begun})
-            ending = await self._outcome(attempt)
-            await attempt.telling.flushed()
-            reached(Failpoint.RUN_FLUSHED)
-            await self._conclude(attempt, ending)
+        try:
+            with self._roster.taking(run_id):
+                await self._answer(run_id, worker_id)
+        except SQLAlchemyError as error:
+            if not is_away(error):
+                raise
+            log.warning("job.gave_up run=%s error=%r", run_id, error)  # A sweeper sees to it.
+
+    async def _answer(self, run_id: UUID, worker_id: UUID) -> None:
+        reached(Failpoint.RUN_POPPED)
+        claimed = await self._claim(run_id, worker_id)
+        if claimed is None:
+            if self._isolation is not None and await is_suspect(self._database, run_id):
+                await self._isolation.answer(run_id)
+            return
+        reached(Failpoint.RUN_CLAIMED)
+        offer = self._offers.get(claimed.agent_type)
+        if offer is None:
+            await self._pass_on(claimed)
+            return
+        attempt = Attempt(claimed, offer, self._settings, self._publisher)
+        self._roster.begin(attempt)
+        attempt.telling.tell({"event": "message_started", "reason": claimed.begun})
+        ending = await self._outcome(attempt)
+        await attempt.telling.flushed()
+        reached(Failpoint.RUN_FLUSHED)
+        await self._conclude(attempt, ending)
+
+    async def _claim(self, run_id: UUID, worker_id: UUID) -> Claim | None:
+        """Claim the run; while the database is away, for as long as this worker's lease can last without it."""
+        isolated = self._isolation is None
+        return await self._patiently(
+            run_id,
+            self._settings.lease_seconds,
+            lambda: claim(self._database, run_id, worker_id, isolated=isolated, quota=self._quota),
+        )
 
     async def _outcome(self, attempt: Attempt) -> Ending | None:
         """Have the agent answer, and say how that ended; None where the run is not to end here."""
@@ -126,11 +144,19 @@ class Job:
             return attempt.failed(FailureCode.MODEL_UNAVAILABLE, _unavailable(error))
         except UnexpectedModelBehavior as error:
             return attempt.failed(FailureCode.OUTPUT_INVALID, f"The model gave no valid output: {error.message}")
-        except Exception as error:
-            log.exception("job.agent_error run=%s", attempt.claimed.run_id)
-            return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
+        except Exception as error:  # noqa: BLE001  (whatever an agent raises)
+            return self._raised(attempt, error)
         transcript = transcript_of(answered.messages)
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
+
+    def _raised(self, attempt: Attempt, error: Exception) -> Ending | None:
+        """Say what becomes of a run whose agent raised: it failed, unless it was our own database that broke."""
+        if is_ours(error) and attempt.claimed.attempt < AWAY_ATTEMPTS:
+            log.warning("job.database_away run=%s", attempt.claimed.run_id)
+            attempt.stopped = attempt.stopped or Stop.DATABASE_AWAY
+            return self._cut(attempt, Stopped())
+        log.error("job.agent_error run=%s", attempt.claimed.run_id, exc_info=error)
+        return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
 
     async def _ask(self, attempt: Attempt) -> Answered:
         """Equip the agent and have it answer; one that will not stop when it is told to is left behind."""
@@ -148,7 +174,7 @@ class Job:
 
     async def _equip_and_ask(self, attempt: Attempt) -> Answered:
         claimed = attempt.claimed
-        history = history_of(await self._patiently(claimed, lambda: earlier_exchanges(self._database, claimed)))
+        history = history_of(await self._while_it_lasts(claimed, lambda: earlier_exchanges(self._database, claimed)))
         scope = RunScope(
             tenant=claimed.tenant,
             user_id=claimed.user_id,
@@ -167,17 +193,16 @@ class Job:
                 return attempt.cancelled(transcript_of(cut.new_messages()) if isinstance(cut, RunCancelled) else None)
             case Stop.DEADLINE:
                 return attempt.failed(FailureCode.DEADLINE_EXCEEDED)
-            case Stop.STOPPING | Stop.NOT_MINE:
+            case Stop.STOPPING | Stop.NOT_MINE | Stop.DATABASE_AWAY:
                 return None
             case None:
                 return attempt.failed(FailureCode.AGENT_ERROR, "The agent cancelled its own run.")
 
     async def _conclude(self, attempt: Attempt, ending: Ending | None) -> None:
         """Store the end, or give the run back; what is not this attempt's any more is left alone."""
-        if ending is None and attempt.stopped is Stop.STOPPING:
-            ring = await self._patiently(
-                attempt.claimed,
-                lambda: give_back(self._database, attempt.claimed, attempt.usage, Begun.WORKER_STOPPING),
+        if ending is None and (begun := attempt.begun_next) is not None:
+            ring = await self._while_it_lasts(
+                attempt.claimed, lambda: give_back(self._database, attempt.claimed, attempt.usage, begun)
             )
             if ring is not None:
                 reached(Failpoint.RUN_GIVEN_BACK)
@@ -202,26 +227,33 @@ class Job:
             log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
         if claimed.batch_id:
             self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
-        await self._lanes.ring(await self._quota.release(self._database, claimed.run_id, claimed.tenant))
-        if claimed.thread_id and (ring := await next_in_thread(self._database, claimed.thread_id)):
-            await self._lanes.ring([ring])
+        passed_over = await self._while_it_lasts(
+            claimed, lambda: self._quota.release(self._database, claimed.run_id, claimed.tenant)
+        )
+        await self._lanes.ring(passed_over)
+        if (thread_id := claimed.thread_id) is not None:
+            ring = await self._while_it_lasts(claimed, lambda: next_in_thread(self._database, thread_id))
+            await self._lanes.ring([] if ring is None else [ring])
 
     async def _finish(self, claimed: Claim, ending: Ending) -> Any | None:
         """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read."""
-        row = await self._patiently(claimed, lambda: finish(self._database, claimed, ending))
-        return row or await self._patiently(claimed, lambda: ended_row(self._database, claimed))
+        row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, ending))
+        return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))
 
-    async def _patiently(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:
+    async def _while_it_lasts(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:
         """Wait for a database that is away, as long as the run has time."""
+        return await self._patiently(claimed.run_id, claimed.seconds_left, call)
+
+    async def _patiently(self, run_id: UUID, seconds: float, call: Callable[[], Awaitable[Result]]) -> Result:
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + claimed.seconds_left
+        give_up = loop.time() + seconds
         while True:
             try:
                 return await call()
             except SQLAlchemyError as error:
                 if not is_away(error) or loop.time() > give_up:
                     raise
-                log.warning("job.database_away run=%s", claimed.run_id)
+                log.warning("job.database_away run=%s", run_id)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _pass_on(self, claimed: Claim) -> None:

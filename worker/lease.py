@@ -21,13 +21,23 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from shared.clock import new_id
-from shared.database import CONNECT_TIMEOUT_SECONDS
+from shared.database import CONNECT_TIMEOUT_SECONDS, VANISHED
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
 STATEMENT_TIMEOUT_MS = 2000
+HANGING_SECONDS = 3.0
+"""A server that has not even told by then that a statement took too long does not answer at all."""
+
+
+class _Connection(psycopg.Connection[Any]):
+    """A connection on which the beat never waits for long."""
+
+    def wait(self, gen: Any, *arguments: Any, **_: Any) -> Any:
+        """Wait for the server, as psycopg does for every statement, but no longer than that."""
+        return super().wait(gen, *arguments, timeout=HANGING_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +145,13 @@ class Lease:
             sent = time.monotonic()
             try:
                 if connection is None:
-                    connection = psycopg.connect(
+                    connection = _Connection.connect(
                         self._url,
                         autocommit=True,
                         connect_timeout=CONNECT_TIMEOUT_SECONDS,
                         application_name="agent-relay lease",
                         options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
+                        **VANISHED,
                     )
                 rows = self._beat(connection)
                 self._trusted_until = sent + self._settings.lease_seconds
@@ -225,6 +236,7 @@ class Lease:
         """Past the lease, have the loop stop its runs; a loop that does not answer takes the process with it."""
         if not self._trusted_until or time.monotonic() < self._trusted_until:
             return
+        log.warning("lease.lapsed worker=%s", self._worker_id)
         self._trusted_until = 0.0
         answered = threading.Event()
         self._call(self._on_lost)

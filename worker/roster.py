@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.lanes import Lanes
@@ -81,7 +82,12 @@ class Roster:
 
     async def _give_back_orphan(self, run_id: UUID, attempt: int) -> None:
         log.warning("roster.orphan run=%s attempt=%d", run_id, attempt)
-        if ring := await let_go(self._database, run_id, attempt):
+        try:
+            ring = await let_go(self._database, run_id, attempt)
+        except SQLAlchemyError as away:
+            log.warning("roster.database_away run=%s error=%r", run_id, away)  # The next beat brings it again.
+            return
+        if ring is not None:
             await self._lanes.ring([ring])
 
     def stop(self, run_id: UUID, reason: Stop) -> None:

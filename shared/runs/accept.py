@@ -9,9 +9,11 @@ from uuid import UUID
 
 from pydantic_core import to_json
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.clock import new_id
+from shared.database import is_away, was_committed
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
@@ -91,7 +93,7 @@ _INSERT = text(f"""
         SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
         FROM run WHERE thread_id IS NOT NULL
     )
-    SELECT * FROM room LEFT JOIN run ON true
+    SELECT *, CAST(pg_current_xact_id() AS text) AS transaction_id FROM room LEFT JOIN run ON true
 """)  # noqa: S608  (a constant)
 
 
@@ -100,6 +102,8 @@ async def accept(
 ) -> Accepted:
     """Store the query as a queued run, with its message if it belongs to a thread and the key it was asked under.
 
+    Where the reply to the commit is lost, the database is asked what became of it.
+
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
@@ -107,8 +111,14 @@ async def accept(
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
         QueueFull: as many runs wait as may; without `admission`, any number may.
     """
-    async with database.begin() as connection:
-        return await accept_in(connection, asked, key, admission)
+    accepted: Accepted | None = None
+    try:
+        async with database.begin() as connection:
+            accepted = await accept_in(connection, asked, key, admission)
+    except SQLAlchemyError as error:
+        if accepted is None or not is_away(error) or not await was_committed(database, accepted.run.transaction_id):
+            raise
+    return accepted
 
 
 async def accept_in(

@@ -6,6 +6,8 @@ RUNS = "tests/test_runs.py::"
 CANCELLING = "tests/test_cancelling.py::"
 DEAD_LETTERS = "tests/test_dead_letters.py::"
 ISOLATION = "tests/test_isolation.py::"
+LOST_REPLIES = "tests/test_lost_replies.py::"
+PULSE = "tests/test_pulse.py::"
 LANES = "tests/test_lanes.py::"
 SHARES = "tests/test_shares.py::"
 STOPPING = "tests/test_stopping.py::"
@@ -332,5 +334,75 @@ _LET_GO""",
         "SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,",
         "SET status = 'queued',",
         CANCELLING + "test_a_run_that_is_to_be_cancelled_and_that_nobody_knows_of_is_cancelled",
+    ),
+    Mutation(
+        "a server that hangs and that nobody doubts",
+        "shared/pulse.py",
+        "            self._timer = loop.call_later(DOUBT_SECONDS, self._doubt)\n",
+        "            pass\n",
+        PULSE + "test_nobody_waits_for_a_server_that_hangs",
+    ),
+    Mutation(
+        "a slow server taken for one that hangs",
+        "shared/pulse.py",
+        "return asked.done() and asked.result()",
+        "return False",
+        PULSE + "test_a_server_that_takes_its_time_is_waited_for",
+    ),
+    Mutation(
+        "a refusal taken for silence",
+        "shared/pulse.py",
+        "return True  # It refuses",
+        "return False  # It refuses",
+        PULSE + "test_a_refusal_is_an_answer",
+    ),
+    Mutation(
+        "a beat that waits for a server that hangs",
+        "worker/lease.py",
+        "timeout=HANGING_SECONDS)",
+        "timeout=None)",
+        PULSE + "test_a_beat_that_hangs_gives_the_lease_up_and_takes_it_up_again",
+    ),
+    Mutation(
+        "a query that was stored and is refused",
+        "shared/runs/accept.py",
+        "or not await was_committed(database, accepted.run.transaction_id):",
+        "or accepted.run:",
+        LOST_REPLIES + "test_a_query_that_was_stored_is_accepted",
+    ),
+    Mutation(
+        "a query that was not stored and is accepted",
+        "shared/database.py",
+        'return status == "committed"',
+        "return True",
+        LOST_REPLIES + "test_a_query_that_was_not_stored_is_refused",
+    ),
+    Mutation(
+        "a commit under way taken for none",
+        "shared/database.py",
+        'if status != "in progress":',
+        "if status:",
+        LOST_REPLIES + "test_a_commit_that_is_under_way_is_waited_for",
+    ),
+    Mutation(
+        "an answer that was stored and is not told",
+        "worker/job.py",
+        "return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))",
+        "return row",
+        LOST_REPLIES + "test_an_answer_that_was_stored_is_told_and_not_stored_again",
+    ),
+    Mutation(
+        "a run held without knowing until its deadline",
+        "worker/roster.py",
+        "for run_id, attempt in unknown & self._orphans:",
+        "for run_id, attempt in self._orphans - unknown:",
+        LOST_REPLIES + "test_a_run_that_was_claimed_without_the_worker_knowing_is_let_go",
+    ),
+    Mutation(
+        "our own trouble told as the agent's",
+        "worker/job.py",
+        "if is_ours(error) and attempt",
+        "if not is_ours(error) and attempt",
+        "tests/test_servers_away.py::test_a_database_that_breaks_under_an_agent_each_time_is_the_agents_doing",
     ),
 ]

@@ -1,0 +1,149 @@
+"""Tells a PostgreSQL that hangs from one that takes its time; nobody waits for one that hangs.
+
+A frozen machine, or a network that drops everything, neither answers nor refuses: whoever asks it waits. So whenever
+something waits for longer than usual, the server is asked for a sign of life on a new connection. If it gives one,
+waiting goes on: for a slow statement, or for a lock. If not, all connections on which something waits are cut, which
+fails what waits, and everything new fails at once, until the server answers again. While all is well nothing is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+
+log = logging.getLogger(__name__)
+
+DOUBT_SECONDS = 0.3
+"""What waits for so long is doubted."""
+SIGN_SECONDS = 1.5
+"""How long a sign of life may take. With the doubt, it is less than callers are promised to wait for a refusal."""
+LOOKS = 2
+"""In so many parts: a loop that was busy for one of them hears in the next what had come meanwhile."""
+GIVE_UP_SECONDS = 1.0
+ASK_AGAIN_SECONDS = 0.5
+"""Until the next question, while somebody still waits or the server hangs."""
+
+
+class Connection(psycopg.AsyncConnection[Any]):
+    """A connection on which nobody waits for a server that hangs."""
+
+    pulse: Pulse
+    host: str
+    port: int
+
+    async def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
+        """Wait for the server, as psycopg does for every statement, commit and rollback."""
+        self.pulse.expect(self)
+        try:
+            return await super().wait(gen, *arguments, **options)
+        finally:
+            self.pulse.got(self)
+
+    async def cancel_safe(self, *, timeout: float = GIVE_UP_SECONDS) -> None:  # noqa: ASYNC109  (psycopg's)
+        """Ask the server to give a statement up whose caller has given up, but not for long."""
+        await super().cancel_safe(timeout=min(timeout, GIVE_UP_SECONDS))
+
+    def cut(self) -> None:
+        """Break the connection under whoever waits on it."""
+        with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as end:
+            end.shutdown(socket.SHUT_RDWR)
+
+
+class Pulse:
+    """All connections of one pool, and whether their server answers."""
+
+    def __init__(self) -> None:
+        self._address: dict[str, Any] = {}
+        self._waiting: dict[Connection, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._asking: asyncio.Task[None] | None = None
+        self._hangs: asyncio.Future[None] | None = None
+        """Done while the server hangs; of no loop before the first connection."""
+
+    async def connect(self, **address: Any) -> Connection:
+        """Connect as psycopg does, as long as the server does not hang."""
+        self._address = address
+        if self._hangs is None:
+            self._hangs = asyncio.get_running_loop().create_future()
+        hangs, connecting = self._hangs, asyncio.create_task(Connection.connect(**address))
+        try:
+            await asyncio.wait([hangs, connecting], return_when=asyncio.FIRST_COMPLETED)
+            if hangs.done():
+                raise psycopg.OperationalError("PostgreSQL does not answer.")
+            connection = connecting.result()
+        finally:
+            connecting.cancel()
+        connection.pulse, connection.host, connection.port = self, connection.info.host, connection.info.port
+        return connection
+
+    def expect(self, connection: Connection) -> None:
+        """Note that somebody waits on a connection from now on; it is over at once where the server hangs."""
+        loop = asyncio.get_running_loop()
+        self._waiting[connection] = loop.time()
+        if self._hangs is not None and self._hangs.done():
+            connection.cut()
+        elif self._timer is None and self._asking is None:
+            self._timer = loop.call_later(DOUBT_SECONDS, self._doubt)
+
+    def got(self, connection: Connection) -> None:
+        """Note that nobody waits on a connection any more."""
+        self._waiting.pop(connection, None)
+
+    def _doubt(self) -> None:
+        """Have the server asked, if somebody waits for long."""
+        self._timer = None
+        if not self._waiting:
+            return
+        loop = asyncio.get_running_loop()
+        connection, since = next(iter(self._waiting.items()))
+        if (early := since + DOUBT_SECONDS - loop.time()) > 0:
+            self._timer = loop.call_later(early, self._doubt)
+        else:
+            self._asking = asyncio.create_task(self._ask(connection))
+
+    async def _ask(self, connection: Connection) -> None:
+        """Ask the server of a connection for a sign of life; without one, ask until there is one."""
+        loop = asyncio.get_running_loop()
+        try:
+            if not await self._answers(host=connection.host, port=connection.port):
+                await self._fail_until_it_answers()
+        finally:
+            self._asking = None
+            self._timer = loop.call_later(ASK_AGAIN_SECONDS, self._doubt) if self._waiting else None
+
+    async def _fail_until_it_answers(self) -> None:
+        log.warning("pulse.database_hangs waiting=%d", len(self._waiting))
+        assert self._hangs is not None  # noqa: S101  (there is a connection)
+        self._hangs.set_result(None)
+        for waiting in self._waiting:
+            waiting.cut()
+        while not await self._answers():  # noqa: ASYNC110  (another machine)
+            await asyncio.sleep(ASK_AGAIN_SECONDS)
+        log.warning("pulse.database_answers")
+        self._hangs = asyncio.get_running_loop().create_future()
+
+    async def _answers(self, **address: Any) -> bool:
+        """Tell whether there is a sign of life in time."""
+        asked = asyncio.create_task(_ask_for_life(**{**self._address, **address}))
+        for _ in range(LOOKS):
+            await asyncio.wait([asked], timeout=SIGN_SECONDS / LOOKS)
+        asked.cancel()
+        return asked.done() and asked.result()
+
+
+async def _ask_for_life(**address: Any) -> bool:
+    try:
+        connection = await psycopg.AsyncConnection[Any].connect(**address, autocommit=True)
+        async with connection:
+            await connection.execute("SELECT")
+    except psycopg.errors.ConnectionTimeout:
+        return False
+    except psycopg.Error:
+        return True  # It refuses, which is an answer; what waits will hear as much.
+    return True

@@ -1,0 +1,156 @@
+"""A commit whose reply is lost was made or it was not: whoever asked finds out, and nothing is done twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared import database
+from shared.embedded import PostgresServer
+from shared.lanes import Lanes, Ring
+from shared.runs import Ending, Query, accept, claim
+from shared.settings import Settings
+from shared.tables import RunStatus
+from tests.eventually import soon
+from tests.faults.link import Link
+from tests.stage import Stage
+from worker.job import Job
+from worker.lease import Row
+from worker.roster import Roster
+
+COMMIT = b"COMMIT"
+
+
+@pytest.fixture
+async def link(postgres: PostgresServer) -> AsyncGenerator[Link]:
+    """The way to the server, on which a reply can be lost."""
+    link = Link(postgres.folder / ".s.PGSQL.5432")
+    await link.open()
+    yield link
+    await link.close()
+
+
+@pytest.fixture
+def settings(link: Link, database_url: str) -> Settings:
+    """Settings of a process behind it."""
+    name = urlsplit(database_url).path
+    return Settings(database_url=f"postgresql://postgres@127.0.0.1:{link.port}{name}", redis_url="redis://none")
+
+
+@pytest.fixture
+async def engine(settings: Settings) -> AsyncGenerator[AsyncEngine]:
+    """The pool of that process."""
+    engine = database.connect(settings)
+    yield engine
+    await engine.dispose()
+
+
+def query_of(stage: Stage) -> Query:
+    """What is asked."""
+    return Query(
+        tenant="acme",
+        user_id=stage.user_id,
+        thread_id=stage.thread_id,
+        agent_type=None,
+        query="Once?",
+        deadline_seconds=60,
+    )
+
+
+async def test_a_query_that_was_stored_is_accepted(stage: Stage, engine: AsyncEngine, link: Link) -> None:
+    link.lose_reply(COMMIT)
+
+    accepted = await accept(engine, query_of(stage))
+
+    assert link.lost_replies == [COMMIT]
+    assert [row.id for row in await stage.execute("SELECT id FROM runs")] == [accepted.run.id]
+
+
+async def test_a_query_that_was_not_stored_is_refused(stage: Stage, engine: AsyncEngine, database_url: str) -> None:
+    def end_the_connection(connection: Any) -> None:
+        pid = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar()
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 5000)", [pid])
+
+    event.listen(engine.sync_engine, "commit", end_the_connection)
+
+    with pytest.raises(OperationalError) as refusal:
+        await accept(engine, query_of(stage))
+
+    assert database.is_away(refusal.value)
+    event.remove(engine.sync_engine, "commit", end_the_connection)
+    assert await stage.execute("SELECT id FROM runs") == []
+
+
+async def test_a_commit_that_is_under_way_is_waited_for(stage: Stage, engine: AsyncEngine) -> None:
+    async with stage.database.connect() as connection:
+        started = await connection.exec_driver_sql("SELECT CAST(pg_current_xact_id() AS text)")
+        transaction_id = started.scalar_one()
+        asking = asyncio.create_task(database.was_committed(engine, transaction_id))
+        await asyncio.wait([asking], timeout=0.2)
+        assert not asking.done()
+        await connection.commit()
+
+    assert await asking
+
+
+async def test_an_answer_that_was_stored_is_told_and_not_stored_again(
+    stage: Stage, engine: AsyncEngine, settings: Settings, link: Link
+) -> None:
+    claimed = await stage.claimed(await stage.query(), await stage.worker())
+    nothing: Any = None
+    job = Job(settings, engine, nothing, nothing, nothing, nothing, nothing, nothing, {})
+    ending = Ending(status=RunStatus.SUCCEEDED, text="Yes.", last_entry=1, usage={"requests": 1})
+    link.lose_reply(COMMIT)
+
+    row = await job._finish(claimed, ending)  # pyright: ignore[reportPrivateUsage]
+
+    assert link.lost_replies == [COMMIT]
+    assert row is not None
+    assert (row.id, row.status, row.output) == (claimed.run_id, "succeeded", "Yes.")
+    assert await stage.answers() == ["Yes."]
+
+
+class Rung(Lanes):
+    """Lanes that note who was called for."""
+
+    def __init__(self) -> None:
+        super().__init__(cast("Any", None))
+        self.rung: list[Ring] = []
+
+    async def ring(self, rings: Any) -> bool:
+        """Note the calls."""
+        self.rung += rings
+        return True
+
+    async def have_rung(self) -> bool:
+        """Tell whether somebody was called for."""
+        return bool(self.rung)
+
+
+async def test_a_run_that_was_claimed_without_the_worker_knowing_is_let_go(
+    stage: Stage, engine: AsyncEngine, link: Link
+) -> None:
+    run_id, worker_id, lanes = await stage.query(), await stage.worker(), Rung()
+    roster = Roster(engine, lanes)
+    link.lose_reply(COMMIT)
+
+    with pytest.raises(OperationalError), roster.taking(run_id):
+        await claim(engine, run_id, worker_id, isolated=False)
+    assert (await stage.row(run_id)).worker_id == worker_id
+    roster.beat([Row(run_id, 1, cancel_requested=False)])
+    assert (await stage.row(run_id)).status == "running"  # It may have been claimed a moment ago.
+    roster.beat([Row(run_id, 1, cancel_requested=False)])
+    await soon(lanes.have_rung)
+
+    row = await stage.row(run_id)
+    assert (row.status, row.crashes, row.worker_id) == ("queued", 0, None)
+    assert [ring.member for ring in lanes.rung] == [f"{run_id}:2"]
