@@ -7,7 +7,7 @@ PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.1
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --disable-pip-version-check --no-deps --require-hashes -r
-LOCK := $(RUN) -m uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+LOCK := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-config --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
@@ -46,9 +46,10 @@ format: $(VENV)/development ## Format the code and fix what can be fixed.
 	$(RUN) -m ruff check --fix-only . && $(RUN) -m ruff format .
 
 lock: $(VENV)/development ## Write the locks anew from pyproject.toml (UPGRADE=1 takes the newest versions).
-	$(LOCK) --all-extras --group dev --output-file requirements/development.txt
-	$(LOCK) --extra embedded --constraints requirements/development.txt --output-file requirements/embedded.txt
-	$(LOCK) --constraints requirements/development.txt --output-file requirements/production.txt
+	$(LOCK) pyproject.toml --all-extras --group dev --output-file requirements/development.txt
+	$(LOCK) pyproject.toml --extra embedded --group client --constraints requirements/development.txt --output-file requirements/embedded.txt
+	$(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/production.txt
+	$(LOCK) --group client --constraints requirements/development.txt --output-file requirements/client.txt
 
 key: $(VENV)/runtime ## Make an API key for a tenant (TENANT=name).
 	@$(RUN) -m shared.keys $(if $(TENANT),"$(TENANT)",$(error Say whose key it is: make key TENANT=name))

@@ -10,9 +10,9 @@ PIECE_BYTES = 64 << 10
 
 
 class Link:
-    """Every connection that one process has to one server, which answers on a Unix socket."""
+    """Every connection that one process has to one server, which answers on a Unix socket or on a port of this host."""
 
-    def __init__(self, server: Path) -> None:
+    def __init__(self, server: Path | int) -> None:
         self._server = server
         self._listener: asyncio.Server | None = None
         self._transports: set[asyncio.WriteTransport] = set()
@@ -64,9 +64,16 @@ class Link:
         """Have the next request with this word done, and the connection cut before the server can say so."""
         self._doomed.append(word)
 
+    def forgive(self) -> None:
+        """Lose no more replies."""
+        self._doomed.clear()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            to_server = await asyncio.open_unix_connection(str(self._server))
+            if isinstance(self._server, int):
+                to_server = await asyncio.open_connection("127.0.0.1", self._server)
+            else:
+                to_server = await asyncio.open_unix_connection(str(self._server))
         except OSError:
             writer.transport.abort()
             return

@@ -1,0 +1,171 @@
+"""What people see while they wait: on standard error, moving if that is a terminal. Standard output is for answers."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Any, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.table import Column
+from rich.text import Text
+
+LOG_SECONDS = 10.0
+"""Where nothing can move, a line so often."""
+FRAMES_A_SECOND = 10
+SLOW = 10
+"""Below so many a second, a decimal is worth its place."""
+
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """Take out what a terminal would obey."""
+    return _OBEYED.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def readable(text: str) -> str:
+    """Lay JSON out for people."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, (dict, list)) else text
+
+
+class Screen:
+    """Standard error."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def tell(self, message: str) -> None:
+        """Say something, in a line of its own."""
+        self.console.print(Text(printable(message)), soft_wrap=True)
+
+    def mention(self, message: str) -> None:
+        """Say what is interesting only to look at."""
+        if self.console.is_terminal:
+            self.console.print(Text(printable(message), "dim", no_wrap=True, overflow="ellipsis"))
+
+
+class Scroll(Screen):
+    """A text that grows and changes: its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self._live = Live(
+            console=self.console,
+            get_renderable=self._end,
+            refresh_per_second=FRAMES_A_SECOND,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def clear(self) -> None:
+        """Have the text vanish in the end: it will be printed as the answer."""
+        self._live.transient = True
+
+    def _end(self) -> Text:
+        """Lay out as much as the terminal has room for."""
+        width, height = self.console.width, max(self.console.height - 2, 1)
+        text = Text(printable(readable(self.text))[-width * height :])
+        return Text("\n").join(text.wrap(self.console, width)[-height:])
+
+
+class Bar(Screen):
+    """How far a submission is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            _Saying(_how_far),
+            _Saying(_pace),
+            console=self.console,
+            expand=True,
+            disable=not self.console.is_terminal,
+        )
+        self._task: Task | None = None
+        self._logged_at = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def sending(self, chunks: Callable[[Callable[[int], None]], Iterable[bytes]], total: int) -> Iterator[bytes]:
+        """Hand through what is sent of so many rows."""
+        self._begin("sending", total, 0)
+        yield from chunks(self._update)
+
+    def answering(self, total: int, tally: Mapping[str, int]) -> None:
+        """Begin to count results; so many there were before."""
+        self._begin("answering", total, sum(tally.values()))
+        self.ended(tally)
+
+    def ended(self, tally: Mapping[str, int]) -> None:
+        """Say how many have ended how."""
+        failed = {name: tally[name] for name in ("failed", "cancelled") if tally.get(name)}
+        self._update(sum(tally.values()), **failed)
+
+    def running(self, count: int) -> None:
+        """Say how many are being answered."""
+        if self._task is not None:
+            self._update(int(self._task.completed), running=count)
+
+    def _begin(self, what: str, total: int, done: int) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task.id)
+        task_id = self._progress.add_task(what, total=total, completed=done, failed=0, cancelled=0, running=0)
+        self._task = next(task for task in self._progress.tasks if task.id == task_id)
+
+    def _update(self, done: int, **counts: Any) -> None:
+        if self._task is None:
+            return
+        self._progress.update(self._task.id, completed=done, **counts)
+        now = time.monotonic()
+        if self._progress.disable and now - self._logged_at >= LOG_SECONDS:
+            self._logged_at = now
+            said = [f"{self._task.description} {_how_far(self._task)}", _pace(self._task)]
+            self.tell(", ".join(filter(None, said)))
+
+
+class _Saying(ProgressColumn):
+    """What a function makes of the task."""
+
+    def __init__(self, say: Callable[[Task], str]) -> None:
+        super().__init__(Column(no_wrap=True))
+        self._say = say
+
+    def render(self, task: Task) -> Text:
+        return Text(self._say(task))
+
+
+def _how_far(task: Task) -> str:
+    counts = [f"{task.fields[name]:,} {name}" for name in ("failed", "cancelled", "running") if task.fields[name]]
+    return ", ".join([f"{task.completed:,.0f} of {task.total or 0:,.0f}", *counts])
+
+
+def _pace(task: Task) -> str:
+    speed, left = task.speed, task.time_remaining
+    if not speed or left is None or task.finished:
+        return ""
+    return f"{speed:,.{int(speed < SLOW)}f}/s, {timedelta(seconds=int(left))} left"
