@@ -183,6 +183,14 @@ def read_json(body: bytes, what: str = "body") -> Any:
         raise malformed(f"The {what} holds a number of too many digits.") from None
 
 
+_DOUBTFUL = re.compile(rb"\\\\u(?:0000|[dD][89a-fA-F])")
+
+
+def may_be_unstorable(text: bytes) -> bool:
+    """Tell whether some string in a JSON text may be one that no column can hold: only as an escape can it be there."""
+    return _DOUBTFUL.search(text) is not None
+
+
 def unstorable(value: Any) -> list[FieldError]:
     """List what no column can hold of a JSON value, the first hundred places.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from api.batches.items import Limits, Lines, Members
 from api.batches.resources import BatchHead, NewItem
 from api.problems import MOST_ERRORS, FieldError, Refused, field_errors, unavailable
-from api.strict import chunks_of, read_json, unstorable
+from api.strict import chunks_of, may_be_unstorable, read_json, unstorable
 from shared.batches import Manifest
 from shared.settings import Settings
 
@@ -70,10 +70,11 @@ class Intake:
 
     async def _look_at(self, cut: Iterator[bytes], check: _Check, items: Manifest) -> None:
         """Check what was cut, for a moment; let everybody else go first, and go on."""
-        cutting = True
-        while cutting:
+        steps = (step for item in cut for step in check.take(item))
+        going_on = True
+        while going_on:
             async with self._turn:
-                cutting = _slice(cut, check)
+                going_on = _slice(steps)
                 await asyncio.sleep(0)
             await items.spool()
 
@@ -97,21 +98,14 @@ def _read(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _slice(cut: Iterator[bytes], check: _Check) -> bool:
-    """Check items for a moment; False where there are no more."""
+def _slice(steps: Iterator[None]) -> bool:
+    """Go on for a moment; False where there are no more steps."""
     end = time.perf_counter() + SLICE_SECONDS
-    for item in cut:
-        check.take(item)
-        if time.perf_counter() > end:
-            return True
-    return False
+    return any(time.perf_counter() > end for _ in steps)
 
 
 def _validated(kind: type[Valid], value: Any) -> tuple[Valid | None, list[FieldError]]:
     """Make a value what it should be, or say what is wrong with it."""
-    errors = unstorable(value)
-    if errors:
-        return None, errors
     try:
         return kind.model_validate(value), []
     except ValidationError as invalid:
@@ -130,29 +124,38 @@ class _Check:
         self._count = 0
         self._custom_ids: set[str] = set()
 
-    def take(self, raw: bytes) -> None:
-        """Check an item."""
+    def take(self, raw: bytes) -> Iterator[None]:
+        """Check an item, in steps."""
         index, self._count = self._count, self._count + 1
         if index >= self._most_items:
             self._wrong([FieldError(pointer="/items", code="too_long", message=f"At most {self._most_items} items")])
             self._refuse()
-        item, errors = self._item(raw, index)
+        item, errors = yield from self._item(raw, index)
         if item is not None and item.custom_id in self._custom_ids:
             item, errors = None, [_REPEATED]
         if item is None:
             self._wrong([error.model_copy(update={"pointer": f"/items/{index}{error.pointer}"}) for error in errors])
             return
+        yield
         self._custom_ids.add(item.custom_id)
         self._items.add(item.custom_id, item.query, item.metadata)
 
-    def _item(self, raw: bytes, index: int) -> tuple[NewItem | None, list[FieldError]]:
-        """Read an item. A line that is not JSON is a bad item; else nobody knows what would follow."""
+    def _item(self, raw: bytes, index: int) -> Generator[None, None, tuple[NewItem | None, list[FieldError]]]:
+        """Read an item. A line that is not JSON is a bad item; of another body nobody knows what would follow."""
         try:
-            return _validated(NewItem, read_json(raw, f"item {index}"))
+            yield
+            value = read_json(raw, f"item {index}")
+            yield
+            item, errors = _validated(NewItem, value)
+            if item is None or item.metadata or may_be_unstorable(raw):
+                yield
+                if unfit := unstorable(value):
+                    return None, unfit
         except Refused as malformed:
             if not self._lines:
                 raise
             return None, [FieldError(pointer="", code=malformed.code, message=malformed.detail.rstrip("."))]
+        return item, errors
 
     def head(self, given: Mapping[str, Any]) -> BatchHead:
         """Check what is said besides the items, once all of them have come.
@@ -169,6 +172,7 @@ class _Check:
         elif not self._count:
             self._wrong([FieldError(pointer="/items", code="too_short", message="At least one item is needed")])
         head, errors = _validated(BatchHead, stated)
+        errors = unstorable(stated) or errors
         self._wrong([self._about_head(error) for error in errors])
         if head is None or self._errors:
             self._refuse()

@@ -14,10 +14,11 @@ from api.strict import malformed, read_json
 MOST_VALUES = 2_000
 """Values that an item may hold; more would take the event loop too long at once. Text, however long, is one."""
 
-_TOKEN = re.compile(rb'[\[\]{},]|"[^"\\]*+(?:\\.[^"\\]*+)*+"|"', re.DOTALL)
+_TOKEN = re.compile(rb'["\[\]{},]')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NAME_OF_ITEMS = re.compile(rb'[ \t\r\n]*"items"[ \t\r\n]*:[ \t\r\n]*')
 _SPACE = b" \t\r\n"
-_QUOTE = b'"'[0]
+_BACKSLASH = b"\\"[0]
 _DEEPER = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
@@ -88,12 +89,22 @@ def _is_dense(item: bytes) -> bool:
     """Tell whether there are more than `MOST_VALUES` values; what might be is counted outside of strings."""
     if item.count(b",") + item.count(b"[") + item.count(b"{") < MOST_VALUES:
         return False
-    values = 0
-    for token in _TOKEN.finditer(item):
+    values = at = 0
+    while values < MOST_VALUES and (token := _TOKEN.search(item, at)):
         values += token[0] in b",[{"
-        if values >= MOST_VALUES:
-            return True
-    return False
+        at = _end(item, token) or len(item)
+    return values >= MOST_VALUES
+
+
+def _end(buffer: bytes, token: re.Match[bytes]) -> int | None:
+    """Tell where a bracket, a comma or a string ends; None where a string does not."""
+    if token[0] != b'"':
+        return token.end()
+    quote = buffer.find(b'"', token.end())
+    if quote < 0 or buffer[quote - 1] != _BACKSLASH:
+        return quote + 1 or None
+    string = _STRING.match(buffer, token.start())
+    return string.end() if string else None
 
 
 class _Place(Enum):
@@ -144,12 +155,12 @@ class Members:
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """Yield the items that are whole."""
         self._buffer += chunk
-        for token in _TOKEN.finditer(self._buffer, self._at):
-            if token[0] == b'"':  # A string whose end has not come.
-                break
-            self._at = token.end()
-            if token[0][0] != _QUOTE:
-                yield from self._bracket_or_comma(token[0], token.start())
+        while (token := _TOKEN.search(self._buffer, self._at)) and (end := _end(self._buffer, token)):
+            self._at = end
+            if token[0] != b'"' and (item := self._bracket_or_comma(token[0], end - 1)) is not None:
+                yield item
+        if token is None:
+            self._at = len(self._buffer)
         self._buffer, self._begin, self._at = self._buffer[self._begin :], 0, self._at - self._begin
         self._limits.check(self._count, len(self._buffer))
 
@@ -159,35 +170,40 @@ class Members:
             raise malformed("The body is not one whole JSON object.")
         yield from ()
 
-    def _bracket_or_comma(self, token: bytes, start: int) -> Iterator[bytes]:
+    def _bracket_or_comma(self, token: bytes, start: int) -> bytes | None:
+        """Go on behind a bracket or a comma; returns the item that it ends, if it does."""
         self._depth += _DEEPER.get(token, 0)
         self._values += token in b",[{"
         if self._values > MOST_VALUES:
             raise self._limits.too_many_values(self._count)
         where = self._place, self._depth, token
+        item = None
         if (behind := _BEHIND.get(where)) is not None:
-            yield from self._whole(self._buffer[self._begin : start], token)
-            self._place, self._begin, self._values = behind, self._at, 0
+            item = self._whole(self._buffer[self._begin : start], token)
         elif where == _FIRST_VALUE and _NAME_OF_ITEMS.fullmatch(self._buffer, self._begin, start):
+            behind = _Place.ITEM
             self._name({"items": []})
-            self._place, self._begin, self._values = _Place.ITEM, self._at, 0
         elif self._depth < _DEPTHS[self._place]:
             raise malformed("The body is not one whole JSON object.")
+        if behind is not None:
+            self._place, self._begin, self._values = behind, self._at, 0
+        return item
 
-    def _whole(self, piece: bytes, token: bytes) -> Iterator[bytes]:
-        """Take a piece that is whole; before a closing bracket there may be none at all."""
+    def _whole(self, piece: bytes, token: bytes) -> bytes | None:
+        """Take a piece that is whole; returns it if it is an item. Before a closing bracket there may be none."""
         nothing = not piece.strip(_SPACE)
         match self._place:
             case _Place.ITEM if self._count or not nothing or token == b",":
                 self._limits.check(self._count, len(piece))
                 self._count += 1
-                yield piece
+                return piece
             case _Place.MEMBER if self.head or not nothing or token == b",":
                 self._member(piece)
             case _ if not nothing:
                 raise malformed("The body is not one whole JSON object.")
             case _:
                 pass
+        return None
 
     def _member(self, piece: bytes) -> None:
         self._limits.check(self._count, len(piece))
