@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi.responses import Response
 from redis.exceptions import RedisError
@@ -28,25 +28,39 @@ _OF_THE_SERVER = frozenset({"type", "method"})
 _REST = "agent_relay.rest"
 
 
-class Stream(Response):
-    """Follow a run and write what it tells, from a cursor on, until its end."""
+class Reader(Protocol):
+    """Somebody who reads what has no length."""
 
-    def __init__(self, follower: Follower, headers: Mapping[str, str]) -> None:
-        super().__init__(media_type=follower.framing.value)
-        self._follower = follower
+    framing: Framing
+
+    def lose(self) -> None:
+        """He is gone; told by the connection, so that no task need listen for it."""
+        ...
+
+    async def write(self, send: Send) -> None:
+        """Write him the whole body, whenever the socket takes it."""
+        ...
+
+
+class Stream(Response):
+    """The head of an answer to a reader, who is written the rest."""
+
+    def __init__(self, reader: Reader, headers: Mapping[str, str]) -> None:
+        super().__init__(media_type=reader.framing.value)
+        self._reader = reader
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
 
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
-        """Send the head, and leave the rest to the follower, for when all that made this response is gone.
+        """Send the head, and leave the rest to the reader, for when all that made this response is gone.
 
         What stands between the server and this costs as much memory as the rest of an idle stream.
         """
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         for name in scope.keys() - _OF_THE_SERVER:
             del scope[name]
-        scope[CONNECTION_LOST] = self._follower.lose
-        scope[_REST] = self._follower.write
+        scope[CONNECTION_LOST] = self._reader.lose
+        scope[_REST] = self._reader.write
 
 
 def rest_of(scope: Scope) -> Callable[[Send], Awaitable[None]] | None:

@@ -28,11 +28,14 @@ from shared.batches import (
 from shared.clock import new_id
 from shared.errors import BatchUnfinished, NothingFailed
 from shared.runs import Claim, Ending, cancel, claim, finish, give_back, let_go
+from shared.runs.admission import Admission
 from shared.runs.take_back import declare_dead, expire, take_back
+from shared.settings import Settings
 from shared.tables import Begun, RunStatus
 
 RUN_SECONDS = 600.0
 MAX_CRASHES = 3
+ADMISSION = Admission(Settings(database_url="postgresql://nowhere/none", redis_url="redis://nowhere"))
 
 
 class Stage:
@@ -66,7 +69,7 @@ class Stage:
         with Manifest() as items:
             for number in range(count):
                 items.add(f"row-{number}", f"query {number}", {})
-            return await accept(self.database, asked, items)
+            return await accept(self.database, asked, items, ADMISSION)
 
     async def runs(self, accepted: Accepted) -> list[UUID]:
         """Name the runs of a batch in the order of its items."""
@@ -172,6 +175,7 @@ async def test_whoever_has_seen_a_place_has_seen_all_before_it(stage: Stage) -> 
     runs = await stage.runs(accepted)
     end = text("UPDATE runs SET status = 'succeeded', finished_at = now() WHERE id = :id")
     async with stage.database.connect() as early, stage.database.connect() as late:
+        await late.execute(text("SET LOCAL lock_timeout = '5s'"))
         await early.execute(end, {"id": runs[0]})
         await late.execute(end, {"id": runs[1]})  # Nothing is locked by an end that is not committed.
         await late.commit()
@@ -251,8 +255,7 @@ async def test_only_so_many_runs_of_a_batch_are_to_be_had_at_once(stage: Stage) 
     assert claims[0] is not None
     await stage.end(claims[0])
     assert await with_room(stage.database) == [accepted.batch.id]
-    rings = await asyncio.gather(*(release(stage.database, accepted.batch.id) for _ in range(5)))
-    assert [ring.run_id for some in rings for ring in some] == [runs[3]]
+    assert [ring.run_id for ring in await release(stage.database, accepted.batch.id)] == [runs[3]]
 
     assert claims[1] is not None
     await give_back(stage.database, claims[1], {}, Begun.WORKER_STOPPING)
@@ -262,6 +265,20 @@ async def test_only_so_many_runs_of_a_batch_are_to_be_had_at_once(stage: Stage) 
     assert [ring.run_id for ring in await release(stage.database, accepted.batch.id)] == [runs[4]]
     await stage.claimed(runs[4])
     assert await stage.counts(accepted) == {"queued": 2, "running": 3, "succeeded": 1, "cancelled": 1}
+
+
+async def test_of_several_who_see_room_in_a_batch_one_fills_it(stage: Stage) -> None:
+    accepted = await stage.submit(3, max_running=1)
+    runs = await stage.runs(accepted)
+    await cancel(stage.database, runs[0])
+    async with stage.database.connect() as early:
+        rows = await early.execute(text("SELECT id FROM release_in_batch(:id)"), {"id": accepted.batch.id})
+        late = asyncio.create_task(release(stage.database, accepted.batch.id))
+        await asyncio.wait([late], timeout=0.5)
+        await early.commit()
+
+    assert [row.id for row in rows] == [runs[1]]
+    assert await late == []
 
 
 async def test_a_batch_that_is_cancelled_starts_nothing_and_ends_what_waits(stage: Stage) -> None:
@@ -280,6 +297,7 @@ async def test_a_batch_that_is_cancelled_starts_nothing_and_ends_what_waits(stag
     assert step.wished == [runs[0]]
     assert await cancel_some(stage.database, accepted.batch.id) is None
     assert await stage.counts(accepted) == {"running": 1, "cancelled": 4}
+    assert await stage.status(accepted) == "cancelling"
 
     assert await give_back(stage.database, claimed, {}, Begun.WORKER_STOPPING) is None
     await stage.end(claimed, RunStatus.SUCCEEDED)
@@ -295,10 +313,10 @@ async def test_what_failed_is_retried_as_a_batch_of_its_own(stage: Stage) -> Non
     for run, status in zip(runs[:3], (RunStatus.FAILED, RunStatus.SUCCEEDED, RunStatus.CANCELLED), strict=True):
         await stage.end(await stage.claimed(run), status)
     with pytest.raises(BatchUnfinished):
-        await retry(stage.database, accepted.batch.id, RUN_SECONDS)
+        await retry(stage.database, accepted.batch.id, RUN_SECONDS, ADMISSION)
     await stage.end(await stage.claimed(runs[3]), RunStatus.FAILED)
 
-    again = await retry(stage.database, accepted.batch.id, RUN_SECONDS)
+    again = await retry(stage.database, accepted.batch.id, RUN_SECONDS, ADMISSION)
 
     assert again.batch.retry_of == accepted.batch.id
     assert again.batch.metadata == {"name": "old"}
@@ -315,7 +333,7 @@ async def test_what_failed_is_retried_as_a_batch_of_its_own(stage: Stage) -> Non
     for run in await stage.runs(again):
         await stage.end(await stage.claimed(run))
     with pytest.raises(NothingFailed):
-        await retry(stage.database, again.batch.id, RUN_SECONDS)
+        await retry(stage.database, again.batch.id, RUN_SECONDS, ADMISSION)
 
 
 async def test_nothing_is_stored_of_a_batch_that_breaks_off(stage: Stage) -> None:
@@ -326,7 +344,7 @@ async def test_nothing_is_stored_of_a_batch_that_breaks_off(stage: Stage) -> Non
         items.add("row-0", "fine", {})
         items.add("row-1", "no column holds a \0", {})
         with pytest.raises(Exception, match="invalid byte sequence"):
-            await accept(stage.database, asked, items)
+            await accept(stage.database, asked, items, ADMISSION)
 
     assert await stage.execute("SELECT id FROM batches UNION ALL SELECT id FROM runs") == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from typing import Any
@@ -116,6 +117,7 @@ BAD_ITEMS: list[tuple[str, set[tuple[str, str]]]] = [
     ('{"custom_id": "a", "query": "x", "model": "y"}', {("/model", "extra_forbidden")}),
     ('{"custom_id": "a", "query": "x", "metadata": []}', {("/metadata", "dict_type")}),
     ('{"custom_id": "a\\u0000", "query": "\\ud800"}', {("/custom_id", "nul_character"), ("/query", "lone_surrogate")}),
+    ('{"custom_id": "a", "query": "x\\u0000"}', {("/query", "nul_character")}),
     ('{"custom_id": "a", "query": "x", "metadata": {"n": 1e999}}', {("/metadata/n", "number_out_of_range")}),
     ('{"custom_id": "good", "query": "again"}', {("/custom_id", "repeated")}),
     ('"text"', {("", "model_type")}),
@@ -315,3 +317,46 @@ async def test_lines_under_a_key_are_other_lines_with_other_parameters(client: C
 
     assert first.json()["id"] == again.json()["id"]
     assert other.status_code == 422
+
+
+async def test_a_cancelled_batch_ends_soon_with_what_it_has(client: Client) -> None:
+    batch_id = (await submit(client, items_of(1200, "60 seconds"), "slow"))["id"]
+    while (await read(client, batch_id))["counts"]["running"] < 4:
+        pass
+    following = asyncio.create_task(results(client, batch_id, follow="true"))
+    answer = await client.http.post(f"/batches/{batch_id}/cancel")
+    told = await following
+    again = await client.http.post(f"/batches/{batch_id}/cancel")
+
+    assert answer.status_code in {200, 202}
+    assert answer.json()["status"] in {"cancelling", "cancelled"}
+    assert told[-1]["status"] == "cancelled"
+    assert told[-1]["counts"]["cancelled"] == 1200
+    assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+
+
+async def test_what_failed_can_be_retried(client: Client) -> None:
+    batch = await submit(client, items_of(3), "breaks", metadata={"name": "first"})
+    unfinished = await submit(client, items_of(1, "60 seconds"), "slow")
+    refused = await client.http.post(f"/batches/{unfinished['id']}/retry")
+    failed = await outcome(client, batch["id"])
+    key = {"Idempotency-Key": "again"}
+    retried = await client.http.post(f"/batches/{batch['id']}/retry", headers=key)
+    replayed = await client.http.post(f"/batches/{batch['id']}/retry", headers=key)
+    again = await outcome(client, retried.json()["id"])
+    fine = await submit(client, items_of(1))
+    await outcome(client, fine["id"])
+    nothing = await client.http.post(f"/batches/{fine['id']}/retry")
+    await client.http.post(f"/batches/{unfinished['id']}/cancel")
+
+    error = {"code": "agent_error", "message": "The agent raised RuntimeError.", "retryable": False}
+    assert [line["error"] for line in failed.values()] == [error] * 3
+    problem_of(refused, 409, "batch_unfinished")
+    assert retried.status_code == 202
+    assert (retried.json()["retry_of"], retried.json()["metadata"]) == (batch["id"], {"name": "first"})
+    assert retried.headers["location"] == f"/api/v1/batches/{retried.json()['id']}"
+    assert replayed.json()["id"] == retried.json()["id"]
+    assert replayed.headers["idempotency-replayed"] == "true"
+    runs = [await client.read(line["run_id"]) for line in again.values()]
+    assert {run["retry_of"] for run in runs} == {line["run_id"] for line in failed.values()}
+    problem_of(nothing, 409, "nothing_failed")

@@ -127,3 +127,23 @@ async def test_a_position_counts_what_goes_before(redis: Redis) -> None:
     assert [positions[call.run_id] for call in interactive] == [0, 1, 2]
     assert [positions[call.run_id] for call in batch] == [3, 4, 5]
     assert len(positions) == 6
+
+
+async def test_a_call_that_was_taken_back_leaves_nothing_behind(redis: Redis) -> None:
+    lanes = Lanes(redis)
+    calls = rings("acme", 5)
+    await lanes.ring(calls)
+    await lanes.silence(calls[1:])
+
+    assert await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1) == [calls[0].member.encode()]
+    assert await redis.keys("arq:job:*") == [f"arq:job:{calls[0].member}".encode()]
+
+
+async def test_many_calls_of_one_tenant_have_turns_one_after_the_other(redis: Redis) -> None:
+    lanes = Lanes(redis)
+    await lanes.ring(rings("many", 1200))
+    await lanes.ring(rings("few", 2))
+    scores = [score for _, score in await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1, withscores=True)]
+
+    assert sorted(scores) == sorted([*range(1200), 0, 1])
+    assert len(await redis.keys("arq:job:*")) == 1202

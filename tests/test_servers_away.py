@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from shared.embedded import PostgresServer, RedisServer
 from shared.migrations.upgrade import upgrade
 from tests.client import Client, names
-from tests.eventually import eventually, soon
+from tests.eventually import DEADLINE_SECONDS, eventually, soon
 from tests.problems import problem_of
 from tests.service import OPERATOR_KEY, Running, Service, serving
 from worker.job import AWAY_ATTEMPTS
@@ -169,6 +170,27 @@ async def test_without_redis_queries_are_still_taken_and_then_answered(caller: C
     assert (await caller.ended(run["id"]))["output"] == "You said: hello"
     assert (await caller.http.post("/agent/query", json=QUERY, timeout=3 * SECONDS)).status_code == 200
     assert (await ready(caller)).json() == {"status": "ok", "degraded": []}
+
+
+async def test_without_redis_a_batch_is_taken_and_its_results_are_followed(
+    caller: Client, own_redis: RedisServer
+) -> None:
+    items = [{"custom_id": f"row-{number}", "query": "1 second"} for number in range(5)]
+    url = f"/batches/{(await caller.http.post('/batches', json={'agent_type': 'slow', 'items': items})).json()['id']}"
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while (await caller.http.get(url)).json()["counts"]["running"] < len(items):
+            pass
+    async with caller.http.stream("GET", f"{url}/results", params={"follow": "true"}) as response:
+        own_redis.stop()
+        lines = [json.loads(line) async for line in response.aiter_lines() if line]
+    late = await caller.http.post("/batches", json=BODIES["/batches"], timeout=SECONDS)
+    own_redis.start()
+
+    assert {line["custom_id"] for line in lines if "cursor" in line} == {item["custom_id"] for item in items}
+    assert lines[-1]["status"] == "completed"
+    assert late.status_code == 202
+    async with caller.http.stream("GET", f"/batches/{late.json()['id']}/results?follow=true") as response:
+        assert json.loads((await response.aread()).splitlines()[-1])["counts"]["succeeded"] == 1
 
 
 async def test_before_the_tables_are_there_no_traffic_is_wanted(

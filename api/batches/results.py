@@ -7,15 +7,13 @@ import logging
 from typing import Any
 from uuid import UUID
 
-from fastapi.responses import Response
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.types import Receive, Scope, Send
+from starlette.types import Send
 
 from api.batches.feeds import BatchFeed, BatchFeeds, Standing, line_of, page_of
 from api.feed import Waited, end_wait
 from api.framing import Framing
-from api.protocol import CONNECTION_LOST
 from api.stream import send_frames
 from shared.database import is_away
 
@@ -25,8 +23,8 @@ COUNTS_SECONDS = 2.0
 """While counts change, they are told so often."""
 
 
-class Results(Response):
-    """The results there are; or, of a batch that is followed, all that come until it ends, and then its counts."""
+class Results:
+    """One reader of a batch's results: of those there are, or, if he follows, of all until it ends, and its counts."""
 
     def __init__(
         self,
@@ -38,7 +36,7 @@ class Results(Response):
         follow: bool,
         keepalive_seconds: float,
     ) -> None:
-        super().__init__(media_type=Framing.NDJSON.value)
+        self.framing = Framing.NDJSON
         self._database = database
         self._feeds = feeds
         self._batch_id: UUID = batch.id
@@ -48,13 +46,15 @@ class Results(Response):
         self._keepalive = keepalive_seconds
         self._lost = False
         self._waiting: asyncio.Future[Waited] | None = None
-        del self.headers["content-length"]
-        self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
-    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+    def lose(self) -> None:
+        """The reader is gone."""
+        self._lost = True
+        if self._waiting is not None:
+            end_wait(self._waiting, Waited.NO_LONGER)
+
+    async def write(self, send: Send) -> None:
         """Write; trouble of the service cuts what is followed, without the last counts."""
-        scope[CONNECTION_LOST] = self._lose
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
             if self._follow:
                 async with self._feeds.follow(self._batch_id, self._standing) as feed:
@@ -71,12 +71,6 @@ class Results(Response):
     @property
     def _gone(self) -> bool:
         return self._lost or self._feeds.closing
-
-    def _lose(self) -> None:
-        """The reader is gone; told by the connection, so that no task need listen for it."""
-        self._lost = True
-        if self._waiting is not None:
-            end_wait(self._waiting, Waited.NO_LONGER)
 
     async def _tell(self, feed: BatchFeed, send: Send) -> None:
         """Write what is new whenever the socket takes it, and the counts now and then and last."""
@@ -98,7 +92,7 @@ class Results(Response):
             if ended or feed.erased:
                 return
             if not lines and await self._wait(feed) is Waited.IN_VAIN:
-                await send_frames(send, [Framing.NDJSON.keepalive])
+                await send_frames(send, [self.framing.keepalive])
 
     async def _wait(self, feed: BatchFeed) -> Waited:
         self._waiting = feed.wait()

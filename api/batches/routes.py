@@ -22,6 +22,7 @@ from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import Refused, invalid, responses
 from api.run_cancel import tell_workers
+from api.stream import Stream
 from api.strict import StrictRoute, media_type_of
 from shared.batches import Accepted, Manifest, Submission, accept, announce, begin_to_cancel, cancel_some, retry
 from shared.errors import UnknownAgent
@@ -134,7 +135,7 @@ async def read_results(
     counts = counts_of(row)
     if int(after) > counts.succeeded + counts.failed + counts.cancelled:
         raise Refused(400, "The cursor is beyond the last result.", code="impossible_cursor")
-    return Results(
+    reader = Results(
         service.database,
         service.batch_feeds,
         row,
@@ -142,6 +143,7 @@ async def read_results(
         follow=follow,
         keepalive_seconds=service.settings.keepalive_seconds,
     )
+    return Stream(reader, {})
 
 
 @router.post(

@@ -1,0 +1,141 @@
+"""A sweeper finds what was lost however much waits, and looks at no more at once than a moment allows."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from shared.clock import new_id
+from shared.event_log import EventLog
+from shared.lanes import Lane, Lanes, Ring, key
+from shared.runs.take_back import BATCH
+from shared.settings import Settings
+from shared.sweeper import Sweeper
+
+LANE = key("default", Lane.BATCH)
+
+
+@dataclass
+class Stage:
+    """A database and a Redis with a sweeper between them."""
+
+    database: AsyncEngine
+    redis: Redis
+    lanes: Lanes
+    sweeper: Sweeper
+
+    async def execute(self, statement: str, **values: Any) -> Any:
+        """Run a statement; returns its rows, if it has any."""
+        async with self.database.begin() as connection:
+            result = await connection.execute(text(statement), values)
+            return result.all() if result.returns_rows else None
+
+    async def waiting(self, count: int) -> list[Ring]:
+        """Store runs that were accepted together a while ago; returns the calls for them."""
+        rows = await self.execute(
+            "INSERT INTO runs (id, tenant, user_id, agent_type, pool, text_output, lane, query, metadata,"
+            " user_message_id, message_id, deadline_at, rung_at)"
+            " SELECT gen_random_uuid(), 'acme', :user_id, 'echo', 'default', true, 'batch', '?', '{}',"
+            " gen_random_uuid(), gen_random_uuid(), now() + interval '1 hour', now() - interval '2 seconds'"
+            " FROM generate_series(1, :count) RETURNING id",
+            user_id=new_id(),
+            count=count,
+        )
+        return [Ring(row.id, 1, "default", Lane.BATCH, "acme") for row in rows]
+
+    async def rings(self) -> list[int]:
+        """Tell how often each run was rung, sorted."""
+        return [row.ring for row in await self.execute("SELECT ring FROM runs ORDER BY ring")]
+
+
+@pytest.fixture
+async def stage(database_url: str, redis_url: str) -> AsyncGenerator[Stage]:
+    """A stage of the test's own."""
+    database = create_async_engine(database_url.replace("postgresql://", "postgresql+psycopg://"))
+    settings = Settings(database_url=database_url, redis_url=redis_url)
+    async with Redis.from_url(redis_url) as redis:
+        lanes = Lanes(redis)
+        stage = Stage(database, redis, lanes, Sweeper(settings, database, lanes, EventLog(redis)))
+        await stage.execute(
+            "INSERT INTO agents (agent_type, pool, description, output_schema, text_output)"
+            " VALUES ('echo', 'default', '', '{}', true)"
+        )
+        yield stage
+    await database.dispose()
+
+
+async def test_many_runs_that_were_never_rung_are_rung_once_each(stage: Stage) -> None:
+    count = 2 * BATCH + 500
+    await stage.waiting(count)
+    for _ in range(4):
+        await stage.sweeper.sweep()
+
+    assert await stage.redis.zcard(LANE) == count
+    assert await stage.rings() == [2] * count
+
+
+async def test_a_lost_ring_is_found_behind_however_many_that_wait(stage: Stage) -> None:
+    calls = await stage.waiting(2 * BATCH + 500)
+    ids = sorted(call.run_id for call in calls)
+    await stage.lanes.ring(calls)
+    await stage.redis.zrem(LANE, f"{ids[-1]}:1", f"{ids[0]}:1")
+    for _ in range(5):
+        await stage.sweeper.sweep()
+
+    assert await stage.rings() == [1] * (len(calls) - 2) + [2] * 2
+    assert await stage.redis.zscore(LANE, f"{ids[-1]}:2") is not None
+
+
+async def test_a_run_that_was_taken_in_between_is_not_rung_again(stage: Stage) -> None:
+    await stage.waiting(1)
+    await stage.sweeper.sweep()
+    await stage.execute("UPDATE runs SET status = 'running'")
+    await stage.sweeper.sweep()
+    await stage.sweeper.sweep()
+
+    assert await stage.rings() == [1]
+
+
+async def test_a_batch_is_erased_as_a_whole_a_while_after_its_end(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.sweeper.ERASE_SECONDS", 0)
+    batches = {name: new_id() for name in ("old", "young", "unfinished")}
+    for name, batch_id in batches.items():
+        await stage.execute(
+            "INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, deadline_at)"
+            " VALUES (:id, 'acme', :id, 'echo', '{}', 60, 2, now())",
+            id=batch_id,
+        )
+        await stage.waiting(2)
+        await stage.execute("UPDATE runs SET batch_id = :id, custom_id = id WHERE batch_id IS NULL", id=batch_id)
+        await stage.execute(
+            "UPDATE runs SET status = 'succeeded', end_told = true, finished_at = now() - interval '31 days'"
+            " WHERE batch_id = :id AND (:all OR id = (SELECT id FROM runs WHERE batch_id = :id LIMIT 1))",
+            id=batch_id,
+            all=name != "unfinished",
+        )
+    await stage.execute("UPDATE batches SET finished_at = now() - interval '31 days' WHERE id = :id", id=batches["old"])
+    await stage.sweeper.sweep()
+    unread = await stage.execute("SELECT id FROM batches WHERE deleted_at IS NOT NULL")
+    kept = await stage.execute("SELECT count(*) AS runs FROM runs")
+    await stage.execute("UPDATE batches SET deleted_at = deleted_at - interval '1 hour'")
+    await stage.sweeper.sweep()
+
+    assert [row.id for row in unread] == [batches["old"]]
+    assert kept[0].runs == 6
+    left = await stage.execute("SELECT batch_id, count(*) AS runs FROM runs GROUP BY batch_id")
+    assert {row.batch_id: row.runs for row in left} == {batches["young"]: 2, batches["unfinished"]: 2}
+    assert {row.id for row in await stage.execute("SELECT id FROM batches")} == {*left_ids(batches)}
+    assert {row.batch_id for row in await stage.execute("SELECT batch_id FROM batch_results")} == {*left_ids(batches)}
+
+
+def left_ids(batches: dict[str, Any]) -> list[Any]:
+    """Name the batches that are to stay."""
+    return [batches["young"], batches["unfinished"]]
