@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 START_SECONDS = 10.0
 """How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
 
-PREPARE_SECONDS = 5.0
+PREPARE_SECONDS = 60.0
+"""A worker that is new has better things to do, and may not live for long; a suspect does not wait for it."""
 
 Work = Callable[[Settings, UUID, UUID | None], None]
 """Runs a worker process to its end: its id, and the only run it is for."""
@@ -52,7 +53,7 @@ class Isolation:
         self._stopping = False
 
     async def prepare(self) -> None:
-        """Start the server of the processes before one is needed, but not while the worker itself is starting."""
+        """Start the server of the processes before one is needed, once the worker has been at it for a while."""
         await asyncio.sleep(PREPARE_SECONDS)
         await asyncio.to_thread(forkserver.ensure_running)
 
