@@ -26,7 +26,7 @@ from tests.faults.timeline import timeline
 from tests.faults.witnesses import Scales, listen, record_changes, testify, unsettled_runs
 
 LEASE_SECONDS = 5
-POOL_SIZE = 5
+POOL_SIZE = 10
 ENVIRONMENT = {
     "LEASE_SECONDS": str(LEASE_SECONDS),
     "BEAT_SECONDS": "1",
