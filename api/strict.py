@@ -183,7 +183,7 @@ def read_json(body: bytes, what: str = "body") -> Any:
         raise malformed(f"The {what} holds a number of too many digits.") from None
 
 
-_DOUBTFUL = re.compile(rb"\\\\u(?:0000|[dD][89a-fA-F])")
+_DOUBTFUL = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 def may_be_unstorable(text: bytes) -> bool:
