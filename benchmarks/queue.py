@@ -1,0 +1,9 @@
+"""Run the benchmarks of the queue, one after the other: `python -m benchmarks.queue`, which is `make bench-queue`."""
+
+from benchmarks.__main__ import run
+
+ALL = ("throughput",)
+
+
+if __name__ == "__main__":
+    run(ALL)
