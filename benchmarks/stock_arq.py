@@ -32,7 +32,9 @@ async def main(jobs: int, poll_seconds: float) -> None:
     redis = ArqRedis(ConnectionPool.from_url(os.environ["REDIS_URL"]))
     for _ in range(jobs):
         await redis.enqueue_job(JOB)
-    worker = Worker(functions=[func(cast("Any", nothing), name=JOB)], redis_pool=redis, burst=True, poll_delay=poll_seconds)
+    worker = Worker(
+        functions=[func(cast("Any", nothing), name=JOB)], redis_pool=redis, burst=True, poll_delay=poll_seconds
+    )
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     await worker.main()
