@@ -65,9 +65,9 @@ Keys are yours alone, hold for one path, and are kept for 24 hours, unless the s
 
 ## Webhooks
 
-A run with a `webhook_url` is posted there once it has ended, as `{"type": "run.succeeded", "timestamp": …, "data": {the run}}`,
-signed as [Standard Webhooks](https://www.standardwebhooks.com) says: verify it with any library of that name and the secret
-of `GET /webhooks/secret`. Any 2xx is delivery. Everything else is tried again for hours, under the same `webhook-id`, except
+A run or a batch with a `webhook_url` is posted there once it has ended, as `{"type": "run.succeeded", "timestamp": …,
+"data": {the run}}`, signed as [Standard Webhooks](https://www.standardwebhooks.com) says: verify it with any library of
+that name and the secret of `GET /webhooks/secret`. Any 2xx is delivery. Everything else is tried again for hours, under the same `webhook-id`, except
 redirects, which are not followed and fail, and 410, after which nothing more is sent to that URL. `GET /webhooks/deliveries`
 tells how far each is. Only public https addresses are called.
 
@@ -85,7 +85,10 @@ TAGS = [
     },
     {"name": "batches", "description": "Many queries that are accepted together, and answered one by one."},
     {"name": "threads", "description": "Conversations: the next query is answered knowing the ones before."},
-    {"name": "webhooks", "description": "Being told when a run has ended: the secret, and what was delivered."},
+    {
+        "name": "webhooks",
+        "description": "Being told when a run or a batch has ended: the secret, and what was delivered.",
+    },
     {"name": "agents", "description": "What can be asked."},
     {"name": "operator", "description": "For operators, of all tenants: with a key of `OPERATOR_KEYS`, and no user."},
     {"name": "health", "description": "For operators and their machines; no key is asked for."},

@@ -19,6 +19,7 @@ ThreadId = Annotated[UUID, Path(description="The thread's id.")]
 RunId = Annotated[UUID, Path(description="The run's id.")]
 DeliveryId = Annotated[UUID, Path(description="The delivery's id.")]
 DeadlineSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+WebhookUrl = Annotated[str, Field(max_length=LONGEST_URL)]
 
 
 class Request(BaseModel):
@@ -115,7 +116,7 @@ class NewQuery(Request):
     """Anything of yours; the agent's dependencies may use it."""
     deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance after which the run fails as `deadline_exceeded`."""
-    webhook_url: str | None = Field(default=None, max_length=LONGEST_URL)
+    webhook_url: WebhookUrl | None = None
     """Where to post the run once it has ended, see *Webhooks*: a public https address."""
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from api.problems import responses
 from api.resources import DeliveryId, WebhookDelivery, WebhookSecret
 from api.strict import StrictRoute
 from shared.errors import NotFound
-from shared.resources import Event
+from shared.resources import BatchEvent, RunEvent
 from shared.webhooks import DeliveryStatus, Secret, current_secret, redeliver, rotate_secret
 
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=StrictRoute)
@@ -33,24 +33,30 @@ _PAGE = text("""
 """)
 
 
-@events.post(
-    "run.ended",
-    status_code=204,
-    summary="A run has ended",
-    response_description="It is delivered, as it is with any 2xx that comes in time.",
-    responses={
-        "3XX": {"description": "It is given up: redirects are not followed."},
-        "4XX": {"description": "It is tried again, for hours; but after 410 nothing more is sent to this URL."},
-        "5XX": {"description": "It is tried again, for hours."},
-    },
-)
-async def run_ended(
-    event: Event,
-    webhook_id: Annotated[str, Header(description="The event's id, the same however often it is sent.")],
-    webhook_timestamp: Annotated[str, Header(description="When it was sent, in seconds since 1970.")],
-    webhook_signature: Annotated[str, Header(description="One or two signatures, as Standard Webhooks says.")],
-) -> None:
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    204: {"description": "It is delivered, as it is with any 2xx that comes in time."},
+    "3XX": {"description": "It is given up: redirects are not followed."},
+    "4XX": {"description": "It is tried again, for hours; but after 410 nothing more is sent to this URL."},
+    "5XX": {"description": "It is tried again, for hours."},
+}
+
+WebhookId = Annotated[str, Header(alias="webhook-id", description="The event's id, the same however often it is sent.")]
+WebhookTimestamp = Annotated[
+    str, Header(alias="webhook-timestamp", description="When it was sent, in seconds since 1970.")
+]
+WebhookSignature = Annotated[
+    str, Header(alias="webhook-signature", description="One or two signatures, as Standard Webhooks says.")
+]
+
+
+@events.post("run.ended", status_code=204, summary="A run has ended", responses=_ANSWERS)
+async def run_ended(event: RunEvent, _id: WebhookId, _at: WebhookTimestamp, _signature: WebhookSignature) -> None:
     """What is posted to the `webhook_url` of a run once it has ended."""
+
+
+@events.post("batch.ended", status_code=204, summary="A batch has ended", responses=_ANSWERS)
+async def batch_ended(event: BatchEvent, _id: WebhookId, _at: WebhookTimestamp, _signature: WebhookSignature) -> None:
+    """What is posted to the `webhook_url` of a batch once it has ended."""
 
 
 @router.get(
@@ -90,7 +96,7 @@ async def list_deliveries(
     limit: Limit = 20,
     cursor: Cursor = None,
 ) -> Page[WebhookDelivery]:
-    """What was sent to the URLs that the user's runs named, or is to be, newest first."""
+    """What was sent to the URLs that the user's runs and batches named, or is to be, newest first."""
     at, delivery_id = place_of(cursor, datetime.fromisoformat, UUID)
     async with service.database.connect() as connection:
         rows = await connection.execute(

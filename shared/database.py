@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from shared.pulse import Pulse
 from shared.settings import Settings
 
-SCHEMA = "0008"
+SCHEMA = "0009"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from pydantic_core import from_json
 
 from shared.failures import FailureCode
-from shared.tables import RunStatus
+from shared.tables import BatchStatus, RunStatus
 
 Metadata = dict[str, JsonValue]
 
@@ -115,12 +115,88 @@ def _output(text: str | None, *, text_output: bool) -> JsonValue:
     return text if text is None or text_output else from_json(text)
 
 
-class Event(Resource):
-    """What a webhook posts."""
+class Counts(Resource):
+    """How many runs of a batch are in which status, at one moment."""
+
+    total: int
+    """All of them."""
+    queued: int
+    """Waiting for a worker."""
+    running: int
+    """Being answered."""
+    succeeded: int
+    """Answered."""
+    failed: int
+    """Ended without an answer; `POST /batches/{id}/retry` asks them again."""
+    cancelled: int
+    """Ended because somebody cancelled them or the batch."""
+
+
+class Batch(Resource):
+    """Many stateless runs as one."""
+
+    id: UUID
+    """The batch's id."""
+    agent_type: str
+    """The agent that is asked."""
+    status: BatchStatus
+    """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
+    counts: Counts
+    """How far it is, exactly."""
+    metadata: Metadata
+    """What you gave with it."""
+    retry_of: UUID | None
+    """The batch whose failed items it repeats."""
+    created_at: datetime
+    """When it was accepted."""
+    finished_at: datetime | None
+    """When its last run ended."""
+
+
+def counts_of(row: Any) -> Counts:
+    """Show a batch's row in numbers."""
+    ended = row.succeeded + row.failed + row.cancelled
+    return Counts(
+        total=row.total,
+        queued=row.total - row.running - ended,
+        running=row.running,
+        succeeded=row.succeeded,
+        failed=row.failed,
+        cancelled=row.cancelled,
+    )
+
+
+def batch_of(row: Any) -> Batch:
+    """Show a batch's row."""
+    return Batch(
+        id=row.id,
+        agent_type=row.agent_type,
+        status=BatchStatus(row.status),
+        counts=counts_of(row),
+        metadata=row.metadata,
+        retry_of=row.retry_of,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )
+
+
+class RunEvent(Resource):
+    """What a webhook posts once a run has ended."""
 
     type: str
     """What happened: `run.succeeded`, `run.failed` or `run.cancelled`."""
     timestamp: datetime
     """When it happened."""
     data: Run
+    """What it happened to, as `GET` shows it."""
+
+
+class BatchEvent(Resource):
+    """What a webhook posts once a batch has ended."""
+
+    type: str
+    """What happened: `batch.completed` or `batch.cancelled`."""
+    timestamp: datetime
+    """When it happened."""
+    data: Batch
     """What it happened to, as `GET` shows it."""

@@ -32,7 +32,7 @@ from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.running import PASSED_OVER, Quota
 from shared.runs.take_back import BATCH, expire, take_back
 from shared.settings import Settings
-from shared.webhooks.outbox import NONE_WAITS
+from shared.webhooks.outbox import none_waits
 
 log = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ _ERASE = (
         DELETE FROM threads WHERE id IN (
             SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'
               AND NOT EXISTS (SELECT FROM runs WHERE thread_id = threads.id
-                              AND (status IN ('queued', 'running') OR NOT {NONE_WAITS}))
+                              AND (status IN ('queued', 'running') OR NOT {none_waits("runs")}))
             LIMIT 100 FOR UPDATE SKIP LOCKED)
     """),  # noqa: S608  (a constant)
     text(f"""
         DELETE FROM runs WHERE id IN (
             SELECT id FROM runs
             WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
-              AND batch_id IS NULL AND {NONE_WAITS}
+              AND batch_id IS NULL AND {none_waits("runs")}
             ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
     """),  # noqa: S608  (a constant)
     text("""
@@ -113,10 +113,11 @@ _ERASE = (
             SELECT tenant, user_id, route, key FROM idempotency_keys WHERE expires_at < now()
             ORDER BY expires_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
     """),
-    text("""
+    text(f"""
         UPDATE batches SET deleted_at = now()
         WHERE finished_at < now() - make_interval(secs => :retention_seconds) AND deleted_at IS NULL
-    """),
+          AND {none_waits("batches")}
+    """),  # noqa: S608  (a constant)
     text("""
         DELETE FROM runs WHERE id IN (
             SELECT runs.id FROM batches JOIN runs ON batch_id = batches.id

@@ -230,6 +230,8 @@ class Batch(Base):
     """How many of its runs may run at once; the others are not due before their deadline, see `release`."""
     run_seconds: Mapped[float]
     """How long an attempt at one of its runs may take."""
+    webhook_url: Mapped[str | None]
+    """Where to post the batch once it has ended."""
     status: Mapped[str] = mapped_column(server_default=text("'in_progress'"))
     total: Mapped[int]
     succeeded: Mapped[int] = mapped_column(server_default=text("0"))

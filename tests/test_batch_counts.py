@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from api.batches.resources import counts_of
 from api.batches.rows import batch_with_results, owned_batch
 from api.identity import Owner
 from shared.batches import (
@@ -27,6 +26,7 @@ from shared.batches import (
 )
 from shared.clock import new_id
 from shared.errors import BatchUnfinished, NothingFailed
+from shared.resources import counts_of
 from shared.runs import Claim, Ending, cancel, claim, finish, give_back, let_go
 from shared.runs.admission import Admission
 from shared.runs.take_back import declare_dead, expire, take_back

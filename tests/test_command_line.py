@@ -367,6 +367,14 @@ async def test_a_wrong_key_can_be_put_right(terminal: Terminal) -> None:
     assert (await terminal.run(*submit)).status == 0
 
 
+async def test_an_option_that_is_refused_is_named(terminal: Terminal) -> None:
+    submit = "submit", terminal.file("rows.jsonl", rows(1)), "--agent", "echo", "--webhook", "https://10.0.0.1/"
+    refused = await terminal.run(*submit)
+
+    assert refused.status == 3
+    assert "?webhook_url: The address is not public" in refused.told
+
+
 async def test_other_rows_or_an_output_of_something_else_are_left_alone(terminal: Terminal, client: Client) -> None:
     output = terminal.folder / "out"
     submit = "submit", terminal.folder / "rows.jsonl", "--agent", "echo", "--output", output

@@ -16,10 +16,12 @@ import trustme
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from shared.batches import Accepted, Manifest, Submission, accept, begin_to_cancel, cancel_some, retry
 from shared.event_log import EventLog
 from shared.failures import FailureCode, failure
 from shared.lanes import Lanes
 from shared.runs import Ending, cancel, finish, give_back, let_go, requeue
+from shared.runs.admission import Admission
 from shared.runs.cancel import supersede
 from shared.runs.take_back import declare_dead, expire, take_back
 from shared.settings import Settings
@@ -30,7 +32,7 @@ from shared.webhooks import claim as claim_deliveries
 from tests.agents import CHUNK_BYTES
 from tests.client import Client
 from tests.eventually import eventually
-from tests.problems import problem_of
+from tests.problems import errors_of, problem_of
 from tests.receiver import Received, Receiver, receiving
 from tests.service import Running, Service, serving
 from tests.stage import Stage
@@ -142,11 +144,16 @@ async def test_what_is_no_end_is_not_written_down(stage: Stage) -> None:
     assert await deliveries(stage) == []
 
 
+async def no_room_for_deliveries(stage: Stage) -> None:
+    """Have no delivery be written."""
+    await stage.execute("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room'; END $$")
+    await stage.execute("CREATE TRIGGER fails BEFORE INSERT ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION fail()")
+
+
 @each_end
 async def test_an_end_and_its_delivery_are_stored_together_or_not_at_all(stage: Stage, how: str) -> None:
     run_id = await stage.query(webhook_url=URL)
-    await stage.execute("CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no room'; END $$")
-    await stage.execute("CREATE TRIGGER fails BEFORE INSERT ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION fail()")
+    await no_room_for_deliveries(stage)
 
     with pytest.raises(Exception, match="no room"):
         await ENDS[how][0](stage, run_id)
@@ -163,6 +170,98 @@ async def test_a_run_that_an_operator_has_asked_again_is_told_of_as_well(stage: 
 
     told = [(delivery.type, delivery.resource_id) for delivery in await deliveries(stage)]
     assert told == [("run.failed", run_id), ("run.cancelled", again.run_id)]
+
+
+# Of batches: the end of the last run.
+
+
+async def batch_of(stage: Stage, count: int = 2, **rest: Any) -> Accepted:
+    """Accept a batch whose end is to be told."""
+    said: dict[str, Any] = {"deadline_seconds": 60, "run_seconds": 60, "webhook_url": URL, **rest}
+    asked = Submission(tenant="acme", user_id=stage.user_id, agent_type="echo", **said)
+    with Manifest() as items:
+        for number in range(count):
+            items.add(f"row-{number}", f"query {number}", {})
+        return await accept(stage.database, asked, items, Admission(settings_of("postgresql://nowhere/none")))
+
+
+def runs_of(accepted: Accepted) -> list[UUID]:
+    """Name its runs."""
+    return [ring.run_id for ring in accepted.rings()]
+
+
+async def cancelled_as_a_batch(stage: Stage, accepted: Accepted) -> None:
+    await begin_to_cancel(stage.database, accepted.batch.id)
+    await cancel_some(stage.database, accepted.batch.id)
+
+
+async def cancelled_while_running(stage: Stage, accepted: Accepted) -> None:
+    (last,) = (await stage.execute("SELECT id FROM runs WHERE finished_at IS NULL")).pop()
+    held = await stage.claimed(last, await stage.worker())
+    await cancelled_as_a_batch(stage, accepted)
+    await finish(stage.database, held, ending(RunStatus.CANCELLED))
+
+
+def by_last(end: End) -> Callable[[Stage, Accepted], Awaitable[None]]:
+    """End a batch by ending its last run."""
+    return lambda stage, accepted: end(stage, runs_of(accepted)[-1])
+
+
+BATCH_ENDS: dict[str, tuple[Callable[[Stage, Accepted], Awaitable[None]], str]] = {
+    "the last succeeds": (by_last(ENDS["succeeded"][0]), "batch.completed"),
+    "the last fails": (by_last(ENDS["failed"][0]), "batch.completed"),
+    "the last is cancelled": (by_last(cancelled_while_queued), "batch.completed"),
+    "the last expires": (by_last(expired), "batch.completed"),
+    "the last crashes": (by_last(crashed), "batch.completed"),
+    "cancelled while queued": (cancelled_as_a_batch, "batch.cancelled"),
+    "cancelled while running": (cancelled_while_running, "batch.cancelled"),
+}
+
+each_end_of_a_batch = pytest.mark.parametrize("how", BATCH_ENDS)
+
+
+@each_end_of_a_batch
+async def test_each_way_in_which_a_batch_ends_is_written_down_once(stage: Stage, how: str) -> None:
+    end, event = BATCH_ENDS[how]
+    accepted, unheard = await batch_of(stage), await batch_of(stage, 1, webhook_url=None)
+    for run_id in (runs_of(accepted)[0], *runs_of(unheard)):
+        await finished(stage, run_id, RunStatus.FAILED)
+    before = await deliveries(stage)
+
+    await end(stage, accepted)
+    await cancelled_as_a_batch(stage, accepted)
+
+    assert before == []
+    (delivery,) = await deliveries(stage)
+    (batch,) = await stage.execute("SELECT * FROM batches WHERE id = :id", id=accepted.batch.id)
+    assert (delivery.type, delivery.resource_id, delivery.url) == (event, batch.id, URL)
+    assert (delivery.tenant, delivery.user_id, delivery.status) == ("acme", stage.user_id, "pending")
+    assert delivery.occurred_at == batch.finished_at
+
+
+@each_end_of_a_batch
+async def test_the_end_of_a_batch_and_its_delivery_are_stored_together_or_not_at_all(stage: Stage, how: str) -> None:
+    accepted = await batch_of(stage)
+    await finished(stage, runs_of(accepted)[0], RunStatus.SUCCEEDED)
+    await no_room_for_deliveries(stage)
+
+    with pytest.raises(Exception, match="no room"):
+        await BATCH_ENDS[how][0](stage, accepted)
+
+    (batch,) = await stage.execute("SELECT * FROM batches")
+    assert (batch.finished_at, batch.succeeded, batch.failed, batch.cancelled) == (None, 1, 0, 0)
+    assert (await stage.row(runs_of(accepted)[-1])).finished_at is None
+
+
+async def test_what_failed_of_a_batch_is_retried_under_the_same_url(stage: Stage) -> None:
+    accepted = await batch_of(stage, 1)
+    await finished(stage, runs_of(accepted)[0], RunStatus.FAILED)
+
+    again = await retry(stage.database, accepted.batch.id, 60, Admission(settings_of("postgresql://nowhere/none")))
+    await finished(stage, runs_of(again)[0], RunStatus.SUCCEEDED)
+
+    told = [(delivery.resource_id, delivery.url) for delivery in await deliveries(stage)]
+    assert told == [(accepted.batch.id, URL), (again.batch.id, URL)]
 
 
 # How they are delivered.
@@ -467,6 +566,24 @@ async def test_what_is_still_to_be_told_is_not_erased_and_what_was_told_is(stage
     assert await deliveries(stage) == []
 
 
+async def test_a_batch_is_kept_whole_until_its_end_is_told(stage: Stage, database_url: str) -> None:
+    unused: Any = None
+    sweeper = Sweeper(settings_of(database_url, run_retention_days=1), stage.database, Lanes(unused), EventLog(unused))
+    accepted = await batch_of(stage, 1)
+    await finished(stage, runs_of(accepted)[0], RunStatus.SUCCEEDED)
+    await stage.execute("UPDATE batches SET finished_at = now() - interval '3 days'")
+
+    await sweeper.erase()
+    (before,) = await stage.execute("SELECT deleted_at FROM batches")
+    for delivery in await claimed(stage.database):
+        await settle(stage.database, delivery, DeliveryStatus.DELIVERED, response_status=200, error=None)
+    await sweeper.erase()
+    (after,) = await stage.execute("SELECT deleted_at FROM batches")
+
+    assert before.deleted_at is None
+    assert after.deleted_at is not None
+
+
 # Secrets.
 
 
@@ -578,6 +695,49 @@ async def test_the_end_of_a_run_is_posted_as_the_api_shows_it(caller: Client, re
     }
 
 
+@pytest.mark.parametrize("lines", [False, True])
+async def test_the_end_of_a_batch_is_posted_as_the_api_shows_it(
+    caller: Client, receiver: Receiver, lines: bool
+) -> None:
+    url = f"{receiver.url}/hook"
+    receiver.statuses["/hook"] = [500]
+    item = {"custom_id": "row-1", "query": "hello"}
+    if lines:
+        accepted = await caller.http.post(
+            "/batches",
+            params={"agent_type": "breaks", "webhook_url": url},
+            json=item,
+            headers={"Content-Type": "application/x-ndjson"},
+        )
+    else:
+        accepted = await caller.http.post(
+            "/batches", json={"agent_type": "breaks", "items": [item], "webhook_url": url}
+        )
+
+    (logged,) = await delivered(caller)
+
+    secret = (await caller.http.get("/webhooks/secret")).json()["secret"]
+    events = [received.verified(secret) for received in receiver.received]
+    batch = (await caller.http.get(f"/batches/{accepted.json()['id']}")).json()
+    assert batch["counts"]["failed"] == 1
+    assert events == [{"type": "batch.completed", "timestamp": batch["finished_at"], "data": batch}] * 2
+    assert {received.id for received in receiver.received} == {logged["id"]}
+    assert (logged["type"], logged["resource_id"], logged["attempts"]) == ("batch.completed", batch["id"], 2)
+
+
+async def test_a_batch_is_not_told_to_an_address_that_is_not_public(caller: Client) -> None:
+    url = "https://10.0.0.1/hook"
+    item = {"custom_id": "row-1", "query": "hello"}
+    asked = {"agent_type": "echo", "webhook_url": url}
+    as_json = await caller.http.post("/batches", json={**asked, "items": [item]})
+    headers = {"Content-Type": "application/x-ndjson"}
+    as_lines = await caller.http.post("/batches", params=asked, json=item, headers=headers)
+
+    assert errors_of(as_json) == {("/webhook_url", "address_not_public")}
+    assert errors_of(as_lines) == {("?webhook_url", "address_not_public")}
+    assert (await caller.http.get("/batches")).json()["items"] == []
+
+
 async def test_a_large_output_is_sent_whole(caller: Client, receiver: Receiver) -> None:
     run = await caller.run("1 MB", agent_type="big", webhook_url=f"{receiver.url}/hook")
 
@@ -687,8 +847,9 @@ async def test_a_worker_killed_in_the_middle_of_a_delivery_costs_no_event(
     assert len(receiver.received) == delivery.attempts >= 2
 
 
+@pytest.mark.parametrize("noun", ["run", "batch"])
 async def test_a_worker_killed_between_an_end_and_its_delivery_costs_no_event(
-    service: Service, stage: Stage, database_url: str, receiver: Receiver
+    service: Service, stage: Stage, database_url: str, receiver: Receiver, noun: str
 ) -> None:
     service.environment |= HASTE
     await stage.execute(  # What has just ended is not due yet.
@@ -699,8 +860,11 @@ async def test_a_worker_killed_between_an_end_and_its_delivery_costs_no_event(
         "CREATE TRIGGER later BEFORE INSERT ON webhook_deliveries FOR EACH ROW EXECUTE FUNCTION later()"
     )
     doomed = service.worker()
-    run_id = await stage.query(webhook_url=f"{receiver.url}/hook")  # A sweeper rings for it.
-    await asyncio.to_thread(eventually, lambda: status_of(database_url, run_id) == "succeeded")
+    if noun == "run":
+        ended = await stage.query(webhook_url=f"{receiver.url}/hook")  # A sweeper rings for it.
+    else:
+        ended = (await batch_of(stage, webhook_url=f"{receiver.url}/hook")).batch.id
+    await asyncio.to_thread(eventually, lambda: ended_of(database_url) == [ended])
     doomed.kill()
     undelivered = list(receiver.received)
 
@@ -708,13 +872,13 @@ async def test_a_worker_killed_between_an_end_and_its_delivery_costs_no_event(
         (delivery,) = await settled(stage)
 
     assert undelivered == []
-    assert (delivery.status, delivery.attempts) == ("delivered", 1)
+    assert (delivery.status, delivery.attempts, delivery.resource_id) == ("delivered", 1, ended)
     assert [received.id for received in receiver.received] == [str(delivery.id)]
 
 
-def status_of(database_url: str, run_id: UUID) -> str:
-    """Read how far a run is."""
+def ended_of(database_url: str) -> list[UUID]:
+    """Name what has ended and is to be told."""
+    ended = "SELECT id FROM {} WHERE webhook_url IS NOT NULL AND finished_at IS NOT NULL"
     with psycopg.connect(database_url) as connection:
-        row = connection.execute("SELECT status FROM runs WHERE id = %s", [run_id]).fetchone()
-    assert row is not None
-    return row[0]
+        rows = connection.execute(f"{ended.format('runs')} UNION ALL {ended.format('batches')}").fetchall()  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return [row[0] for row in rows]

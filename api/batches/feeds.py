@@ -20,12 +20,12 @@ from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.batches.resources import Counts, counts_of
 from api.batches.rows import batch_with_results
 from api.feed import Waited, end_wait
 from api.framing import one_line
 from api.hub import Hub
 from shared.batches import channel
+from shared.resources import Counts, counts_of
 from shared.tables import BatchStatus
 
 log = logging.getLogger(__name__)

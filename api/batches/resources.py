@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -10,8 +9,7 @@ from fastapi import Path
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from api.resources import Metadata, Request, Resource
-from shared.tables import BatchStatus
+from api.resources import Metadata, Request, WebhookUrl
 
 BatchId = Annotated[UUID, Path(description="The batch's id.")]
 
@@ -40,6 +38,8 @@ class BatchHead(Request):
     """How many of its runs may run at once."""
     deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
     """Seconds from acceptance after which runs that have not ended fail as `deadline_exceeded`."""
+    webhook_url: WebhookUrl | None = None
+    """Where to post the batch once it has ended, see *Webhooks*: a public https address."""
 
 
 class NewBatch(BatchHead):
@@ -61,71 +61,6 @@ class NewBatch(BatchHead):
 
     items: list[NewItem] = Field(min_length=1)
     """The queries."""
-
-
-class Counts(Resource):
-    """How many runs of a batch are in which status, at one moment."""
-
-    total: int
-    """All of them."""
-    queued: int
-    """Waiting for a worker."""
-    running: int
-    """Being answered."""
-    succeeded: int
-    """Answered."""
-    failed: int
-    """Ended without an answer; `POST /batches/{id}/retry` asks them again."""
-    cancelled: int
-    """Ended because somebody cancelled them or the batch."""
-
-
-class Batch(Resource):
-    """Many stateless runs as one."""
-
-    id: UUID
-    """The batch's id."""
-    agent_type: str
-    """The agent that is asked."""
-    status: BatchStatus
-    """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
-    counts: Counts
-    """How far it is, exactly."""
-    metadata: Metadata
-    """What you gave with it."""
-    retry_of: UUID | None
-    """The batch whose failed items it repeats."""
-    created_at: datetime
-    """When it was accepted."""
-    finished_at: datetime | None
-    """When its last run ended."""
-
-
-def counts_of(row: Any) -> Counts:
-    """Show a batch's row in numbers."""
-    ended = row.succeeded + row.failed + row.cancelled
-    return Counts(
-        total=row.total,
-        queued=row.total - row.running - ended,
-        running=row.running,
-        succeeded=row.succeeded,
-        failed=row.failed,
-        cancelled=row.cancelled,
-    )
-
-
-def batch_of(row: Any) -> Batch:
-    """Show a batch's row."""
-    return Batch(
-        id=row.id,
-        agent_type=row.agent_type,
-        status=BatchStatus(row.status),
-        counts=counts_of(row),
-        metadata=row.metadata,
-        retry_of=row.retry_of,
-        created_at=row.created_at,
-        finished_at=row.finished_at,
-    )
 
 
 SCHEMAS: dict[str, Any] = models_json_schema([(NewBatch, "validation")], ref_template="#/components/schemas/{model}")[

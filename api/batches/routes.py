@@ -12,7 +12,8 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from api.batches.resources import BODY, Batch, BatchId, batch_of, counts_of
+from api.asking import LOOK_UP_SECONDS
+from api.batches.resources import BODY, BatchId
 from api.batches.results import Results
 from api.batches.rows import owned_batch, owned_batches
 from api.dependencies import Parts, Service
@@ -25,8 +26,10 @@ from api.run_cancel import tell_workers
 from api.stream import Stream
 from api.strict import StrictRoute, media_type_of
 from shared.batches import Accepted, Manifest, Submission, accept, announce, begin_to_cancel, cancel_some, retry
-from shared.errors import UnknownAgent
+from shared.errors import UnknownAgent, WebhookRefused
 from shared.idempotency import Repeated
+from shared.resources import Batch, batch_of, counts_of
+from shared.webhooks.addresses import LONGEST_URL
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +64,21 @@ async def create_batch(
         float | None,
         Query(gt=0, allow_inf_nan=False, description=f"{_OF_LINES}seconds from acceptance to the end of all runs."),
     ] = None,
+    webhook_url: Annotated[
+        str | None, Query(max_length=LONGEST_URL, description=f"{_OF_LINES}where to post the batch once it has ended.")
+    ] = None,
 ) -> Batch:
     """All items are accepted, or none: a bad one, or a `custom_id` that stands there twice, is 422 and says where.
 
     As JSON, or as NDJSON with an item a line and the rest in the query string. Each item becomes a stateless run.
     """
-    said = {"agent_type": agent_type, "metadata": metadata, "max_running": max_running, "deadline_s": deadline_s}
+    said = {
+        "agent_type": agent_type,
+        "metadata": metadata,
+        "max_running": max_running,
+        "deadline_s": deadline_s,
+        "webhook_url": webhook_url,
+    }
     lines = media_type_of(request, "application/json", _NDJSON) == _NDJSON
     if not lines and (given := [name for name in said if said[name] is not None]):
         raise invalid(f"?{given[0]}", "extra_forbidden", "Say it in the body")
@@ -77,6 +89,11 @@ async def create_batch(
         at = "?" if lines else "/"
         if deadline > limit:
             raise invalid(f"{at}deadline_s", "less_than_equal", f"At most {limit:g} seconds")
+        if taken.head.webhook_url is not None:
+            try:
+                await service.resolver.check(taken.head.webhook_url, seconds=LOOK_UP_SECONDS)
+            except WebhookRefused as refused:
+                raise invalid(f"{at}webhook_url", refused.code, str(refused)) from None
         asked = Submission(
             tenant=caller.tenant,
             user_id=caller.user_id,
@@ -85,6 +102,7 @@ async def create_batch(
             run_seconds=service.settings.batch_run_seconds,
             max_running=taken.head.max_running,
             metadata=taken.head.metadata,
+            webhook_url=taken.head.webhook_url,
         )
         key = key_of(request, service, caller, header, taken.digest)
         try:

@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--id-column", metavar="NAME", help="of CSV: the column of the custom_ids")
     added.add_argument("--max-running", type=int, metavar="N", help="so many rows at once at the most")
     added.add_argument("--deadline", type=float, metavar="SECONDS", help="rows that have not ended by then fail")
+    added.add_argument("--webhook", metavar="URL", help="where the service posts that all rows have ended")
 
     added = command("cancel", _cancel, "cancel a run or a batch")
     which = added.add_mutually_exclusive_group(required=True)
@@ -177,7 +178,12 @@ def _printed(answer: Answer) -> str:
 
 def _submit(options: argparse.Namespace) -> int:
     caller = _caller(options)
-    wishes = {"agent_type": options.agent, "max_running": options.max_running, "deadline_s": options.deadline}
+    wishes = {
+        "agent_type": options.agent,
+        "max_running": options.max_running,
+        "deadline_s": options.deadline,
+        "webhook_url": options.webhook,
+    }
     parameters = {name: str(wish) for name, wish in wishes.items() if wish is not None}
     output = options.output or options.rows.with_suffix(".results.jsonl")
     order = Order(_rows(options), parameters, caller.user_id, output)

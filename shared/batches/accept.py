@@ -34,6 +34,8 @@ class Submission:
     run_seconds: float
     max_running: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    webhook_url: str | None = None
+    """Where to tell of the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,10 @@ _INSERT = text("""
     WITH agent AS (
         SELECT agent_type, pool, text_output FROM agents WHERE agent_type = :agent_type
     ), batch AS (
-        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, max_running, run_seconds, total, deadline_at)
+        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, max_running, run_seconds, webhook_url, total,
+                             deadline_at)
         SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS jsonb), CAST(:max_running AS int), :run_seconds,
-               :total, now() + make_interval(secs => :deadline_seconds)
+               :webhook_url, :total, now() + make_interval(secs => :deadline_seconds)
         FROM agent
         RETURNING *
     )
@@ -93,6 +96,7 @@ async def accept(
                 "metadata": to_json(asked.metadata).decode(),
                 "max_running": asked.max_running,
                 "run_seconds": asked.run_seconds,
+                "webhook_url": asked.webhook_url,
                 "total": len(items),
                 "deadline_seconds": asked.deadline_seconds,
             },

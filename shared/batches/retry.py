@@ -23,10 +23,10 @@ _INSERT = text("""
     WITH agent AS (
         SELECT agent_type, pool, text_output FROM agents WHERE agent_type = :agent_type
     ), batch AS (
-        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, retry_of, max_running, run_seconds, total,
-                             deadline_at)
-        SELECT :id, tenant, user_id, agent_type, metadata, batches.id, max_running, :run_seconds, failed,
-               now() + (deadline_at - created_at)
+        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, retry_of, max_running, run_seconds, webhook_url,
+                             total, deadline_at)
+        SELECT :id, tenant, user_id, agent_type, metadata, batches.id, max_running, :run_seconds, webhook_url,
+               failed, now() + (deadline_at - created_at)
         FROM batches JOIN agent USING (agent_type) WHERE batches.id = :batch_id
         RETURNING *
     )

@@ -1,6 +1,6 @@
-"""Webhooks: telling a caller's server that a run has ended.
+"""Webhooks: telling a caller's server that a run or a batch has ended.
 
-    end of the run ──trigger─▶ pending ──claim──▶ (a worker posts it) ──settle──▶ delivered | failed | disabled
+        the end ────trigger──▶ pending ──claim──▶ (a worker posts it) ──settle──▶ delivered | failed | disabled
        (one transaction)          ▲                     │
                                   └─ it fails, or the ──┘
                                      worker dies: again, later

@@ -1,6 +1,6 @@
-"""The deliveries: written where a run ends, due until a worker has made them.
+"""The deliveries: written where a run or a batch ends, due until a worker has made them.
 
-Whatever statement ends a run, a trigger writes its delivery (`write_webhook_delivery`, in the migrations), in the same
+Whatever statement ends one, a trigger writes its delivery (`write_webhook_delivery`, in the migrations), in the same
 transaction. Another table whose rows end is told of alike: give it the columns `tenant`, `user_id`, `status`,
 `webhook_url` and `finished_at`, a trigger with its noun for an argument, and a line in `message.py`.
 """
@@ -49,8 +49,10 @@ class Delivery:
     occurred_at: datetime
 
 
-NONE_WAITS = "NOT EXISTS (SELECT FROM webhook_deliveries WHERE resource_id = runs.id AND status = 'pending')"
-"""Whether a row of `runs` may be erased: what a delivery tells is read from it until that has been made."""
+def none_waits(table: str) -> str:
+    """Say in SQL whether a row of a table may be erased: what a delivery tells is read from it until that was made."""
+    return f"NOT EXISTS (SELECT FROM webhook_deliveries WHERE resource_id = {table}.id AND status = 'pending')"
+
 
 _CLAIM = text("""
     WITH due AS (

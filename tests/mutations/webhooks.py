@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_webhooks.py::"
 MIGRATION = "shared/migrations/versions/0008_webhooks.py"
+OF_BATCHES = "shared/migrations/versions/0009_batch_webhooks.py"
 
 MUTATIONS = [
     Mutation(
@@ -58,8 +59,43 @@ MUTATIONS = [
     Mutation(
         "a run erased before its webhook is delivered",
         "shared/webhooks/outbox.py",
-        "WHERE resource_id = runs.id AND status = 'pending')",
-        "WHERE resource_id = runs.id AND status = 'waiting')",
+        "WHERE resource_id = {table}.id AND status = 'pending')",
+        "WHERE resource_id = {table}.id AND status = 'waiting')",
         TESTS + "test_what_is_still_to_be_told_is_not_erased_and_what_was_told_is",
+    ),
+    Mutation(
+        "the webhook of a batch written after the transaction that ends it",
+        OF_BATCHES,
+        "WHEN (NEW.webhook_url IS NOT NULL AND OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL)",
+        "WHEN (NEW.webhook_url IS NOT NULL AND OLD.finished_at IS NOT NULL)",
+        TESTS + "test_each_way_in_which_a_batch_ends_is_written_down_once[the last succeeds]",
+    ),
+    Mutation(
+        "the webhook of a batch written with its first end",
+        OF_BATCHES,
+        "AND OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL)",
+        "AND OLD.succeeded + OLD.failed + OLD.cancelled = 0)",
+        TESTS + "test_each_way_in_which_a_batch_ends_is_written_down_once[the last succeeds]",
+    ),
+    Mutation(
+        "a batch erased before its webhook is delivered",
+        "shared/sweeper.py",
+        'AND {none_waits("batches")}',
+        "",
+        TESTS + "test_a_batch_is_kept_whole_until_its_end_is_told",
+    ),
+    Mutation(
+        "a batch that is told to an address that is not public",
+        "api/batches/routes.py",
+        "        if taken.head.webhook_url is not None:\n",
+        "        if not taken.head.webhook_url:\n",
+        TESTS + "test_a_batch_is_not_told_to_an_address_that_is_not_public",
+    ),
+    Mutation(
+        "a retried batch of which nobody is told",
+        "shared/batches/retry.py",
+        "max_running, :run_seconds, webhook_url,",
+        "max_running, :run_seconds, NULL,",
+        TESTS + "test_what_failed_of_a_batch_is_retried_under_the_same_url",
     ),
 ]
