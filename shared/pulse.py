@@ -13,11 +13,13 @@ import logging
 import os
 import socket
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
 log = logging.getLogger(__name__)
+
+Connected = TypeVar("Connected", bound="psycopg.AsyncConnection[Any]")
 
 DOUBT_SECONDS = 0.3
 """What waits for so long is doubted."""
@@ -71,7 +73,7 @@ class Pulse:
         self._address = address
         if self._hangs is None:
             self._hangs = asyncio.get_running_loop().create_future()
-        hangs, connecting = self._hangs, asyncio.create_task(Connection.connect(**address))
+        hangs, connecting = self._hangs, asyncio.create_task(_connect(Connection, **address))
         try:
             await asyncio.wait([hangs, connecting], return_when=asyncio.FIRST_COMPLETED)
             if hangs.done():
@@ -137,9 +139,21 @@ class Pulse:
         return asked.done() and asked.result()
 
 
+async def _connect(kind: type[Connected], **address: Any) -> Connected:
+    """Connect, and leave nothing behind where that fails.
+
+    The traceback keeps the frame that has the socket: a server that comes back would hold a connection for it until
+    the garbage is collected, which takes an idle process hours.
+    """
+    try:
+        return await kind.connect(**address)
+    except (psycopg.Error, asyncio.CancelledError) as error:
+        raise error.with_traceback(None)  # noqa: B904  (it is the same error)
+
+
 async def _ask_for_life(**address: Any) -> bool:
     try:
-        connection = await psycopg.AsyncConnection[Any].connect(**address, autocommit=True)
+        connection = await _connect(psycopg.AsyncConnection[Any], **address, autocommit=True)
         async with connection:
             await connection.execute("SELECT")
     except psycopg.errors.ConnectionTimeout:

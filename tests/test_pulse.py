@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncGenerator, Iterator
 
 import psycopg
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import database
@@ -20,6 +21,7 @@ from tests.eventually import soon
 from worker.lease import Lease
 
 SLEEPING = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+OPEN = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'agent-relay'"
 FAR_TOO_LONG_SECONDS = 20
 """Who waits for so long waits for the server."""
 
@@ -48,6 +50,15 @@ async def engine(settings: Settings, server: PostgresServer) -> AsyncGenerator[A
     yield engine
     server.resume()
     await engine.dispose()
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """No collection of garbage, as in a process that has little to do."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 async def ask(engine: AsyncEngine, statement: str = "SELECT 1") -> object:
@@ -80,6 +91,22 @@ async def test_nobody_waits_for_a_server_that_hangs(engine: AsyncEngine, server:
         assert database.is_ours(refusal)
     await soon(lambda: answered(engine))
     assert await asyncio.gather(*(ask(engine) for _ in range(20))) == [1] * 20
+
+
+@pytest.mark.usefixtures("uncollected")
+async def test_a_connection_that_was_not_made_in_time_is_not_left_open(
+    engine: AsyncEngine, server: PostgresServer
+) -> None:
+    open_before = await ask(engine, OPEN)
+    await asyncio.to_thread(server.pause)
+    refusals = await asyncio.gather(*(ask(engine) for _ in range(3)), return_exceptions=True)
+    server.resume()
+    await soon(lambda: answered(engine))
+
+    async with asyncio.timeout(FAR_TOO_LONG_SECONDS):
+        while await ask(engine, OPEN) != open_before:  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(0.1)
+    assert [type(refusal) for refusal in refusals] == [OperationalError] * 3
 
 
 async def test_a_server_that_takes_its_time_is_waited_for(engine: AsyncEngine, server: PostgresServer) -> None:

@@ -357,6 +357,13 @@ _LET_GO""",
         PULSE + "test_a_refusal_is_an_answer",
     ),
     Mutation(
+        "a connection that was not made in time, left to the collection of garbage",
+        "shared/pulse.py",
+        "raise error.with_traceback(None)",
+        "raise error",
+        PULSE + "test_a_connection_that_was_not_made_in_time_is_not_left_open",
+    ),
+    Mutation(
         "a beat that waits for a server that hangs",
         "worker/lease.py",
         "timeout=HANGING_SECONDS)",
