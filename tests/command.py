@@ -37,9 +37,9 @@ class Started:
 
     process: asyncio.subprocess.Process
 
-    async def ended(self) -> Ended:
+    async def ended(self, seconds: float = DEADLINE_SECONDS) -> Ended:
         """Wait for its end."""
-        async with asyncio.timeout(DEADLINE_SECONDS):
+        async with asyncio.timeout(seconds):
             answer, told = await self.process.communicate()
         assert KEYS["acme"] not in (answer + told).decode()
         return Ended(self.process.returncode, answer.decode(), told.decode())
