@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from shared.pulse import Pulse
 from shared.settings import Settings
@@ -71,6 +72,30 @@ def is_away(error: BaseException) -> bool:
     if isinstance(error, PoolTimeout | InterfaceError | ConnectionError | OSError):
         return True
     return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+
+
+class Stored(Protocol):
+    """What was written, and by which transaction."""
+
+    @property
+    def transaction_id(self) -> str:
+        """As `pg_current_xact_id()` says it."""
+        ...
+
+
+SomeStored = TypeVar("SomeStored", bound=Stored)
+
+
+async def store(database: AsyncEngine, write: Callable[[AsyncConnection], Awaitable[SomeStored]]) -> SomeStored:
+    """Write in a transaction; where the reply to the commit is lost, the database is asked what became of it."""
+    stored: SomeStored | None = None
+    try:
+        async with database.begin() as connection:
+            stored = await write(connection)
+    except SQLAlchemyError as error:
+        if stored is None or not is_away(error) or not await was_committed(database, stored.transaction_id):
+            raise
+    return stored
 
 
 async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:

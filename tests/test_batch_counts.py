@@ -186,6 +186,36 @@ async def test_whoever_has_seen_a_place_has_seen_all_before_it(stage: Stage) -> 
     assert await stage.results(accepted, after=1) == [(2, runs[0])]
 
 
+async def test_sweepers_that_end_runs_of_the_same_batches_do_not_wait_for_each_other(stage: Stage) -> None:
+    batches = [await stage.submit(2), await stage.submit(2)]
+    one, other = zip(*[await stage.runs(accepted) for accepted in batches], strict=True)
+    for seconds, run in enumerate([*one, *reversed(other)]):
+        deadline = f"now() - interval '1 hour' + interval '{seconds} seconds'"
+        await stage.execute(f"UPDATE runs SET deadline_at = {deadline} WHERE id = :id", id=run)
+    async with stage.database.connect() as elsewhere, stage.database.connect() as gate:
+        await elsewhere.execute(text("SELECT FROM runs WHERE id = ANY(:ids) FOR UPDATE"), {"ids": list(other)})
+        await gate.execute(text("SELECT FROM batches WHERE id = :id FOR UPDATE"), {"id": batches[0].batch.id})
+        sweeps = [asyncio.create_task(expire(stage.database))]  # The first batch's, then the second's.
+        await waiting_for_locks(stage, 1)
+        await elsewhere.rollback()
+        sweeps.append(asyncio.create_task(expire(stage.database)))  # The other way round.
+        await waiting_for_locks(stage, 2)
+        await gate.rollback()
+
+    assert sorted([len(ended) for ended in await asyncio.gather(*sweeps)]) == [2, 2]
+    assert [await stage.status(accepted) for accepted in batches] == ["completed"] * 2
+
+
+async def waiting_for_locks(stage: Stage, count: int) -> None:
+    """Wait until so many connections wait for others."""
+    waiting = (
+        "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    async with asyncio.timeout(30):
+        while (await stage.execute(waiting))[0].n != count:  # noqa: ASYNC110  (another process)
+            await asyncio.sleep(0.02)
+
+
 async def test_an_end_that_is_rolled_back_leaves_no_hole(stage: Stage) -> None:
     accepted = await stage.submit(2)
     runs = await stage.runs(accepted)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -14,9 +15,12 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import database
+from shared.batches import Manifest, Submission, retry
+from shared.batches import accept as accept_batch
 from shared.embedded import PostgresServer
 from shared.lanes import Lanes, Ring
 from shared.runs import Ending, Query, accept, claim
+from shared.runs.admission import Admission
 from shared.settings import Settings
 from shared.tables import RunStatus
 from tests.eventually import soon
@@ -72,6 +76,24 @@ async def test_a_query_that_was_stored_is_accepted(stage: Stage, engine: AsyncEn
 
     assert link.lost_replies == [COMMIT]
     assert [row.id for row in await stage.execute("SELECT id FROM runs")] == [accepted.run.id]
+
+
+async def test_a_batch_that_was_stored_is_accepted(
+    stage: Stage, engine: AsyncEngine, settings: Settings, link: Link
+) -> None:
+    asked = Submission(tenant="acme", user_id=stage.user_id, agent_type="echo", deadline_seconds=60, run_seconds=60)
+    link.lose_reply(COMMIT)
+    with Manifest() as items:
+        items.add("row-1", "Once?", {})
+        accepted = await accept_batch(engine, asked, items, Admission(settings))
+    await stage.execute("UPDATE runs SET status = 'failed', finished_at = now()")
+    link.lose_reply(COMMIT)
+    again = await retry(engine, accepted.batch.id, 60, Admission(settings))
+
+    assert link.lost_replies == [COMMIT] * 2
+    stored = await stage.execute("SELECT batch_id FROM runs ORDER BY id")
+    assert [row.batch_id for row in stored] == [accepted.batch.id, again.batch.id]
+    assert [ring.run_id for ring in again.rings()] == [UUID(int=again.ids[0])]
 
 
 async def test_a_query_that_was_not_stored_is_refused(stage: Stage, engine: AsyncEngine, database_url: str) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.batches.manifest import Manifest
 from shared.clock import new_id, new_ids
+from shared.database import store
 from shared.errors import UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
@@ -45,6 +46,11 @@ class Accepted:
     batch: Any
     ids: range
 
+    @property
+    def transaction_id(self) -> str:
+        """Of the transaction that stored it."""
+        return self.batch.transaction_id
+
     def rings(self) -> Iterator[Ring]:
         """Call for workers, for as many runs as may run at once."""
         for number in self.ids[::IDS_A_RUN][: self.batch.max_running]:
@@ -62,7 +68,8 @@ _INSERT = text("""
         FROM agent
         RETURNING *
     )
-    SELECT batch.*, 0 AS running, pool, text_output FROM batch, agent
+    SELECT batch.*, 0 AS running, pool, text_output, CAST(pg_current_xact_id() AS text) AS transaction_id
+    FROM batch, agent
 """)
 
 _COPY = """
@@ -77,13 +84,16 @@ async def accept(
 ) -> Accepted:
     """Store the batch and a queued run an item, and the key that it was submitted under.
 
+    Where the reply to the commit is lost, the database is asked what became of it.
+
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         UnknownAgent: no worker has registered the agent.
         QueueFull: it does not fit in.
     """
     batch_id, ids = new_id(), new_ids(IDS_A_RUN * len(items))
-    async with database.begin() as connection:
+
+    async def write(connection: AsyncConnection) -> Accepted:
         await keep(connection, key, batch_id)
         await admission.admit_batch(connection, asked.tenant, len(items))
         result = await connection.execute(
@@ -105,7 +115,9 @@ async def accept(
         if batch is None:
             raise UnknownAgent(asked.agent_type)
         await _copy(connection, batch, ids, items)
-    return Accepted(batch, ids)
+        return Accepted(batch, ids)
+
+    return await store(database, write)
 
 
 async def _copy(connection: AsyncConnection, batch: Any, ids: range, items: Manifest) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.batches.accept import IDS_A_RUN, Accepted
 from shared.clock import new_id, new_ids
+from shared.database import store
 from shared.errors import BatchUnfinished, NothingFailed, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane
@@ -30,7 +31,8 @@ _INSERT = text("""
         FROM batches JOIN agent USING (agent_type) WHERE batches.id = :batch_id
         RETURNING *
     )
-    SELECT batch.*, 0 AS running, pool, text_output FROM batch, agent
+    SELECT batch.*, 0 AS running, pool, text_output, CAST(pg_current_xact_id() AS text) AS transaction_id
+    FROM batch, agent
 """)
 
 _INSERT_RUNS = text("""
@@ -55,6 +57,8 @@ async def retry(
 ) -> Accepted:
     """Store a batch of the failed items of one that has ended; ring after the commit.
 
+    Where the reply to the commit is lost, the database is asked what became of it.
+
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         BatchUnfinished: it has not ended.
@@ -63,7 +67,8 @@ async def retry(
         QueueFull: it does not fit in.
     """
     new = {"id": new_id(), "batch_id": batch_id}
-    async with database.begin() as connection:
+
+    async def write(connection: AsyncConnection) -> Accepted:
         await keep(connection, key, new["id"])
         old = (await connection.execute(_READ, {"batch_id": batch_id})).one()
         if old.finished_at is None:
@@ -85,4 +90,6 @@ async def retry(
                 "first": ids[0] & ((1 << _LAST_BITS) - 1),
             },
         )
-    return Accepted(batch, ids)
+        return Accepted(batch, ids)
+
+    return await store(database, write)

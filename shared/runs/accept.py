@@ -9,11 +9,10 @@ from uuid import UUID
 
 from pydantic_core import to_json
 from sqlalchemy import text
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from shared.clock import new_id
-from shared.database import is_away, was_committed
+from shared.database import store
 from shared.errors import NotFound, ThreadBusy, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
@@ -65,6 +64,11 @@ class Accepted:
     superseded: list[Cancellation]
     """The runs of the thread that were cancelled for it; those who follow or hold them are still to be told."""
 
+    @property
+    def transaction_id(self) -> str:
+        """Of the transaction that stored it."""
+        return self.run.transaction_id
+
 
 _TAKE_SEQ = text("""
     UPDATE threads SET last_seq = last_seq + 1, updated_at = now()
@@ -111,14 +115,7 @@ async def accept(
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
         QueueFull: as many runs wait as may; without `admission`, any number may.
     """
-    accepted: Accepted | None = None
-    try:
-        async with database.begin() as connection:
-            accepted = await accept_in(connection, asked, key, admission)
-    except SQLAlchemyError as error:
-        if accepted is None or not is_away(error) or not await was_committed(database, accepted.run.transaction_id):
-            raise
-    return accepted
+    return await store(database, lambda connection: accept_in(connection, asked, key, admission))
 
 
 async def accept_in(
@@ -161,10 +158,10 @@ async def accept_in(
         "deadline_seconds": asked.deadline_seconds,
     }
 
-    async def store(limits: dict[str, Any]) -> Any:
+    async def insert(limits: dict[str, Any]) -> Any:
         return (await connection.execute(_INSERT, values | limits)).one()
 
-    run = await (admission.admit(connection, asked.tenant, asked.user_id, store) if admission else store(NO_LIMITS))
+    run = await (admission.admit(connection, asked.tenant, asked.user_id, insert) if admission else insert(NO_LIMITS))
     if run.id is None:
         raise UnknownAgent(str(agent_type))
     return Accepted(run, ring_of(run), superseded)

@@ -26,9 +26,14 @@ _DECLARE_DEAD = text("UPDATE workers SET ended_at = now() WHERE id = :worker_id 
 
 _ENDED = f"""
     RETURNING *
-    ), interrupted AS ({INTERRUPTED})
-    SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched
+    ), interrupted AS ({INTERRUPTED}), locked AS MATERIALIZED (
+        SELECT id FROM batches WHERE id IN (SELECT batch_id FROM touched WHERE finished_at IS NOT NULL)
+        ORDER BY id FOR NO KEY UPDATE
+    )
+    SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """  # noqa: S608  (constants)
+"""At the commit, each end locks its batch. Runs of several batches end here, so these are locked before, in order: two
+sweepers would else wait for each other."""
 
 _TAKE_BACK = text(f"""
     WITH touched AS (
@@ -84,7 +89,8 @@ async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any],
 
     Returns the rows of those that ended, and the rings of those that wait again.
     """
-    async with database.begin() as connection:
+    async with database.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         rows = await connection.execute(
             _TAKE_BACK,
             {
@@ -100,7 +106,8 @@ async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any],
 
 async def expire(database: AsyncEngine) -> list[Any]:
     """End the runs whose deadline has passed while nobody, or nobody alive, answered them; returns their rows."""
-    async with database.begin() as connection:
+    async with database.connect() as connection:
+        await connection.execution_options(isolation_level="AUTOCOMMIT")
         rows = await connection.execute(_EXPIRE, {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)})
         return list(rows.all())
 

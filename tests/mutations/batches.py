@@ -24,6 +24,20 @@ MUTATIONS = [
         COUNTS + "test_whoever_has_seen_a_place_has_seen_all_before_it",
     ),
     Mutation(
+        "batches locked in any order by those who end many runs",
+        "shared/runs/take_back.py",
+        "ORDER BY id FOR NO KEY UPDATE",
+        "ORDER BY (SELECT min(deadline_at) FROM touched WHERE batch_id = batches.id) FOR NO KEY UPDATE",
+        COUNTS + "test_sweepers_that_end_runs_of_the_same_batches_do_not_wait_for_each_other",
+    ),
+    Mutation(
+        "a batch refused that was stored",
+        "shared/batches/accept.py",
+        "    return await store(database, write)\n",
+        "    async with database.begin() as connection:\n        return await write(connection)\n",
+        "tests/test_lost_replies.py::test_a_batch_that_was_stored_is_accepted",
+    ),
+    Mutation(
         "an end of a run that was queued not counted",
         TABLES,
         "WHEN (NEW.batch_id IS NOT NULL AND OLD.finished_at IS NULL",

@@ -8,10 +8,10 @@ MUTATIONS = [
     Mutation(
         "the key kept in a transaction of its own",
         "shared/runs/accept.py",
-        "        return await accept_in(connection, asked, key, admission)\n",
-        """        await keep(connection, key, new_id())
-    async with database.begin() as connection:
-        return await accept_in(connection, asked, None, admission)
+        "    return await store(database, lambda connection: accept_in(connection, asked, key, admission))\n",
+        """    async with database.begin() as connection:
+        await keep(connection, key, new_id())
+    return await store(database, lambda connection: accept_in(connection, asked, None, admission))
 """,
         TESTS + "test_a_key_and_what_it_created_are_stored_together_or_not_at_all[runs]",
     ),

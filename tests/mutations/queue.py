@@ -372,9 +372,9 @@ _LET_GO""",
     ),
     Mutation(
         "a query that was stored and is refused",
-        "shared/runs/accept.py",
-        "or not await was_committed(database, accepted.run.transaction_id):",
-        "or accepted.run:",
+        "shared/database.py",
+        "or not await was_committed(database, stored.transaction_id):",
+        "or stored.transaction_id:",
         LOST_REPLIES + "test_a_query_that_was_stored_is_accepted",
     ),
     Mutation(
