@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -226,3 +227,11 @@ def test_a_customer_who_is_named_wrongly_is_a_stranger_and_never_the_seeded_one(
     made: SupportDependencies = asyncio.run(dependencies(scope(customer_id=customer_id)))
 
     assert made.customer is None
+
+
+def test_what_only_some_models_need_is_not_imported_for_others() -> None:
+    script = "import sys, worker.process, worker.agents.bank_support; print('openai' in sys.modules)"
+
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+
+    assert said == "False\n"

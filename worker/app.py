@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -28,7 +29,9 @@ from worker.job import Job
 from worker.lease import Lease
 from worker.publisher import Publisher
 from worker.roster import Roster
-from worker.windowed_client import windowed_client
+
+if TYPE_CHECKING:
+    import httpx2
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +53,7 @@ class App:
     def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None, work: Work) -> None:
         self._settings = settings
         self._only = only
-        self._openai_http = windowed_client(settings.partial_interval_seconds)
+        self._clients = AsyncExitStack()
         self._offers = load(settings, self._openai_http)
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
@@ -114,9 +117,16 @@ class App:
             task.cancel()
         await self._lease.release()
         await self._doorbell.close()
-        await self._openai_http.aclose()
+        await self._clients.aclose()
         await self._redis.aclose()
         await self._database.dispose()
+
+    def _openai_http(self) -> httpx2.AsyncClient:
+        from worker.windowed_client import windowed_client  # noqa: PLC0415  (it takes long: only where it is needed)
+
+        client = windowed_client(self._settings.partial_interval_seconds)
+        self._clients.push_async_callback(client.aclose)
+        return client
 
     async def _drain(self, working: asyncio.Task[None]) -> None:
         log.info("worker.draining runs=%d", len(self._roster))

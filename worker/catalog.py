@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from types import NoneType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import httpx2
 from pydantic_ai import UsageLimits
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.models import Model, infer_model, parse_model_id
 from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.models.wrapper import WrapperModel
-from pydantic_ai.providers.openai import OpenAIProvider
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.settings import Settings, WrongSettings
+
+if TYPE_CHECKING:
+    import httpx2
 
 _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
@@ -113,10 +114,11 @@ class UnservableAgents(WrongSettings):
     """Some of `AGENTS` cannot be served; the message is one sentence for each."""
 
 
-def load(settings: Settings, openai_http: httpx2.AsyncClient | None = None) -> dict[str, Offer]:
+def load(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | None = None) -> dict[str, Offer]:
     """Import the agents and give each its model, or stop with a sentence for each that cannot be served.
 
-    `openai_http` is the client for a `MODEL` of OpenAI's; without it, pydantic-ai makes one.
+    `openai_http` makes the client for a `MODEL` of OpenAI's; without it, pydantic-ai does. OpenAI's SDK, which takes as
+    long to import as everything else, is left alone where no model speaks with it.
     """
     offers: dict[str, Offer] = {}
     problems: list[str] = []
@@ -177,11 +179,13 @@ def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[
     raise _Unservable("has no model: give the agent one or set MODEL")
 
 
-def _configured_model(settings: Settings, openai_http: httpx2.AsyncClient | None) -> Model:
+def _configured_model(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | None) -> Model:
     name = settings.model or ""
     try:
         if openai_http is not None and parse_model_id(name)[0] in _OPENAI:
-            return infer_model(name, lambda _: OpenAIProvider(http_client=openai_http))
+            from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
+            return infer_model(name, lambda _: OpenAIProvider(http_client=openai_http()))
         return infer_model(name)
     except Exception as error:  # As many kinds of errors as there are providers.
         raise _WrongModel(f"{name!r} cannot be made: {_said(error)}") from error
@@ -192,13 +196,16 @@ def _demand_finish_reasons(model: Model) -> None:
 
     A model whose server never says why it stops can be given a profile that says so.
     """
+    spoken: Any = sys.modules.get("pydantic_ai.models.openai")
+    if spoken is None:
+        return  # Whoever made such a model imported it.
     match model:
         case FallbackModel(models=models):
             for one in models:
                 _demand_finish_reasons(one)
         case WrapperModel(wrapped=wrapped):
             _demand_finish_reasons(wrapped)
-        case OpenAIChatModel(profile=profile):
+        case spoken.OpenAIChatModel(profile=profile):  # pyright: ignore[reportUnknownVariableType]
             profile.setdefault("openai_chat_streaming_requires_finish_reason", True)
         case _:
             pass
