@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from pydantic import BaseModel
@@ -99,6 +100,12 @@ def _dies(query: str) -> Iterator[str]:
         os._exit(0)
 
 
+def _blocks(_query: str) -> Iterator[str]:
+    """Keep the event loop, as a call does that nobody awaits."""
+    time.sleep(600)
+    yield "At last"
+
+
 def _looks_then_says() -> Model:
     """Make a model that calls a tool and then says so."""
 
@@ -116,6 +123,8 @@ echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, wo
 slow = Agent(
     _speaks(_ticks, every_seconds=TICK_SECONDS), name="slow", description="Ticks for as long as the query says."
 )
+
+stuck = Agent(_speaks(_blocks), name="stuck", description="Blocks the event loop.")
 
 poison = Agent(_speaks(_dies), name="poison", description="Takes its process with it if asked to.")
 

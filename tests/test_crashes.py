@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import psutil
+import psycopg
+import pytest
 
 from tests.client import Client, names
-from tests.eventually import eventually
+from tests.eventually import DEADLINE_SECONDS, eventually, soon
 from tests.service import Running, Service
+from tests.stage import Stage
 
 FOREVER = {"LEASE_SECONDS": "600", "BEAT_SECONDS": "1"}
 """With such a lease, nobody learns of a death by its running out."""
 
 
 def children_of(parent: Running) -> list[psutil.Process]:
-    """The worker processes of a parent."""
-    return psutil.Process(parent.process.pid).children()
+    """The worker processes of a parent, forked from its nursery."""
+    (nursery,) = psutil.Process(parent.process.pid).children()
+    return nursery.children()
 
 
 async def test_a_poison_run_takes_nobody_with_it(service: Service) -> None:
@@ -36,6 +41,37 @@ async def test_a_poison_run_takes_nobody_with_it(service: Service) -> None:
     assert names(events)[-2:] == ["error", "done"]
 
 
+async def test_a_worker_whose_loop_is_stuck_ends_itself(service: Service, stage: Stage) -> None:
+    impatient = {"AGENTS": "stuck=tests.agents:stuck", "STUCK_LOOP_SECONDS": "1", "BEAT_SECONDS": "0.2"}
+    worker = await asyncio.to_thread(service.worker, **FOREVER | impatient)
+    await stage.query(thread_id=None, agent_type="stuck")
+
+    assert await asyncio.to_thread(worker.process.wait, DEADLINE_SECONDS) == os.EX_SOFTWARE
+
+
+async def test_where_no_worker_lives_an_api_process_sees_to_what_the_dead_have_left(
+    service: Service, stage: Stage
+) -> None:
+    left, late = await stage.query(), await stage.query(thread_id=None, agent_type="echo", deadline_seconds=0.1)
+    await stage.claimed(left, await stage.worker())
+    await stage.execute("UPDATE workers SET ended_at = now()")
+    service.begin("api", PORT="0")
+
+    async def seen_to() -> bool:
+        return [(await stage.row(run_id)).status for run_id in (left, late)] == ["queued", "failed"]
+
+    assert await soon(seen_to)
+
+
+def test_a_worker_that_can_make_no_more_processes_ends(service: Service) -> None:
+    worker = service.worker()
+    (nursery,) = psutil.Process(worker.process.pid).children()
+
+    nursery.kill()
+
+    assert worker.process.wait(DEADLINE_SECONDS) == 0
+
+
 async def test_a_suspect_that_behaves_is_answered(service: Service) -> None:
     api = service.api(**FOREVER)
     parent = service.worker("--processes", "1", **FOREVER)
@@ -49,7 +85,8 @@ async def test_a_suspect_that_behaves_is_answered(service: Service) -> None:
     assert names(events)[-2:] == ["message_complete", "done"]
 
 
-async def test_a_parent_told_to_stop_leaves_nothing_behind(service: Service) -> None:
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_parent_leaves_nothing_behind_told_to_stop_or_killed(service: Service, *, killed: bool) -> None:
     api = service.api()
     parent = service.worker("--processes", "2", DRAIN_SECONDS="0")
     eventually(lambda: len(children_of(parent)) == 2)
@@ -60,8 +97,14 @@ async def test_a_parent_told_to_stop_leaves_nothing_behind(service: Service) -> 
             while (await client.read(run["id"]))["status"] != "running":  # noqa: ASYNC110  (another process)
                 await asyncio.sleep(0.05)
 
-        assert await asyncio.to_thread(parent.terminate) == 0
+        if killed:
+            parent.kill()
+        else:
+            assert await asyncio.to_thread(parent.terminate) == 0
+        await asyncio.to_thread(eventually, lambda: not any(child.is_running() for child in children))
         given_back = [await client.read(run["id"]) for run in runs]
+    with psycopg.connect(service.database_url) as connection:
+        crashes = connection.execute("SELECT sum(crashes) FROM runs").fetchone()
 
     assert [run["status"] for run in given_back] == ["queued"] * 4
-    assert not any(child.is_running() for child in children)
+    assert crashes == (0,)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -17,9 +19,10 @@ from shared.runs import set_aside
 from shared.runs.take_back import take_back
 from shared.settings import Settings
 from shared.sweeper import Sweeper
-from tests.eventually import eventually
+from tests.eventually import soon
 from tests.stage import Stage
-from worker.isolation import Isolation, Work
+from worker.isolation import Isolation
+from worker.nursery import Nursery
 
 
 def hold(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
@@ -43,24 +46,30 @@ def vanish(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
 
 def idle(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
     """Wait for the signal to stop."""
-    del settings, worker_id, run_id
+    hold(settings, worker_id, run_id)
     time.sleep(60)
 
 
-def isolation_of(stage: Stage, database_url: str, work: Work) -> Isolation:
+@contextmanager
+def isolation_of(
+    stage: Stage, database_url: str, work: Callable[[Settings, UUID, UUID | None], None]
+) -> Generator[Isolation]:
     """Make the place where suspects are answered in this way."""
 
     async def sweep() -> Any:
         return await take_back(stage.database, 3)
 
     sweeper = cast("Sweeper", SimpleNamespace(take_back=sweep))
-    return Isolation(Settings(database_url=database_url, redis_url="redis://none"), stage.database, sweeper, work)
+    settings = Settings(database_url=database_url, redis_url="redis://none")
+    with Nursery(partial(work, settings)) as nursery:
+        yield Isolation(settings, stage.database, sweeper, nursery)
 
 
 async def test_a_suspect_whose_process_ends_without_a_word_waits_for_no_lease(stage: Stage, database_url: str) -> None:
     run_id = await stage.query()
 
-    await isolation_of(stage, database_url, vanish).answer(run_id)
+    with isolation_of(stage, database_url, vanish) as isolation:
+        await isolation.answer(run_id)
 
     row = await stage.row(run_id)
     assert (row.status, row.crashes, row.attempt) == ("queued", 1, 1)
@@ -70,21 +79,22 @@ async def test_a_suspect_whose_process_ends_without_a_word_waits_for_no_lease(st
 async def test_a_process_is_told_to_stop_even_if_it_is_only_being_started(
     stage: Stage, database_url: str, *, started: bool
 ) -> None:
-    isolation = isolation_of(stage, database_url, idle)
-    answering = asyncio.create_task(isolation.answer(await stage.query()))
-    await asyncio.sleep(0)
-    if started:
-        await asyncio.to_thread(eventually, multiprocessing.active_children)
+    with isolation_of(stage, database_url, idle) as isolation:
+        answering = asyncio.create_task(isolation.answer(await stage.query()))
+        await asyncio.sleep(0)
+        if started:
+            await soon(lambda: stage.execute("SELECT 1 FROM workers"))
 
-    isolation.stop()
+        isolation.stop()
 
-    await asyncio.wait_for(answering, 30)
+        await asyncio.wait_for(answering, 30)
 
 
 async def test_a_suspect_that_somebody_else_is_at_gets_no_second_process(stage: Stage, database_url: str) -> None:
     run_id = await stage.query()
     assert await set_aside(stage.database, run_id, 60)
 
-    await isolation_of(stage, database_url, vanish).answer(run_id)
+    with isolation_of(stage, database_url, vanish) as isolation:
+        await isolation.answer(run_id)
 
     assert (await stage.row(run_id)).attempt == 0

@@ -102,6 +102,18 @@ async def test_a_run_that_was_taken_in_between_is_not_rung_again(stage: Stage) -
     assert await stage.rings() == [1]
 
 
+async def test_an_end_that_nobody_has_told_is_told(stage: Stage) -> None:
+    (late,), (fresh,) = await stage.waiting(1), await stage.waiting(1)
+    ended = "UPDATE runs SET status = 'failed', error = '{}', finished_at = now() - make_interval(secs => :ago)"
+    for call, ago in ((late, 60), (fresh, 0)):
+        await stage.execute(f"{ended} WHERE id = :id", id=call.run_id, ago=ago)
+
+    await stage.sweeper.sweep()
+
+    assert await stage.redis.keys("log:*") == [f"log:{late.run_id}".encode()]
+    assert [row.id for row in await stage.execute("SELECT id FROM runs WHERE end_told")] == [late.run_id]
+
+
 async def test_a_batch_is_erased_as_a_whole_a_while_after_its_end(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,6 @@ from worker.process import work
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m worker", description="Answer runs until told to stop.")
     parser.add_argument("--processes", type=int, metavar="N", help="start N workers and restart those that die")
-    parser.add_argument("--id", type=UUID, help=argparse.SUPPRESS)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="for operators, instead")
     show = verbs.add_parser("dead-letters", help="list the failed runs that can be asked again")
     again = verbs.add_parser("requeue", help="have some of them asked again, as new runs")
@@ -55,7 +54,7 @@ def main() -> None:
         case _ if arguments.processes:
             parent.keep(settings, arguments.processes)
         case _:
-            work(settings, arguments.id or new_id())
+            work(settings, new_id())
 
 
 if __name__ == "__main__":

@@ -24,9 +24,10 @@ from worker.cancels import listen_for_cancels
 from worker.catalog import Offer, load
 from worker.courier import Courier
 from worker.doorbell import Doorbell
-from worker.isolation import Isolation, Work
+from worker.isolation import Isolation
 from worker.job import Job
 from worker.lease import Lease
+from worker.nursery import Nursery
 from worker.publisher import Publisher
 from worker.roster import Roster
 
@@ -50,7 +51,7 @@ _REGISTER_AGENT = text("""
 class App:
     """A worker process: one of many, or one made for a single suspect."""
 
-    def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None, work: Work) -> None:
+    def __init__(self, settings: Settings, worker_id: UUID, only: UUID | None, nursery: Nursery | None) -> None:
         self._settings = settings
         self._only = only
         self._clients = AsyncExitStack()
@@ -63,8 +64,7 @@ class App:
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
-        models = {type(offer.model).__module__ for offer in self._offers.values()}
-        self._isolation = None if only else Isolation(settings, self._database, self._sweeper, work, models)
+        self._isolation = Isolation(settings, self._database, self._sweeper, nursery) if nursery else None
         self._job = Job(
             settings,
             self._database,
@@ -106,14 +106,15 @@ class App:
         ]
         if self._courier is not None:
             background.append(asyncio.create_task(self._courier.run()))
+        if self._isolation is not None:
+            background.append(asyncio.create_task(self._isolation.lost()))
         working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
-        preparing = [asyncio.create_task(self._isolation.prepare())] if self._isolation else []
         await _first(told, working, *background)
         await self._drain(working)
         if self._courier is not None:
             await self._courier.close()
-        for task in (*background, *preparing):
+        for task in background:
             task.cancel()
         await self._lease.release()
         await self._doorbell.close()

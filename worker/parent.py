@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
+from functools import partial
 from uuid import UUID
 
 import uvloop
@@ -18,6 +18,8 @@ from shared.lanes import Lanes
 from shared.runs.take_back import declare_dead
 from shared.settings import Settings
 from shared.sweeper import Sweeper
+from worker.nursery import Nursery, NurseryLost
+from worker.process import work
 
 log = logging.getLogger(__name__)
 
@@ -30,23 +32,25 @@ HEALTHY_SECONDS = 30.0
 def keep(settings: Settings, processes: int) -> None:
     """Keep so many workers running until told to stop."""
     logs.configure(settings)
-    failpoints.arm(settings.failpoints)
-    uvloop.run(_keep(settings, processes))
+    with Nursery(partial(work, settings)) as nursery:
+        failpoints.arm(settings.failpoints)
+        uvloop.run(_keep(settings, processes, nursery))
 
 
-async def _keep(settings: Settings, processes: int) -> None:
-    await Parent(settings, processes).run()
+async def _keep(settings: Settings, processes: int, nursery: Nursery) -> None:
+    await Parent(settings, processes, nursery).run()
 
 
 class Parent:
     """Keeps so many workers running."""
 
-    def __init__(self, settings: Settings, processes: int) -> None:
+    def __init__(self, settings: Settings, processes: int, nursery: Nursery) -> None:
         self._processes = processes
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
         self._sweeper = Sweeper(settings, self._database, Lanes(self._redis), EventLog(self._redis))
-        self._children: set[asyncio.subprocess.Process] = set()
+        self._nursery = nursery
+        self._lost = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -58,22 +62,23 @@ class Parent:
                 together.create_task(self._keep_one())
         await self._redis.aclose()
         await self._database.dispose()
+        if self._lost:
+            raise SystemExit(1)
 
     def _stop(self) -> None:
         self._stopping.set()
-        for child in self._children:
-            child.terminate()
+        self._nursery.stop()
 
     async def _keep_one(self) -> None:
         pause = FIRST_PAUSE_SECONDS
         while not self._stopping.is_set():
             worker_id, began = new_id(), asyncio.get_running_loop().time()
-            child = await asyncio.create_subprocess_exec(sys.executable, "-m", "worker", "--id", str(worker_id))
-            self._children.add(child)
-            if self._stopping.is_set():
-                child.terminate()
-            status = await child.wait()
-            self._children.discard(child)
+            try:
+                status = await self._nursery.run(worker_id)
+            except NurseryLost:  # Its workers stop; so does this process, to be started anew.
+                self._lost = True
+                self._stopping.set()
+                return
             if self._stopping.is_set():
                 return
             log.error("parent.worker_died worker=%s status=%d", worker_id, status)

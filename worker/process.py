@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from uuid import UUID
 
 import uvloop
@@ -9,15 +10,19 @@ import uvloop
 from shared import failpoints, logs
 from shared.settings import Settings
 from worker.app import App
+from worker.nursery import Nursery
 
 
 def work(settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
     """Run a worker until it is told to stop, or one that is made for a single suspect until that has ended."""
     logs.configure(settings)
-    if only is None:
+    if only is not None:
+        uvloop.run(_work(settings, worker_id, only, None))
+        return
+    with Nursery(partial(work, settings)) as nursery:
         failpoints.arm(settings.failpoints)
-    uvloop.run(_work(settings, worker_id, only))
+        uvloop.run(_work(settings, worker_id, None, nursery))
 
 
-async def _work(settings: Settings, worker_id: UUID, only: UUID | None) -> None:
-    await App(settings, worker_id, only, work).run()
+async def _work(settings: Settings, worker_id: UUID, only: UUID | None, nursery: Nursery | None) -> None:
+    await App(settings, worker_id, only, nursery).run()

@@ -84,13 +84,14 @@ class Post:
 
     def workers(self) -> list[psutil.Process]:
         """The processes of the family that answer runs; those made for a suspect are not among them."""
-        return [process for process in self.family() if is_a_worker(process)]
+        for process in self.family()[:1]:
+            if _runs(process, "-m worker"):
+                return _made_by(process) if _runs(process, "--processes") else [process]
+        return []
 
     def suspects(self) -> list[psutil.Process]:
         """The processes of the family that are made for a suspect."""
-        family = self.family()
-        servers = {process.pid for process in family if _runs(process, "forkserver import main")}
-        return [process for process in family if _parent(process) in servers]
+        return [suspect for worker in self.workers() for suspect in _made_by(worker)]
 
 
 class House:
@@ -298,18 +299,14 @@ def _start_model() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "tests.faults.model"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def is_a_worker(process: psutil.Process) -> bool:
-    """Tell whether it answers runs."""
-    return _runs(process, "-m worker") and not _runs(process, "--processes")
+def _made_by(process: psutil.Process) -> list[psutil.Process]:
+    """Find the processes that were forked from its nursery, which is a child of its own."""
+    with suppress(psutil.Error):
+        return [child for nursery in process.children() for child in nursery.children()]
+    return []
 
 
 def _runs(process: psutil.Process, words: str) -> bool:
     with suppress(psutil.Error):
         return words in " ".join(process.cmdline())
     return False
-
-
-def _parent(process: psutil.Process) -> int | None:
-    with suppress(psutil.Error):
-        return process.ppid()
-    return None

@@ -12,10 +12,22 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutations import admission, batches, command_line, faults, found, idempotency, models, queue, relay, webhooks
+from tests.mutations import (
+    admission,
+    batches,
+    command_line,
+    faults,
+    found,
+    idempotency,
+    models,
+    queue,
+    recovery,
+    relay,
+    webhooks,
+)
 from tests.mutations.mutation import DoesNotApply, Mutation
 
-LAWS = (relay, queue, admission, idempotency, batches, webhooks, command_line, faults, found, models)
+LAWS = (relay, queue, recovery, admission, idempotency, batches, webhooks, command_line, faults, found, models)
 MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]

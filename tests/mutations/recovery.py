@@ -1,0 +1,129 @@
+"""What is promised for when processes die, stop and come back, broken piece by piece."""
+
+from tests.mutations.mutation import Mutation
+
+CALLING = "tests/test_calling.py::"
+CRASHES = "tests/test_crashes.py::"
+ISOLATION = "tests/test_isolation.py::"
+NURSERY = "tests/test_nursery.py::"
+SERVERS_AWAY = "tests/test_servers_away.py::"
+STOPPING = "tests/test_stopping.py::"
+SWEEPER = "tests/test_sweeper.py::"
+
+MUTATIONS = [
+    Mutation(
+        "a process that is only made after the word to stop, and works",
+        "worker/nursery.py",
+        "stopping |= wanted is None",
+        "stopping = wanted is None",
+        ISOLATION + "test_a_process_is_told_to_stop_even_if_it_is_only_being_started[False]",
+    ),
+    Mutation(
+        "workers that outlive their parent",
+        "worker/nursery.py",
+        "stopping |= wanted is None",
+        "stopping |= wanted is None and not ended",
+        NURSERY + "test_whoever_was_made_is_told_to_stop_when_its_maker_is_killed",
+    ),
+    Mutation(
+        "workers that nobody watches any more",
+        "worker/nursery.py",
+        "os.kill(pid, signal.SIGTERM)",
+        "os.kill(pid, 0)",
+        NURSERY + "test_whoever_was_made_is_told_to_stop_when_the_nursery_is_killed",
+    ),
+    Mutation(
+        "a worker that lives on although it can answer no suspect",
+        "worker/app.py",
+        "            background.append(asyncio.create_task(self._isolation.lost()))\n",
+        "            background.append(asyncio.create_task(asyncio.sleep(3600)))\n",
+        CRASHES + "test_a_worker_that_can_make_no_more_processes_ends",
+    ),
+    Mutation(
+        "a dead process whose lease is waited for although its parent saw it die",
+        "worker/parent.py",
+        "            await declare_dead(self._database, worker_id)\n",
+        "",
+        CRASHES + "test_a_suspect_that_behaves_is_answered",
+    ),
+    Mutation(
+        "a parent that restarts nothing",
+        "worker/parent.py",
+        "            await _first_of(self._stopping, pause)\n",
+        "            await self._stopping.wait()\n",
+        CRASHES + "test_a_suspect_that_behaves_is_answered",
+    ),
+    Mutation(
+        "a worker with a stuck loop that keeps its runs",
+        "worker/lease.py",
+        "elif now - self._asked > self._settings.stuck_loop_seconds:",
+        "elif now - self._asked > 1000 * self._settings.stuck_loop_seconds:",
+        CRASHES + "test_a_worker_whose_loop_is_stuck_ends_itself",
+    ),
+    Mutation(
+        "an API process that sees to nothing",
+        "api/app.py",
+        "asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run())",
+        "asyncio.create_task(asyncio.sleep(3600))",
+        CRASHES + "test_where_no_worker_lives_an_api_process_sees_to_what_the_dead_have_left",
+    ),
+    Mutation(
+        "an end that stays untold",
+        "shared/sweeper.py",
+        "            if seen.untold:\n",
+        "            if seen.untold and seen.overdue:\n",
+        SWEEPER + "test_an_end_that_nobody_has_told_is_told",
+    ),
+    Mutation(
+        "an end told again although its author is about to note it",
+        "shared/sweeper.py",
+        "    WHERE finished_at < now() - make_interval(secs => :seconds) AND NOT end_told\n",
+        "    WHERE finished_at <= now() AND CAST(:seconds AS float) > 0 AND NOT end_told\n",
+        SWEEPER + "test_an_end_that_nobody_has_told_is_told",
+    ),
+    Mutation(
+        "who was passed over waits for a sweep",
+        "worker/job.py",
+        "        await self._lanes.ring(passed_over)\n",
+        "",
+        CALLING + "test_who_was_passed_over_is_called_as_the_run_before_it_ends",
+    ),
+    Mutation(
+        "the next of a thread waits for a sweep",
+        "worker/job.py",
+        "            await self._lanes.ring([] if ring is None else [ring])\n",
+        "",
+        CALLING + "test_the_next_of_a_thread_is_called_as_the_run_before_it_ends",
+    ),
+    Mutation(
+        "what was given back waits for a sweep",
+        "worker/job.py",
+        "                await self._lanes.ring([ring])\n                return\n",
+        "                return\n",
+        CALLING + "test_what_is_given_back_is_called_for_first_and_at_once",
+    ),
+    Mutation(
+        "a run that fails because its worker is told to stop",
+        "worker/job.py",
+        "            case Stop.DEADLINE:\n",
+        "            case Stop.DEADLINE | Stop.STOPPING:\n",
+        STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+    ),
+    Mutation(
+        "a query that is refused because Redis is away",
+        "shared/lanes.py",
+        """            log.warning("lanes.ring_failed error=%r", away)
+            return False
+""",
+        """            raise RuntimeError from away
+""",
+        SERVERS_AWAY + "test_without_redis_queries_are_still_taken_and_then_answered",
+    ),
+    Mutation(
+        "an answer that is given up because PostgreSQL is away",
+        "worker/job.py",
+        "if not is_away(error) or loop.time() > give_up:",
+        "if error is not None or loop.time() > give_up:",
+        SERVERS_AWAY + "test_postgres_away_for_longer_than_a_lease_is_no_crash_of_anybody[stopped]",
+    ),
+]

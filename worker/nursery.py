@@ -1,0 +1,178 @@
+"""A process that is forked off before this one has threads or an event loop, and from which others are forked.
+
+They start in a moment, with everything imported that this one had imported, and share that memory. Each end of the
+nursery watches the other: where one dies, the processes that were made are told to stop by the one that is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Self, cast
+from uuid import UUID
+
+log = logging.getLogger(__name__)
+
+Work = Callable[[UUID, UUID | None], None]
+"""Runs a worker process to its end: its id, and the only run it is for, if there is but one."""
+
+_FORK = multiprocessing.get_context("fork")
+_HELD_BACK = {signal.SIGINT, signal.SIGTERM}
+"""Whole groups of processes are sent these, but the nursery ends after those that it made. They get them even in the
+instant in which they are made."""
+
+
+class NurseryLost(Exception):
+    """The nursery has died: no more processes can be made, and nobody knows what became of the others."""
+
+
+class Nursery:
+    """The end of the process that wants others."""
+
+    def __init__(self, work: Work) -> None:
+        """Fork it off, where nothing has begun yet that does not outlive a fork."""
+        self._end, other_end = _FORK.Pipe()
+        self._process = _FORK.Process(target=_serve, args=(work, other_end, self._end))
+        self._process.start()
+        other_end.close()
+        self._lives: dict[UUID, asyncio.Future[int]] = {}
+        self._pids: dict[UUID, int] = {}
+        self._lost = asyncio.Event()
+        self._listening = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have it end, after all that it made have stopped."""
+        self._end.close()
+        self._process.join()
+
+    async def run(self, worker_id: UUID, only: UUID | None = None) -> int:
+        """Have a process work, and wait for its end; returns its exit status, negative of a signal.
+
+        Raises:
+            NurseryLost: how it ended, or whether it began, is not known.
+        """
+        if self._lost.is_set():
+            raise NurseryLost
+        self._listen()
+        life = self._lives[worker_id] = asyncio.get_running_loop().create_future()
+        self._say((worker_id, only))
+        try:
+            return await life
+        finally:
+            self._lives.pop(worker_id, None)
+            self._pids.pop(worker_id, None)
+
+    def stop(self) -> None:
+        """Tell all processes to stop, also those that are only being made."""
+        self._say(None)
+
+    async def lost(self) -> None:
+        """Wait for ever, or until it has died."""
+        self._listen()
+        await self._lost.wait()
+
+    def _say(self, what: tuple[UUID, UUID | None] | None) -> None:
+        try:
+            self._end.send(what)
+        except OSError:
+            self._lose()
+
+    def _listen(self) -> None:
+        if not self._listening:
+            self._listening = True
+            asyncio.get_running_loop().add_reader(self._end.fileno(), self._hear)
+
+    def _hear(self) -> None:
+        """Hear that a process was made, or how one has ended."""
+        try:
+            worker_id, pid, status = cast("tuple[UUID, int, int | None]", self._end.recv())
+        except (EOFError, OSError):
+            self._lose()
+            return
+        if (life := self._lives.get(worker_id)) is None:
+            return
+        self._pids[worker_id] = pid
+        if status is not None and not life.done():
+            life.set_result(status)
+
+    def _lose(self) -> None:
+        """Do in its place what can be done."""
+        if self._lost.is_set():
+            return
+        self._lost.set()
+        log.critical("nursery.lost processes=%d", len(self._pids))
+        asyncio.get_running_loop().remove_reader(self._end.fileno())
+        for pid in self._pids.values():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        for life in self._lives.values():
+            if not life.done():
+                life.set_exception(NurseryLost())
+
+
+def _serve(work: Work, end: Connection, other_end: Connection) -> None:
+    """Fork, and tell what becomes of it, until the other end is closed; then have all stop."""
+    other_end.close()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    woken, waking = os.pipe()
+    os.set_blocking(waking, False)
+    signal.set_wakeup_fd(waking)
+    signal.signal(signal.SIGCHLD, _wake)
+    children: dict[UUID, BaseProcess] = {}
+    stopping = ended = False
+    while children or not ended:
+        for ready in wait([woken] if ended else [woken, end]):
+            if ready == woken:
+                os.read(woken, 4096)
+                _tell_the_ended(children, end)
+                continue
+            try:
+                wanted = cast("tuple[UUID, UUID | None] | None", end.recv())
+            except (EOFError, OSError):
+                ended = True
+                wanted = None
+            if wanted is not None:
+                worker_id, only = wanted
+                child = children[worker_id] = _FORK.Process(target=_child, args=(work, end, worker_id, only))
+                child.start()
+                _tell(end, worker_id, child)
+            stopping |= wanted is None
+            if stopping:
+                for child in children.values():
+                    child.terminate()
+
+
+def _child(work: Work, end: Connection, worker_id: UUID, only: UUID | None) -> None:
+    """Work as a process does that was started otherwise."""
+    end.close()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
+    work(worker_id, only)
+
+
+def _tell_the_ended(children: dict[UUID, BaseProcess], end: Connection) -> None:
+    for worker_id, child in list(children.items()):
+        if child.exitcode is not None:
+            del children[worker_id]
+            _tell(end, worker_id, child)
+
+
+def _tell(end: Connection, worker_id: UUID, child: BaseProcess) -> None:
+    with suppress(OSError):  # Nobody is left to hear it.
+        end.send((worker_id, child.pid, child.exitcode))
+
+
+def _wake(_number: int, _frame: FrameType | None) -> None:
+    """Do nothing: with a handler of its own, the signal is written into the pipe."""
