@@ -12,7 +12,7 @@ LOCK := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --gen
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-faults test-mutations check lint types contracts format lock key migrate api worker bench-relay bench-queue clean
+.PHONY: help install run test test-faults test-mutations check lint types contracts format lock key migrate api worker bench-relay bench-queue bench-batch clean
 
 help: ## List every verb.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -68,6 +68,9 @@ bench-relay: $(VENV)/development ## Measure the relay and the worker against wha
 
 bench-queue: $(VENV)/development ## Measure the queue against arq and against bare PostgreSQL (ARGS="--rounds 5").
 	$(RUN) -m benchmarks.queue $(ARGS)
+
+bench-batch: $(VENV)/development ## Measure batches against single runs and bare servers, and what they cost others (ARGS="--rounds 5").
+	$(RUN) -m benchmarks.batch $(ARGS)
 
 clean: ## Remove what was installed and cached; the data of `make run` in .local stay.
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -213,6 +213,12 @@ class Settings(BaseSettings):
     run_retention_days: float = Field(default=30, gt=0)
     """Life of stateless runs and of batches in PostgreSQL after their end; other runs live as long as their thread."""
 
+    @property
+    def most_items_of_a_batch(self) -> int:
+        """How many items a batch may have to be ever accepted: none that no waiting makes room for."""
+        limits = (self.max_batch_items, self.max_batch_unfinished_per_tenant, self.max_batch_unfinished)
+        return min(limit for limit in limits if limit)
+
     failpoints: Annotated[list[Trap], NoDecode, BeforeValidator(_traps)] = Field(default_factory=list[Trap])
     """Where this process is to die or to freeze; for tests, given as `name=kill` or `name=freeze@passes`."""
 

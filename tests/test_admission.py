@@ -17,7 +17,7 @@ from shared.errors import Limit, QueueFull
 from shared.runs import Admission, Query, Strategy, accept
 from shared.settings import Settings
 from tests.client import Client
-from tests.problems import problem_of
+from tests.problems import errors_of, problem_of
 from tests.service import Service
 from tests.stage import Stage
 
@@ -186,6 +186,7 @@ async def test_batches_count_against_their_own_limits_only(service: Service) -> 
             batch = (await submit(client, 2)).json()
             database.execute("UPDATE runs SET created_at = now() - interval '1 hour', rung_at = created_at")
             await refuse_batch(database, submit(client, 2), 429, "tenant_batches_full")
+            assert errors_of(await submit(client, 4)) == {("/items", "too_long")}  # That would never fit in.
             assert (await submit(other, 2)).status_code == httpx.codes.ACCEPTED
             await refuse_batch(database, submit(other, 1), 503, "batches_full")
             for asking in (client, other):

@@ -234,6 +234,41 @@ async def test_later_is_waited_for_and_a_stream_without_its_end_resumed(terminal
     assert "503" in ended.told
 
 
+class Full(BaseHTTPRequestHandler):
+    """A service that has no room for the batch, whenever it is asked."""
+
+    def do_POST(self) -> None:
+        """Say so."""
+        for _ in iter(lambda: self.rfile.readline().strip(), b"0"):
+            pass  # The body comes in chunks, the last of which is empty.
+        said = json.dumps({"title": "Too Many Requests", "detail": "More runs would be unfinished than may, 5."})
+        self.send_response(429)
+        self.send_header("Retry-After", "1")
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said.encode())
+
+    def log_message(self, format: str, *_: object) -> None:  # noqa: A002  (named so by the class)
+        """Say nothing."""
+
+
+async def test_a_service_that_stays_full_is_waited_for_as_long_as_one_likes(terminal: Terminal) -> None:
+    submit = "submit", terminal.file("rows.jsonl", rows(3)), "--agent", "echo"
+    service = terminal.url
+    with ThreadingHTTPServer(("127.0.0.1", 0), Full) as full:
+        Thread(target=full.serve_forever, daemon=True).start()
+        terminal.url = f"http://127.0.0.1:{full.server_port}"
+        given_up = await terminal.run(*submit, "--wait", "0.5")
+        full.shutdown()
+    terminal.url = service
+    later = await terminal.run(*submit)
+
+    assert given_up.status == 3
+    assert "429: More runs would be unfinished than may, 5; waiting until it lets me." in given_up.told
+    assert "gave up" in given_up.told
+    assert (later.status, outputs_of(terminal.folder / "rows.results.jsonl")) == (0, echoes(3))
+
+
 async def test_a_terminal_shows_the_answer_growing_and_obeys_none_of_it(terminal: Terminal) -> None:
     shown = await asyncio.to_thread(_on_a_terminal, terminal, "red \x1b[31m alert \x1b]0;title\x07")
 

@@ -57,7 +57,7 @@ class Intake:
         """
         limits = Limits(self._settings.max_body_bytes)
         cutter = Members(limits) if parameters is None else Lines(limits)
-        check = _Check(items, self._settings.max_batch_items, lines=parameters is not None)
+        check = _Check(items, self._settings.most_items_of_a_batch, lines=parameters is not None)
         digest = hashlib.sha256(request.url.query.encode() + b"\n")
         try:
             async for chunk in _gathered(chunks_of(request, self._settings.max_batch_body_bytes)):

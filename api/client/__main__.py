@@ -68,6 +68,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help=f"how long to try while the service is out of reach (default: {PATIENCE_SECONDS:.0f})",
     )
+    who.add_argument(
+        "--wait",
+        type=float,
+        metavar="SECONDS",
+        help="how long to try while the service is full and says: later (default: for as long as it says so)",
+    )
 
     parser = argparse.ArgumentParser(
         prog="python -m api.client",
@@ -210,7 +216,7 @@ def _cancel(options: argparse.Namespace) -> int:
 
 
 def _connection(options: argparse.Namespace, tell: Callable[[str], None]) -> Connection:
-    return Connection(_caller(options), tell, patience_seconds=options.patience)
+    return Connection(_caller(options), tell, patience_seconds=options.patience, wait_seconds=options.wait)
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from math import inf
 from typing import Any, Self
 
 import httpx
@@ -59,7 +60,9 @@ class _Passing(Exception):
 class Connection:
     """The service, for as long as a command takes."""
 
-    def __init__(self, caller: Caller, tell: Callable[[str], None], *, patience_seconds: float) -> None:
+    def __init__(
+        self, caller: Caller, tell: Callable[[str], None], *, patience_seconds: float, wait_seconds: float | None
+    ) -> None:
         self._http = httpx.Client(
             base_url=caller.url + API,
             headers={"X-API-Key": caller.key, "X-User-ID": caller.user_id, "Accept-Encoding": "identity"},
@@ -69,6 +72,7 @@ class Connection:
         self._host = caller.host
         self._tell = tell
         self._patience = patience_seconds
+        self._longest_wait = wait_seconds
         self.known = False
         """Whether this is the right address for all we know."""
         self._trouble_since: float | None = None
@@ -180,7 +184,7 @@ class Connection:
         """Wait for so long as the service asks for, or a little longer each time.
 
         Raises:
-            OutOfReach: it has lasted too long.
+            OutOfReach: it has lasted for longer than patience, or than it may where the service asks to be asked later.
         """
         now = time.monotonic()
         if self._trouble_since is None:
@@ -188,11 +192,13 @@ class Connection:
         lasted, patience = now - self._trouble_since, self._patience
         if not self.known:
             patience = min(patience, STRANGER_SECONDS)
-        if trouble.retry_after is None and lasted >= patience:
+        if trouble.retry_after is not None:
+            patience = inf if self._longest_wait is None else self._longest_wait
+        if lasted >= patience:
             raise OutOfReach(f"{trouble}; gave up after {lasted:.0f} s.")
         if not trouble.expected and self._told != str(trouble):
             self._told = str(trouble)
-            self._tell(f"{trouble}; trying again.")
+            self._tell(f"{trouble}; {'trying again' if trouble.retry_after is None else 'waiting until it lets me'}.")
         pause = min(FIRST_PAUSE_SECONDS * 2**self._tries, LONGEST_PAUSE_SECONDS)
         self._tries = min(self._tries + 1, 10)
         time.sleep(max(trouble.retry_after or 0, pause * random.uniform(0.5, 1)))  # noqa: S311

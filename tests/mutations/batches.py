@@ -94,6 +94,13 @@ MUTATIONS = [
         BATCHES + "test_a_bad_item_is_named_and_nothing_is_stored",
     ),
     Mutation(
+        "a batch asked to wait for room that there never is",
+        "api/batches/intake.py",
+        "self._settings.most_items_of_a_batch",
+        "self._settings.max_batch_items",
+        "tests/test_admission.py::test_batches_count_against_their_own_limits_only",
+    ),
+    Mutation(
         "a custom_id taken twice",
         "api/batches/intake.py",
         "self._custom_ids.add(item.custom_id)",

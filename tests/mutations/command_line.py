@@ -76,6 +76,13 @@ MUTATIONS = [
         TESTS + "test_later_is_waited_for_and_a_stream_without_its_end_resumed",
     ),
     Mutation(
+        "a full service waited for without an end",
+        "api/client/connection.py",
+        "patience = inf if self._longest_wait is None else self._longest_wait",
+        "patience = inf",
+        TESTS + "test_a_service_that_stays_full_is_waited_for_as_long_as_one_likes",
+    ),
+    Mutation(
         "a terminal that obeys the answer",
         "api/client/terminal.py",
         'return _OBEYED.sub("\\N{REPLACEMENT CHARACTER}", text)',
