@@ -10,6 +10,7 @@ import inspect
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -22,6 +23,7 @@ from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.models import Model, infer_model, parse_model_id
 from pydantic_ai.models.fallback import FallbackModel
 from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.providers import infer_provider_class
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.settings import Settings, WrongSettings
@@ -177,6 +179,13 @@ def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[
     if served.script is not None:
         return served.script(settings.scripted_tokens_per_second)
     raise _Unservable("has no model: give the agent one or set MODEL")
+
+
+def import_model(settings: Settings) -> None:
+    """Import what a configured model needs, so that processes that are forked need not; none is made."""
+    with suppress(Exception):  # Who makes it says what is wrong.
+        provider = infer_provider_class(parse_model_id(settings.model or "")[0] or "")
+        importlib.import_module(provider.__module__.replace(".providers.", ".models."))
 
 
 def _configured_model(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | None) -> Model:

@@ -18,6 +18,7 @@ from shared.lanes import Lanes
 from shared.runs.take_back import declare_dead
 from shared.settings import Settings
 from shared.sweeper import Sweeper
+from worker.catalog import import_model
 from worker.nursery import Nursery, NurseryLost
 from worker.process import work
 
@@ -32,6 +33,7 @@ HEALTHY_SECONDS = 30.0
 def keep(settings: Settings, processes: int) -> None:
     """Keep so many workers running until told to stop."""
     logs.configure(settings)
+    import_model(settings)
     with Nursery(partial(work, settings)) as nursery:
         failpoints.arm(settings.failpoints)
         uvloop.run(_keep(settings, processes, nursery))

@@ -10,6 +10,7 @@ import uvloop
 from shared import failpoints, logs
 from shared.settings import Settings
 from worker.app import App
+from worker.catalog import import_model
 from worker.nursery import Nursery
 
 
@@ -19,6 +20,7 @@ def work(settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
     if only is not None:
         uvloop.run(_work(settings, worker_id, only, None))
         return
+    import_model(settings)
     with Nursery(partial(work, settings)) as nursery:
         failpoints.arm(settings.failpoints)
         uvloop.run(_work(settings, worker_id, None, nursery))
