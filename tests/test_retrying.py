@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 
 import pytest
 from openai import AsyncOpenAI
@@ -33,9 +34,15 @@ async def ask(url: str, *models: str, tries: int, give_up_at: float = math.inf) 
             return await result.get_output()
 
 
-async def test_a_model_that_recovers_is_asked_until_it_does() -> None:
+async def test_a_model_that_recovers_is_asked_until_it_does_and_no_sooner_than_it_says(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with fake_openai.running() as url:
         assert "hello" in await ask(url, "flaky-2", tries=3)
+
+    pauses = [float(pause) for pause in re.findall(r"pause=(\S+)", caplog.text)]
+    assert len(pauses) == 2
+    assert min(pauses) >= fake_openai.RETRY_AFTER_SECONDS
 
 
 async def test_a_model_that_does_not_recover_is_given_up() -> None:

@@ -29,6 +29,20 @@ MUTATIONS = [
         RETRYING + "test_a_model_that_asks_for_more_time_than_there_is_is_given_up_at_once",
     ),
     Mutation(
+        "a provider that is asked sooner than it says",
+        "worker/retrying.py",
+        "else asked + jitter",
+        "else jitter",
+        RETRYING + "test_a_model_that_recovers_is_asked_until_it_does_and_no_sooner_than_it_says",
+    ),
+    Mutation(
+        "no valid output told as the agent's mistake",
+        "worker/job.py",
+        "attempt.failed(FailureCode.OUTPUT_INVALID,",
+        "attempt.failed(FailureCode.AGENT_ERROR,",
+        "tests/test_model_trouble.py::test_a_model_that_never_gets_it_right_is_told_apart",
+    ),
+    Mutation(
         "several models of which none is asked again",
         "worker/retrying.py",
         "except (ModelAPIError, FallbackExceptionGroup) as error:",

@@ -176,7 +176,7 @@ _LET_GO""",
         "worker/retrying.py",
         "if tried >= self._tries or pause is None:",
         "if tried:",
-        RETRYING + "test_a_model_that_recovers_is_asked_until_it_does",
+        RETRYING + "test_a_model_that_recovers_is_asked_until_it_does_and_no_sooner_than_it_says",
     ),
     Mutation(
         "two operators, two runs",
@@ -257,6 +257,13 @@ _LET_GO""",
           AND (cancel_requested_at IS NULL OR CAST(:status AS text) = 'cancelled')
         RETURNING *""",
         CANCELLING + "test_an_answer_that_is_stored_after_the_wish_wins_over_it",
+    ),
+    Mutation(
+        "a query that waits although it would not",
+        "shared/runs/accept.py",
+        "                    raise ThreadBusy(busy)\n",
+        "                    superseded = []\n",
+        CANCELLING + "test_a_query_that_would_not_wait_is_refused_while_a_run_is_unfinished",
     ),
     Mutation(
         "an interrupt that leaves the running run alone",
