@@ -41,7 +41,7 @@ def say_and_wait(folder: Path, worker_id: UUID, only: UUID | None) -> None:
     """Work until told to stop, where nobody else ends it."""
     del only
     (folder / str(worker_id)).write_text(str(os.getpid()))
-    time.sleep(600)
+    time.sleep(90)
 
 
 def end(worker_id: UUID, only: UUID | None) -> None:
