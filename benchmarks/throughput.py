@@ -23,6 +23,8 @@ from shared.clock import new_id
 from shared.lanes import Lane, Lanes, Ring, key
 
 RUNS = 1000
+WARM_UP = 100
+"""Runs that new workers answer before: their connections and statements are prepared then, as they are in service."""
 AGENT = "words"
 POOL = "default"
 FILLING = "filling"
@@ -31,7 +33,9 @@ LOOK_SECONDS = 0.05
 TARGET = 0.5
 TARGET_OF_TWO = 1.6
 
-_EMPTY = "TRUNCATE runs, threads, messages, transcripts, workers CASCADE"
+_FORGET = "TRUNCATE runs, threads, messages, transcripts"
+
+_EMPTY = f"{_FORGET}, workers CASCADE"
 
 _FILL = """
     WITH ids AS (
@@ -50,7 +54,8 @@ _FILL = """
 _LEFT = "SELECT count(*) FROM runs WHERE finished_at IS NULL"
 
 _TOOK = """
-    SELECT extract(epoch FROM max(finished_at) - min(started_at)), count(*) FILTER (WHERE status = 'succeeded')
+    SELECT extract(epoch FROM max(finished_at) - min(started_at)), count(*),
+        count(*) FILTER (WHERE status = 'succeeded')
     FROM runs
 """
 
@@ -83,9 +88,9 @@ class Queue:
             connection.execute(_EMPTY)
         await self.on.redis.flushall()
 
-    def fill(self) -> list[UUID]:
+    def fill(self, runs: int = RUNS) -> list[UUID]:
         """Store runs, each of a thread of its own or of none."""
-        run_ids = [new_id() for _ in range(RUNS)]
+        run_ids = [new_id() for _ in range(runs)]
         with self.connect() as connection:
             connection.execute(
                 _FILL,
@@ -105,14 +110,16 @@ class Queue:
         await self.on.redis.rename(key(FILLING, Lane.INTERACTIVE), key(POOL, Lane.INTERACTIVE))
 
     async def emptied(self) -> float:
-        """Wait until all runs have ended; tell how many did a second."""
+        """Wait until all runs have ended, and forget them; tell how many did a second."""
         with self.connect() as connection:
             while (left := connection.execute(_LEFT).fetchone()) and left[0]:  # noqa: ASYNC110  (other processes)
                 await asyncio.sleep(LOOK_SECONDS)
             took = connection.execute(_TOOK).fetchone()
+            connection.execute(_FORGET)
         assert took
-        assert took[1] == RUNS, f"{took[1]} of {RUNS} succeeded"
-        return RUNS / float(took[0])
+        seconds, runs, succeeded = took
+        assert succeeded == runs, f"{succeeded} of {runs} succeeded"
+        return runs / float(seconds)
 
     @contextmanager
     def costs(self, pids: list[int]) -> Generator[list[float]]:
@@ -130,6 +137,8 @@ async def ours(queue: Queue, processes: int) -> Pace:
     workers = [queue.on.service.begin("benchmarks.noop_worker") for _ in range(processes)]
     for worker in workers:
         await asyncio.to_thread(worker.await_line, r"worker\.ready")
+    await queue.ring(queue.fill(WARM_UP))
+    await queue.emptied()
     run_ids = queue.fill()
     with queue.costs([worker.process.pid for worker in workers]) as costs:
         await queue.ring(run_ids)

@@ -174,6 +174,11 @@ class Append:
     ttl_seconds: int
 
 
+def end_of(run: Any, ttl_seconds: int) -> Append:
+    """Say what is to be appended at the end of a run, from its row."""
+    return Append(run.id, BEFORE_ALL, [end_entry(run)], ttl_seconds)
+
+
 def key(run_id: UUID) -> str:
     """Name the stream of a run, and the channel that announces its entries."""
     return f"log:{run_id}"
@@ -238,4 +243,4 @@ class EventLog:
 
     async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
         """Append the ends of these runs, from their rows; those that stand there already are left as they are."""
-        await self.append([Append(run.id, BEFORE_ALL, [end_entry(run)], ttl_seconds) for run in runs])
+        await self.append([end_of(run, ttl_seconds) for run in runs])

@@ -23,6 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.batches import cancel_some, release, with_room
+from shared.database import transact
 from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
 from shared.judge import Judge
@@ -175,8 +176,7 @@ class Sweeper:
 
     async def sweep(self) -> None:
         """Look whether there is anything to do, and do it."""
-        async with self._database.connect() as connection:
-            seen = (await connection.execute(_LOOK, {"untold_seconds": UNTOLD_SECONDS})).one()
+        seen = (await transact(self._database, _LOOK, {"untold_seconds": UNTOLD_SECONDS}))[0]
         if seen.held_by_the_dead or seen.overdue:
             await self.take_back()
         if seen.cancelling:

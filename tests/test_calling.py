@@ -31,12 +31,12 @@ def job(stage: Stage, lanes: Rung, database_url: str) -> Job:
     settings = Settings(database_url=database_url, redis_url="redis://none", max_running_per_user=1)
     nothing: Any = None
 
-    async def tell_ends(*_: Any) -> None: ...
+    async def tell_end(*_: Any) -> None: ...
 
     def end_told(_: UUID) -> None: ...
 
-    log, roster = SimpleNamespace(tell_ends=tell_ends), SimpleNamespace(end_told=end_told)
-    return Job(settings, stage.database, lanes, cast("Any", log), nothing, cast("Any", roster), nothing, nothing, {})
+    publisher, roster = SimpleNamespace(tell_end=tell_end), SimpleNamespace(end_told=end_told)
+    return Job(settings, stage.database, lanes, cast("Any", publisher), cast("Any", roster), nothing, nothing, {})
 
 
 async def take(stage: Stage, run_id: UUID) -> Any:

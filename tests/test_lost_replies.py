@@ -31,6 +31,7 @@ from worker.lease import Row
 from worker.roster import Roster
 
 COMMIT = b"COMMIT"
+"""What a session says last. A transaction of one statement is told by a value instead: it is prepared without any."""
 
 
 @pytest.fixture
@@ -129,13 +130,13 @@ async def test_an_answer_that_was_stored_is_told_and_not_stored_again(
 ) -> None:
     claimed = await stage.claimed(await stage.query(), await stage.worker())
     nothing: Any = None
-    job = Job(settings, engine, nothing, nothing, nothing, nothing, nothing, nothing, {})
+    job = Job(settings, engine, nothing, nothing, nothing, nothing, nothing, {})
     ending = Ending(status=RunStatus.SUCCEEDED, text="Yes.", last_entry=1, usage={"requests": 1})
-    link.lose_reply(COMMIT)
+    link.lose_reply(claimed.run_id.bytes)
 
     row = await job._finish(claimed, ending)  # pyright: ignore[reportPrivateUsage]
 
-    assert link.lost_replies == [COMMIT]
+    assert link.lost_replies == [claimed.run_id.bytes]
     assert row is not None
     assert (row.id, row.status, row.output) == (claimed.run_id, "succeeded", "Yes.")
     assert await stage.answers() == ["Yes."]
@@ -163,7 +164,7 @@ async def test_a_run_that_was_claimed_without_the_worker_knowing_is_let_go(
 ) -> None:
     run_id, worker_id, lanes = await stage.query(), await stage.worker(), Rung()
     roster = Roster(engine, lanes)
-    link.lose_reply(COMMIT)
+    link.lose_reply(run_id.bytes)
 
     with pytest.raises(OperationalError), roster.taking(run_id):
         await claim(engine, run_id, worker_id, isolated=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -243,3 +245,42 @@ async def test_redis_that_comes_back_is_told_what_waited(desk: Desk) -> None:
     await telling.flushed()
 
     assert story(await desk.read(telling)) == ["1-1 message_started", "1-2 Hello"]
+
+
+def ended() -> Any:
+    """Make the row of a run that has ended."""
+    return SimpleNamespace(
+        id=uuid4(),
+        attempt=1,
+        status="succeeded",
+        output="Yes.",
+        partial_output=None,
+        last_entry=2,
+        usage={},
+        error=None,
+    )
+
+
+async def test_ends_go_with_whatever_is_told_in_that_moment(desk: Desk) -> None:
+    telling, rows = desk.telling(), [ended(), ended()]
+    async with desk.held():
+        telling.tell(BEGUN)
+        await asyncio.sleep(0)
+        ends = [asyncio.create_task(desk.publisher.tell_end(row, TTL)) for row in rows]
+        await asyncio.sleep(0.05)
+    await asyncio.gather(*ends)
+
+    assert sorted(desk.log.sizes) in ([1, 2], [3])
+    for row in rows:
+        [end] = await desk.log.read(row.id)
+        assert (end.id, end.event) == (Id(2, 0), "message_complete")
+
+
+async def test_an_end_that_cannot_be_told_holds_nobody_up(desk: Desk) -> None:
+    desk.log.away = True
+
+    with pytest.raises(RedisAway):
+        await desk.publisher.tell_end(ended(), TTL)
+
+    desk.log.away = False
+    await desk.publisher.tell_end(ended(), TTL)

@@ -69,7 +69,6 @@ class App:
             settings,
             self._database,
             lanes,
-            event_log,
             self._publisher,
             self._roster,
             self._batch_ends,

@@ -21,7 +21,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.database import is_away, is_ours
-from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
 from shared.failures import FailureCode
 from shared.lanes import Lanes
@@ -72,7 +71,6 @@ class Job:
         settings: Settings,
         database: AsyncEngine,
         lanes: Lanes,
-        event_log: EventLog,
         publisher: Publisher,
         roster: Roster,
         batch_ends: BatchEnds,
@@ -82,7 +80,6 @@ class Job:
         self._settings = settings
         self._database = database
         self._lanes = lanes
-        self._event_log = event_log
         self._publisher = publisher
         self._roster = roster
         self._batch_ends = batch_ends
@@ -220,7 +217,7 @@ class Job:
             return
         reached(Failpoint.RUN_STORED)
         try:
-            await self._event_log.tell_ends([row], self._settings.log_retention_seconds)
+            await self._publisher.tell_end(row, self._settings.log_retention_seconds)
             reached(Failpoint.END_TOLD)
             self._roster.end_told(claimed.run_id)
         except (RedisError, OSError) as away:

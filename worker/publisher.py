@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, text_body
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, text_body
 from shared.growth import growth
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,20 @@ class Telling:
         self._changed(self)
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """The end of a run, and who waits until it is told."""
+
+    append: Append
+    told: asyncio.Future[None]
+
+
+def _give_up(ends: Iterable[_End], error: Exception) -> None:
+    for end in ends:
+        if not end.told.done():
+            end.told.set_exception(error)
+
+
 class Publisher:
     """All tellings of a process, one round trip after the other."""
 
@@ -144,11 +159,23 @@ class Publisher:
         self._event_log = event_log
         self._is_mine = is_mine
         self._changed: dict[Telling, None] = {}
+        self._ends: list[_End] = []
         self._stirred = asyncio.Event()
 
     def begin(self, run_id: UUID, attempt: int, ttl_seconds: int, fenced: Callable[[], None]) -> Telling:
         """Open the telling of an attempt; `fenced` is called when a later one, or the end, stands in the log."""
         return Telling(run_id, attempt, ttl_seconds, changed=self._note, fenced=fenced)
+
+    async def tell_end(self, run: Any, ttl_seconds: int) -> None:
+        """Tell the end of a run from its row, together with whatever is told in that moment.
+
+        Raises:
+            RedisError, OSError: it is not tried again; a sweeper tells it.
+        """
+        end = _End(end_of(run, ttl_seconds), asyncio.get_running_loop().create_future())
+        self._ends.append(end)
+        self._stirred.set()
+        await end.told
 
     async def run(self) -> None:
         """Publish for ever."""
@@ -156,13 +183,16 @@ class Publisher:
             await self._stirred.wait()
             self._stirred.clear()
             tellings, self._changed = self._changed, {}
+            ends, self._ends = self._ends, []
             try:
-                await self._publish(list(tellings))
+                await self._publish(list(tellings), ends)
             except (RedisError, OSError) as away:
                 log.warning("publisher.redis_away error=%r", away)
+                _give_up(ends, away)
                 await self._later(tellings)
-            except Exception:
+            except Exception as error:
                 log.exception("publisher.failed")
+                _give_up(ends, error)
                 await self._later(tellings)
 
     async def _later(self, tellings: Iterable[Telling]) -> None:
@@ -174,12 +204,15 @@ class Publisher:
         self._changed[telling] = None
         self._stirred.set()
 
-    async def _publish(self, tellings: list[Telling]) -> None:
+    async def _publish(self, tellings: list[Telling], ends: list[_End]) -> None:
         sending = [(telling, append) for telling in tellings if (append := telling.next())]
-        if not sending:
+        if not sending and not ends:
             return
-        outcomes = await self._event_log.append([append for _, append in sending])
-        for (telling, _), outcome in zip(sending, outcomes, strict=True):
+        outcomes = await self._event_log.append([append for _, append in sending] + [end.append for end in ends])
+        for end in ends:
+            if not end.told.done():
+                end.told.set_result(None)
+        for (telling, _), outcome in zip(sending, outcomes, strict=False):
             if outcome is Outcome.LOST:
                 await self._recover(telling)
                 continue

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.database import transact
 from shared.runs.running import NO_QUOTA, Quota
 from shared.tables import Begun
 
@@ -51,6 +52,9 @@ class Exchange:
     """The model's own messages, where they are known."""
 
 
+FIRST_SEQ = 1
+"""Of the first run of a thread: there is nothing before it."""
+
 _CLAIM = text("""
     UPDATE runs AS run
     SET status = 'running', attempt = attempt + 1, worker_id = :worker_id, started_at = coalesce(started_at, now()),
@@ -71,7 +75,7 @@ _CLAIM = text("""
         (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
 """)
 
-_IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' FROM runs WHERE id = :run_id")
+_IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' AS is_suspect FROM runs WHERE id = :run_id")
 
 _SET_ASIDE = text("""
     UPDATE runs SET rung_at = now() + make_interval(secs => :seconds)
@@ -87,7 +91,7 @@ _EARLIER = text("""
     ORDER BY seq
 """)
 
-_IS_MINE = text("SELECT EXISTS (SELECT FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running')")
+_IS_MINE = text("SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'")
 
 
 async def claim(
@@ -99,16 +103,12 @@ async def claim(
     or tenant as many run as may is passed over, see `running.py`.
     """
     try:
-        async with database.begin() as connection:
-            if await quota.pass_over(connection, run_id, isolated=isolated):
-                return None
-            row = (
-                await connection.execute(_CLAIM, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated})
-            ).one_or_none()
+        rows = await _claim(database, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated}, quota)
     except IntegrityError:  # `one_running_run_a_thread`: an earlier run of the thread was claimed in this instant.
         return None
-    if row is None:
+    if not rows:
         return None
+    row = rows[0]
     return Claim(
         run_id=row.id,
         attempt=row.attempt,
@@ -129,10 +129,19 @@ async def claim(
     )
 
 
+async def _claim(database: AsyncEngine, values: dict[str, Any], quota: Quota) -> Sequence[Any]:
+    if not quota:
+        return await transact(database, _CLAIM, values)
+    async with database.begin() as connection:
+        if await quota.pass_over(connection, values["run_id"], isolated=values["isolated"]):
+            return []
+        return (await connection.execute(_CLAIM, values)).all()
+
+
 async def is_suspect(database: AsyncEngine, run_id: UUID) -> bool:
     """Tell whether a queued run could not be claimed because a worker died under it."""
-    async with database.connect() as connection:
-        return bool(await connection.scalar(_IS_SUSPECT, {"run_id": run_id}))
+    rows = await transact(database, _IS_SUSPECT, {"run_id": run_id})
+    return bool(rows and rows[0].is_suspect)
 
 
 async def set_aside(database: AsyncEngine, run_id: UUID, seconds: float) -> bool:
@@ -143,14 +152,12 @@ async def set_aside(database: AsyncEngine, run_id: UUID, seconds: float) -> bool
 
 async def earlier_exchanges(database: AsyncEngine, claimed: Claim) -> Sequence[Exchange]:
     """Read what the thread holds before this run: what succeeded and what was interrupted, never what failed."""
-    if claimed.thread_id is None:
+    if claimed.thread_id is None or claimed.seq == FIRST_SEQ:
         return []
-    async with database.connect() as connection:
-        rows = await connection.execute(_EARLIER, {"thread_id": claimed.thread_id, "seq": claimed.seq})
+    rows = await transact(database, _EARLIER, {"thread_id": claimed.thread_id, "seq": claimed.seq})
     return [Exchange(row.query, row.answer, row.messages) for row in rows]
 
 
 async def is_mine(database: AsyncEngine, run_id: UUID, attempt: int) -> bool:
     """Tell whether the attempt still holds the run."""
-    async with database.connect() as connection:
-        return bool(await connection.scalar(_IS_MINE, {"run_id": run_id, "attempt": attempt}))
+    return bool(await transact(database, _IS_MINE, {"run_id": run_id, "attempt": attempt}))

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.database import transact
 from shared.lanes import Ring
 from shared.runs.claim import Claim
 from shared.tables import Begun, RunStatus
@@ -96,12 +97,14 @@ _ENDED_ROW = text(f"""
     SELECT {END_COLUMNS} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
 """)  # noqa: S608  (a constant)
 
-_TOUCH_THREAD = text("UPDATE threads SET updated_at = now() WHERE id = :thread_id")
-
 _NEXT_IN_THREAD = text(f"""
+    WITH thread AS (
+        UPDATE threads SET updated_at = now() WHERE id = :thread_id RETURNING id
+    )
     UPDATE runs SET ring = ring + 1, rung_at = now()
     WHERE status = 'queued' AND due_at <= now() AND id = (
-        SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1
+        SELECT runs.id FROM runs JOIN thread ON thread_id = thread.id
+        WHERE status IN ('queued', 'running') ORDER BY seq LIMIT 1
     )
     RETURNING {RING_COLUMNS}
 """)  # noqa: S608  (a constant)
@@ -112,22 +115,22 @@ async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> Any |
 
     Returns the row that the end of the event log is written from; None where the run is no longer this attempt's.
     """
-    async with database.begin() as connection:
-        result = await connection.execute(
-            _FINISH,
-            {
-                "run_id": claimed.run_id,
-                "attempt": claimed.attempt,
-                "status": ending.status,
-                "text": ending.text,
-                "last_entry": ending.last_entry,
-                "error": None if ending.error is None else to_json(ending.error).decode(),
-                "usage": to_json(ending.usage).decode(),
-                "transcript": ending.transcript,
-                "model": ending.model,
-            },
-        )
-        return result.one_or_none()
+    rows = await transact(
+        database,
+        _FINISH,
+        {
+            "run_id": claimed.run_id,
+            "attempt": claimed.attempt,
+            "status": ending.status,
+            "text": ending.text,
+            "last_entry": ending.last_entry,
+            "error": None if ending.error is None else to_json(ending.error).decode(),
+            "usage": to_json(ending.usage).decode(),
+            "transcript": ending.transcript,
+            "model": ending.model,
+        },
+    )
+    return rows[0] if rows else None
 
 
 async def give_back(
@@ -137,19 +140,18 @@ async def give_back(
 
     None where the run is no longer this attempt's, or is to be cancelled: then finish it so.
     """
-    async with database.begin() as connection:
-        result = await connection.execute(
-            _GIVE_BACK,
-            {
-                "run_id": claimed.run_id,
-                "attempt": claimed.attempt,
-                "usage": to_json(usage).decode(),
-                "begun": begun,
-                "delay_seconds": delay_seconds,
-            },
-        )
-        row = result.one_or_none()
-    return None if row is None else ring_of(row, first=True)
+    rows = await transact(
+        database,
+        _GIVE_BACK,
+        {
+            "run_id": claimed.run_id,
+            "attempt": claimed.attempt,
+            "usage": to_json(usage).decode(),
+            "begun": begun,
+            "delay_seconds": delay_seconds,
+        },
+    )
+    return ring_of(rows[0], first=True) if rows else None
 
 
 async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | None:
@@ -157,28 +159,24 @@ async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | No
 
     Then it has ended by this; a sweeper tells it, and calls for the thread's next.
     """
-    async with database.begin() as connection:
-        row = (await connection.execute(_LET_GO, {"run_id": run_id, "attempt": attempt})).one_or_none()
-    return ring_of(row) if row is not None and row.status == RunStatus.QUEUED else None
+    rows = await transact(database, _LET_GO, {"run_id": run_id, "attempt": attempt})
+    return ring_of(rows[0]) if rows and rows[0].status == RunStatus.QUEUED else None
 
 
 async def ended_row(database: AsyncEngine, claimed: Claim) -> Any | None:
     """Read the end that this attempt stored, if it did."""
-    async with database.connect() as connection:
-        rows = await connection.execute(_ENDED_ROW, {"run_id": claimed.run_id, "attempt": claimed.attempt})
-        return rows.one_or_none()
+    rows = await transact(database, _ENDED_ROW, {"run_id": claimed.run_id, "attempt": claimed.attempt})
+    return rows[0] if rows else None
 
 
 async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> Ring | None:
     """After a run of the thread has ended: note the time, and call for the next one, if it waits.
 
-    Two transactions, after that of the end: a thread's row is never locked by somebody who holds a run's.
+    A transaction after that of the end: a thread's row is never locked by somebody who holds a run's. Who accepted a
+    run while this waited for the thread rings for it, and that it does not see.
     """
-    async with database.begin() as connection:
-        await connection.execute(_TOUCH_THREAD, {"thread_id": thread_id})
-    async with database.begin() as connection:
-        row = (await connection.execute(_NEXT_IN_THREAD, {"thread_id": thread_id})).one_or_none()
-    return None if row is None else ring_of(row)
+    rows = await transact(database, _NEXT_IN_THREAD, {"thread_id": thread_id})
+    return ring_of(rows[0]) if rows else None
 
 
 def ring_of(row: Any, *, first: bool = False) -> Ring:

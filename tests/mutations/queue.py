@@ -11,16 +11,17 @@ PULSE = "tests/test_pulse.py::"
 LANES = "tests/test_lanes.py::"
 SHARES = "tests/test_shares.py::"
 STOPPING = "tests/test_stopping.py::"
+TRANSACT = "tests/test_transact.py::"
 RETRYING = "tests/test_retrying.py::"
 
 MUTATIONS = [
     Mutation(
         "finish without the fence",
         "shared/runs/finish.py",
-        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
-        RETURNING *""",
-        """        WHERE id = :run_id AND CAST(:attempt AS int) > 0 AND status = 'running'
-        RETURNING *""",
+        """usage = CAST(:usage AS jsonb)
+        WHERE id = :run_id AND attempt = :attempt AND status""",
+        """usage = CAST(:usage AS jsonb)
+        WHERE id = :run_id AND CAST(:attempt AS int) > 0 AND status""",
         RUNS + "test_an_attempt_that_was_overtaken_finishes_nothing",
     ),
     Mutation(
@@ -229,9 +230,9 @@ _LET_GO""",
     ),
     Mutation(
         "a stop that is told as a loss",
-        "worker/job.py",
-        "attempt.usage, Begun.WORKER_STOPPING)",
-        "attempt.usage, Begun.WORKER_LOST)",
+        "worker/attempt.py",
+        "return Begun.WORKER_STOPPING",
+        "return Begun.WORKER_LOST",
         "tests/test_processes.py::test_a_worker_told_to_stop_gives_its_runs_back_at_once",
     ),
     Mutation(
@@ -251,11 +252,10 @@ _LET_GO""",
     Mutation(
         "a wish to cancel that undoes an answer",
         "shared/runs/finish.py",
-        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
-        RETURNING *""",
-        """        WHERE id = :run_id AND attempt = :attempt AND status = 'running'
-          AND (cancel_requested_at IS NULL OR CAST(:status AS text) = 'cancelled')
-        RETURNING *""",
+        """usage = CAST(:usage AS jsonb)
+        WHERE id = :run_id AND attempt""",
+        """usage = CAST(:usage AS jsonb)
+        WHERE (cancel_requested_at IS NULL OR CAST(:status AS text) = 'cancelled') AND id = :run_id AND attempt""",
         CANCELLING + "test_an_answer_that_is_stored_after_the_wish_wins_over_it",
     ),
     Mutation(
@@ -411,5 +411,40 @@ _LET_GO""",
         "if is_ours(error) and attempt",
         "if not is_ours(error) and attempt",
         "tests/test_servers_away.py::test_a_database_that_breaks_under_an_agent_each_time_is_the_agents_doing",
+    ),
+    Mutation(
+        "a connection used although its other end was closed",
+        "shared/database.py",
+        "if driver.closed or ends.poll(0):",
+        "if driver.closed:",
+        TRANSACT + "test_connections_that_were_closed_meanwhile_are_replaced_before_they_are_used",
+    ),
+    Mutation(
+        "a session without a transaction, after one of a statement",
+        "shared/database.py",
+        "                await_only(driver.set_autocommit(False))\n",
+        "",
+        TRANSACT + "test_a_session_on_the_same_connection_is_a_transaction_again",
+    ),
+    Mutation(
+        "a connection of ours that broke and is not known for it",
+        "shared/database.py",
+        "setattr(wrapped, _OURS, broke)",
+        "setattr(wrapped, _OURS, False)",
+        TRANSACT + "test_a_connection_that_breaks_under_it_is_ours",
+    ),
+    Mutation(
+        "a thread whose second run knows nothing of the first",
+        "shared/runs/claim.py",
+        "claimed.seq == FIRST_SEQ",
+        "claimed.seq <= FIRST_SEQ + 1",
+        CANCELLING + "test_a_running_run_is_cancelled_by_its_worker_with_what_it_had",
+    ),
+    Mutation(
+        "an end that is waited for without Redis",
+        "worker/publisher.py",
+        "                _give_up(ends, away)\n",
+        "",
+        "tests/test_publisher.py::test_an_end_that_cannot_be_told_holds_nobody_up",
     ),
 ]
