@@ -70,7 +70,7 @@ class Seen:
     p50_ms: float
     p99_ms: float
     mib: float = 0
-    """Memory at its highest, above what was held before."""
+    """Memory at its highest, above what was held before the first upload."""
     seconds: float = 0
     """How long the upload took."""
 
@@ -88,9 +88,9 @@ async def requests(api: Running, path: str, going_on: Callable[[], bool]) -> See
     return Seen(cuts[49], cuts[98])
 
 
-async def beside(api: Running, path: str, form: str, body: bytes) -> Seen:
+async def beside(api: Running, path: str, form: str, body: bytes, idle_bytes: int) -> Seen:
     """Ask while a batch arrives, again and again until enough was asked."""
-    before, highest, seconds = resident_bytes(api.process.pid), 0, list[float]()
+    highest, seconds = 0, list[float]()
     uploading = asyncio.create_task(asyncio.to_thread(upload, api, form, body))
 
     async def sample() -> None:
@@ -103,7 +103,7 @@ async def beside(api: Running, path: str, form: str, body: bytes) -> Seen:
     sampling = asyncio.create_task(sample())
     seen = await requests(api, path, lambda: not uploading.done())
     await sampling
-    return Seen(seen.p50_ms, seen.p99_ms, (highest - before) / (1 << 20), seconds[0])
+    return Seen(seen.p50_ms, seen.p99_ms, (highest - idle_bytes) / (1 << 20), seconds[0])
 
 
 def clear(on: Stage) -> None:
@@ -123,13 +123,21 @@ async def main(rounds: int) -> None:
             api = on.service.api()
             run_id = await post_run(port(api), "1 at 0", "words")
 
+            await requests(api, f"/runs/{run_id}", lambda: False)
+            idle_bytes = resident_bytes(api.process.pid)
+
             async def idle(api: Running = api, run_id: str = run_id) -> Seen:
                 return await requests(api, f"/runs/{run_id}", lambda: False)
 
             async def busy(
-                api: Running = api, run_id: str = run_id, form: str = form, body: bytes = body, on: Stage = on
+                api: Running = api,
+                path: str = f"/runs/{run_id}",
+                form: str = form,
+                body: bytes = body,
+                on: Stage = on,
+                idle_bytes: int = idle_bytes,
             ) -> Seen:
-                seen = await beside(api, f"/runs/{run_id}", form, body)
+                seen = await beside(api, path, form, body, idle_bytes)
                 clear(on)
                 await on.redis.flushdb()
                 return seen

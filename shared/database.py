@@ -47,11 +47,11 @@ POOL_TIMEOUT_SECONDS = 10
 """How long a call may wait for its turn; a burst is not an outage."""
 
 
-def connect(settings: Settings) -> AsyncEngine:
-    """Make the pool of connections; nothing is opened before it is needed."""
+def connect(settings: Settings, connections: int | None = None) -> AsyncEngine:
+    """Make a pool of so many connections, or of all that are set; nothing is opened before it is needed."""
     engine = create_async_engine(
         settings.database_url,
-        pool_size=settings.database_pool_size,
+        pool_size=connections or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
         connect_args={

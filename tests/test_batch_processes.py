@@ -23,6 +23,7 @@ from shared.runs.admission import Admission
 from shared.settings import Settings
 from tests.client import Client
 from tests.command import Terminal, batches_of, lines_of
+from tests.eventually import eventually
 from tests.service import Running, Service
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ Json = dict[str, Any]
 
 PATIENCE = {"LEASE_SECONDS": "2", "BEAT_SECONDS": "0.5"}
 MAX_CRASHES = 3
+WAITING = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
 COMMIT_SECONDS = 0.2
 """What a worker sent before it died has arrived by then."""
 
@@ -220,6 +222,25 @@ async def test_what_was_not_rung_is_swept(service: Service, database: AsyncEngin
         told = [line async for line in follow([api], client.user_id, str(accepted.batch.id))]
 
     check(told, 100)
+
+
+async def test_ends_of_a_batch_that_wait_for_each_other_hold_nobody_else_up(service: Service) -> None:
+    api = service.api()
+    service.worker(DATABASE_POOL_SIZE="2")
+    async with Client(api.url) as client:
+        batch_id = await submit(client, items_of(6, "0.5 seconds"), "slow")
+        with psycopg.connect(service.database_url) as holding, psycopg.connect(service.database_url) as looking:
+            holding.execute("SELECT FROM batches WHERE id = %s FOR UPDATE", [batch_id])
+            looking.autocommit = True
+            await asyncio.to_thread(eventually, lambda: looking.execute(WAITING).fetchall())
+            await asyncio.sleep(0.5)  # By now all of them wait: for the batch, or for a connection.
+            answer = await client.http.post(
+                "/agent/query", json={"agent_type": "echo", "query": "hello"}, headers={"Prefer": "wait=20"}
+            )
+        told = [line async for line in follow([api], client.user_id, batch_id)]
+
+    assert answer.status_code == httpx.codes.OK
+    assert [line["status"] for line in told if "cursor" in line] == ["succeeded"] * 6
 
 
 async def test_max_running_is_kept_whoever_dies(service: Service) -> None:

@@ -130,7 +130,8 @@ async def test_a_slot_that_a_batch_left_is_filled_at_once(
     monkeypatch.setattr(doorbell, "POP_SECONDS", 3600)  # The pop that lists no batch does not return by itself.
     answered: list[UUID] = []
 
-    async def answer(run_id: UUID) -> None:
+    async def answer(run_id: UUID, lane: Lane) -> None:
+        assert lane is BATCH
         await asyncio.sleep(0.01)
         answered.append(run_id)
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import VERSION, database, redis, runs
 from shared.event_log import EventLog
-from shared.lanes import Lanes
+from shared.lanes import Lane, Lanes
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 from worker.attempt import Stop
@@ -56,7 +56,10 @@ class App:
         self._only = only
         self._clients = AsyncExitStack()
         self._offers = load(settings, self._openai_http)
-        self._database = database.connect(settings)
+        of_batches = settings.database_pool_size // 2
+        self._database = database.connect(settings, settings.database_pool_size - of_batches)
+        self._database_of_batches = database.connect(settings, of_batches)
+        """Runs of batches end in crowds: nobody else waits for a connection behind them."""
         self._redis = redis.connect(settings)
         event_log, lanes = EventLog(self._redis), Lanes(self._redis)
         self._publisher = Publisher(event_log, self._is_mine)
@@ -65,16 +68,19 @@ class App:
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
         self._isolation = Isolation(settings, self._database, self._sweeper, nursery) if nursery else None
-        self._job = Job(
-            settings,
-            self._database,
-            lanes,
-            self._publisher,
-            self._roster,
-            self._batch_ends,
-            self._isolation,
-            self._offers,
-        )
+        self._jobs = {
+            lane: Job(
+                settings,
+                engine,
+                lanes,
+                self._publisher,
+                self._roster,
+                self._batch_ends,
+                self._isolation,
+                self._offers,
+            )
+            for lane, engine in ((Lane.INTERACTIVE, self._database), (Lane.BATCH, self._database_of_batches))
+        }
         self._lease = Lease(
             settings,
             VERSION,
@@ -107,7 +113,9 @@ class App:
             background.append(asyncio.create_task(self._courier.run()))
         if self._isolation is not None:
             background.append(asyncio.create_task(self._isolation.lost()))
-        working = asyncio.create_task(self._answer(self._only) if self._only else self._doorbell.main())
+        working = asyncio.create_task(
+            self._answer(self._only, Lane.INTERACTIVE) if self._only else self._doorbell.main()
+        )
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
         await _first(told, working, *background)
         await self._drain(working)
@@ -120,6 +128,7 @@ class App:
         await self._clients.aclose()
         await self._redis.aclose()
         await self._database.dispose()
+        await self._database_of_batches.dispose()
 
     def _openai_http(self) -> httpx2.AsyncClient:
         from worker.windowed_client import windowed_client  # noqa: PLC0415  (it takes long: only where it is needed)
@@ -146,9 +155,9 @@ class App:
         while (self._doorbell.tasks or len(self._roster)) and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _answer(self, run_id: UUID) -> None:
+    async def _answer(self, run_id: UUID, lane: Lane) -> None:
         if (worker_id := self._lease.worker_id) is not None:
-            await self._job.answer(run_id, worker_id)
+            await self._jobs[lane].answer(run_id, worker_id)
 
     async def _is_mine(self, run_id: UUID, attempt: int) -> bool:
         return await runs.is_mine(self._database, run_id, attempt)

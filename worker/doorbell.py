@@ -41,10 +41,10 @@ class Doorbell(Worker):
     """An arq worker whose slots are filled by blocking pops."""
 
     def __init__(
-        self, settings: Settings, answer: Callable[[UUID], Awaitable[None]], may_pop: Callable[[], bool]
+        self, settings: Settings, answer: Callable[[UUID, Lane], Awaitable[None]], may_pop: Callable[[], bool]
     ) -> None:
-        async def job(_: dict[Any, Any], run_id: str) -> None:
-            await answer(UUID(run_id))
+        async def job(context: dict[Any, Any], run_id: str) -> None:
+            await answer(UUID(run_id), self._popped_from[context["job_id"]])
 
         super().__init__(
             functions=[func(cast("Any", job), name=JOB)],
@@ -67,6 +67,8 @@ class Doorbell(Worker):
         self._listed: list[Lane] | None = None
         """The lanes of the pop in flight, until it is woken."""
         self._waking: asyncio.Task[None] | None = None
+        self._popped_from: dict[str, Lane] = {}
+        """The lanes of the jobs that have slots."""
         self._may_pop = may_pop
 
     async def main(self) -> None:
@@ -81,6 +83,7 @@ class Doorbell(Worker):
                 continue
             lane, member = popped
             self._shares.take(lane)
+            self._popped_from[member] = lane
             task = asyncio.create_task(self.run_job(member, 0))
             self.tasks[member] = task
             task.add_done_callback(partial(self._over, lane, member))
@@ -128,6 +131,7 @@ class Doorbell(Worker):
         self._slots.release()
         self._shares.free(lane)
         self.tasks.pop(member, None)
+        self._popped_from.pop(member, None)
         if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):
             self._wake()
         if not task.cancelled() and (error := task.exception()):

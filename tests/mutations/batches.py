@@ -80,6 +80,13 @@ MUTATIONS = [
         COUNTS + "test_a_run_of_a_batch_has_its_time_from_when_it_begins",
     ),
     Mutation(
+        "connections that runs of batches have to themselves",
+        "worker/app.py",
+        "(Lane.BATCH, self._database_of_batches)",
+        "(Lane.BATCH, self._database)",
+        "tests/test_batch_processes.py::test_ends_of_a_batch_that_wait_for_each_other_hold_nobody_else_up",
+    ),
+    Mutation(
         "what succeeded asked again in a retry",
         "shared/batches/retry.py",
         "WHERE batch_id = :batch_id AND status = 'failed'",
