@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import socket
 from contextlib import suppress
@@ -25,6 +26,12 @@ DOUBT_SECONDS = 0.3
 """What waits for so long is doubted."""
 SIGN_SECONDS = 1.5
 """How long a sign of life may take. With the doubt, it is less than callers are promised to wait for a refusal."""
+LONGEST_SIGN_SECONDS = 12.0
+FALSE_ALARM_SECONDS = 2.0
+"""A server that answers so soon after it was given up had not hung: it, or this machine, is slow. It gets twice as
+long from then on, or cutting off what waits would make the slow slower."""
+FORGIVEN_SECONDS = 60.0
+"""So long without another, a false alarm is forgotten."""
 LOOKS = 2
 """In so many parts: a loop that was busy for one of them hears in the next what had come meanwhile."""
 GIVE_UP_SECONDS = 1.0
@@ -43,9 +50,11 @@ class Connection(psycopg.AsyncConnection[Any]):
         """Wait for the server, as psycopg does for every statement, commit and rollback."""
         self.pulse.expect(self)
         try:
-            return await super().wait(gen, *arguments, **options)
+            answer = await super().wait(gen, *arguments, **options)
+            self.pulse.hear()
         finally:
             self.pulse.got(self)
+        return answer
 
     async def cancel_safe(self, *, timeout: float = GIVE_UP_SECONDS) -> None:  # noqa: ASYNC109  (psycopg's)
         """Ask the server to give a statement up whose caller has given up, but not for long."""
@@ -67,6 +76,8 @@ class Pulse:
         self._asking: asyncio.Task[None] | None = None
         self._hangs: asyncio.Future[None] | None = None
         """Done while the server hangs; of no loop before the first connection."""
+        self._sign_seconds, self._alarmed_at = SIGN_SECONDS, -math.inf
+        self._heard_at = -math.inf
 
     async def connect(self, **address: Any) -> Connection:
         """Connect as psycopg does, as long as the server does not hang."""
@@ -92,6 +103,10 @@ class Pulse:
             connection.cut()
         elif self._timer is None and self._asking is None:
             self._timer = loop.call_later(DOUBT_SECONDS, self._doubt)
+
+    def hear(self) -> None:
+        """Note that the server has answered something: it lives."""
+        self._heard_at = asyncio.get_running_loop().time()
 
     def got(self, connection: Connection) -> None:
         """Note that nobody waits on a connection any more."""
@@ -125,18 +140,26 @@ class Pulse:
         self._hangs.set_result(None)
         for waiting in self._waiting:
             waiting.cut()
+        loop = asyncio.get_running_loop()
+        given_up_at = loop.time()
         while not await self._answers():  # noqa: ASYNC110  (another machine)
             await asyncio.sleep(ASK_AGAIN_SECONDS)
         log.warning("pulse.database_answers")
-        self._hangs = asyncio.get_running_loop().create_future()
+        self._hangs = loop.create_future()
+        if loop.time() - given_up_at < FALSE_ALARM_SECONDS:
+            self._sign_seconds, self._alarmed_at = min(2 * self._sign_seconds, LONGEST_SIGN_SECONDS), loop.time()
 
     async def _answers(self, **address: Any) -> bool:
         """Tell whether there is a sign of life in time."""
-        asked = asyncio.create_task(_ask_for_life(**{**self._address, **address}))
+        asked_at = asyncio.get_running_loop().time()
+        if asked_at - self._alarmed_at > FORGIVEN_SECONDS:
+            self._sign_seconds = SIGN_SECONDS
+        patience = {"connect_timeout": math.ceil(self._sign_seconds) + 1}
+        asked = asyncio.create_task(_ask_for_life(**{**self._address, **address, **patience}))
         for _ in range(LOOKS):
-            await asyncio.wait([asked], timeout=SIGN_SECONDS / LOOKS)
+            await asyncio.wait([asked], timeout=self._sign_seconds / LOOKS)
         asked.cancel()
-        return asked.done() and asked.result()
+        return (asked.done() and asked.result()) or self._heard_at > asked_at + DOUBT_SECONDS
 
 
 async def _connect(kind: type[Connected], **address: Any) -> Connected:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared import database
+from shared import database, pulse
 from shared.clock import new_id
 from shared.embedded import PostgresServer
 from shared.migrations.upgrade import upgrade
@@ -119,6 +119,41 @@ async def test_a_server_that_takes_its_time_is_waited_for(engine: AsyncEngine, s
         holder.rollback()
 
     assert await locked == 0
+
+
+async def test_a_server_that_was_given_up_too_soon_gets_longer(
+    engine: AsyncEngine, server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "SIGN_SECONDS", 0.5)
+    monkeypatch.setattr(pulse, "FALSE_ALARM_SECONDS", FAR_TOO_LONG_SECONDS)
+    await ask(engine)
+    for _ in range(3):
+        await asyncio.to_thread(server.pause)
+        with pytest.raises(DBAPIError):
+            await ask(engine)
+        server.resume()
+        await soon(lambda: answered(engine))
+
+    await asyncio.to_thread(server.pause)
+    slow = asyncio.create_task(ask(engine))
+    await asyncio.sleep(2)
+    server.resume()
+
+    assert await slow == 1
+
+
+async def test_who_answers_others_lives(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unheard(**_: object) -> bool:
+        await asyncio.sleep(FAR_TOO_LONG_SECONDS)
+        return False
+
+    monkeypatch.setattr(pulse, "_ask_for_life", unheard)
+    slow = asyncio.create_task(ask(engine, "SELECT 1 FROM pg_sleep(4)"))
+    while not slow.done():
+        await ask(engine)
+        await asyncio.sleep(0.05)
+
+    assert await slow == 1
 
 
 async def test_a_refusal_is_an_answer(engine: AsyncEngine, server: PostgresServer) -> None:
