@@ -109,3 +109,19 @@ async def test_whoever_was_made_is_told_to_stop_when_the_nursery_is_killed(nurse
     await asyncio.to_thread(eventually, lambda: have_gone([made]))
     with pytest.raises(NurseryLost):
         await nursery.run(new_id())
+
+
+def imported(folder: Path, worker_id: UUID, only: UUID | None) -> None:
+    """Tell whether a module is there that nothing here imports."""
+    del only
+    (folder / str(worker_id)).write_text(str("tabnanny" in sys.modules))
+
+
+async def test_what_was_imported_there_is_there_for_those_made_later(tmp_path: Path) -> None:
+    worker_ids = [new_id(), new_id()]
+    with Nursery(partial(imported, tmp_path)) as nursery:
+        await nursery.run(worker_ids[0])
+        nursery.prepare(["no.such.module", "tabnanny"])
+        await nursery.run(worker_ids[1])
+
+    assert [(tmp_path / str(worker_id)).read_text() for worker_id in worker_ids] == ["False", "True"]

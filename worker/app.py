@@ -67,6 +67,8 @@ class App:
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
+        if nursery is not None:
+            nursery.prepare({type(offer.model).__module__ for offer in self._offers.values()})
         self._isolation = Isolation(settings, self._database, self._sweeper, nursery) if nursery else None
         self._jobs = {
             lane: Job(

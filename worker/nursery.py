@@ -7,11 +7,12 @@ nursery watches the other: where one dies, the processes that were made are told
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 Work = Callable[[UUID, UUID | None], None]
 """Runs a worker process to its end: its id, and the only run it is for, if there is but one."""
+
+_Wish = tuple[UUID, UUID | None] | list[str] | None
+"""A process of an id, and the only run it is for; modules to be imported; or that all stop."""
 
 _FORK = multiprocessing.get_context("fork")
 _HELD_BACK = {signal.SIGINT, signal.SIGTERM}
@@ -73,6 +77,10 @@ class Nursery:
             self._lives.pop(worker_id, None)
             self._pids.pop(worker_id, None)
 
+    def prepare(self, modules: Iterable[str]) -> None:
+        """Have modules imported there, so that the processes that are made from now on need not do it."""
+        self._say(list(modules))
+
     def stop(self) -> None:
         """Tell all processes to stop, also those that are only being made."""
         self._say(None)
@@ -82,7 +90,7 @@ class Nursery:
         self._listen()
         await self._lost.wait()
 
-    def _say(self, what: tuple[UUID, UUID | None] | None) -> None:
+    def _say(self, what: _Wish) -> None:
         try:
             self._end.send(what)
         except OSError:
@@ -138,11 +146,13 @@ def _serve(work: Work, end: Connection, other_end: Connection) -> None:
                 _tell_the_ended(children, end)
                 continue
             try:
-                wanted = cast("tuple[UUID, UUID | None] | None", end.recv())
+                wanted = cast("_Wish", end.recv())
             except (EOFError, OSError):
                 ended = True
                 wanted = None
-            if wanted is not None:
+            if isinstance(wanted, list):
+                _import(wanted)
+            elif wanted is not None:
                 worker_id, only = wanted
                 child = children[worker_id] = _FORK.Process(target=_child, args=(work, end, worker_id, only))
                 child.start()
@@ -151,6 +161,12 @@ def _serve(work: Work, end: Connection, other_end: Connection) -> None:
             if stopping:
                 for child in children.values():
                     child.terminate()
+
+
+def _import(modules: list[str]) -> None:
+    for module in modules:
+        with suppress(Exception):  # A process that needs it says what is wrong.
+            importlib.import_module(module)
 
 
 def _child(work: Work, end: Connection, worker_id: UUID, only: UUID | None) -> None:

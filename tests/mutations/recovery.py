@@ -126,4 +126,11 @@ MUTATIONS = [
         "if error is not None or loop.time() > give_up:",
         SERVERS_AWAY + "test_postgres_away_for_longer_than_a_lease_is_no_crash_of_anybody[stopped]",
     ),
+    Mutation(
+        "a process of a suspect that imports for itself what all need",
+        "worker/nursery.py",
+        "            importlib.import_module(module)\n",
+        "            pass\n",
+        "tests/test_nursery.py::test_what_was_imported_there_is_there_for_those_made_later",
+    ),
 ]
