@@ -38,11 +38,11 @@ MUTATIONS = [
     Mutation(
         "a refusal that stores the run",
         "shared/runs/accept.py",
-        """    async with database.begin() as connection:
-        return await accept_in(""",
+        "    return await store(database, lambda connection: accept_in(connection, asked, key, admission))\n",
         """    async with database.connect() as connection:
         await connection.execution_options(isolation_level="AUTOCOMMIT")
-        return await accept_in(""",
+        return await accept_in(connection, asked, key, admission)
+""",
         REFUSED,
     ),
     Mutation(
