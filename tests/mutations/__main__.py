@@ -58,7 +58,7 @@ def verdict(mutation: Mutation) -> str:
     with tempfile.TemporaryDirectory() as folder:
         tree = copy_tree(folder)
         try:
-            mutation.apply(tree)
+            (tree / mutation.path).write_text(mutation.broken(tree))
         except DoesNotApply as reason:
             return f"DOES NOT APPLY: {reason}"
         ended, said = run_tests(tree, [mutation.test])

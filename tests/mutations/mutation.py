@@ -22,14 +22,13 @@ class Mutation:
     test: str
     """The test that must turn red, as pytest names it."""
 
-    def apply(self, tree: Path) -> None:
-        """Break the code in a copy of the tree.
+    def broken(self, tree: Path) -> str:
+        """Write the file as it is when broken.
 
         Raises:
             DoesNotApply: the code has changed; so must the mutation.
         """
-        file = tree / self.path
-        text = file.read_text()
+        text = (tree / self.path).read_text()
         if text.count(self.old) != 1:
             raise DoesNotApply(f"{self.path} holds this {text.count(self.old)} times, not once:\n{self.old}")
-        file.write_text(text.replace(self.old, self.new))
+        return text.replace(self.old, self.new)

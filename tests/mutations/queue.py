@@ -168,8 +168,8 @@ _LET_GO""",
     Mutation(
         "a refusal of the model asked again",
         "worker/retrying.py",
-        "if isinstance(error, _FINAL):",
-        "if error is None:",
+        "not isinstance(error, ModelAPIError) or isinstance(error, _FINAL)",
+        "not isinstance(error, ModelAPIError)",
         RETRYING + "test_a_refusal_is_final",
     ),
     Mutation(
