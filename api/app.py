@@ -47,11 +47,15 @@ _EXPOSED = [
 ]
 
 
+REDIS_CONNECTIONS = 8
+"""Of an API process, however many streams come at once: two for what is announced, the others for commands."""
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     settings: Settings = app.state.settings
     engine = database.connect(settings)
-    client = redis.connect(settings)
+    client = redis.connect_few(settings, REDIS_CONNECTIONS)
     event_log, lanes = EventLog(client), Lanes(client)
     relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
     batch_feeds = BatchFeeds(engine, client)

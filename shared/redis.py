@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -12,6 +12,11 @@ from shared.settings import Settings
 
 CONNECT_TIMEOUT_SECONDS = 1
 REPLY_TIMEOUT_SECONDS = 5
+_LIMITS: dict[str, Any] = {
+    "socket_connect_timeout": CONNECT_TIMEOUT_SECONDS,
+    "socket_timeout": REPLY_TIMEOUT_SECONDS,
+    "retry": Retry(NoBackoff(), 1),
+}
 
 
 def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> Any:
@@ -19,10 +24,10 @@ def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> 
 
     A command is tried again once, at once, on a connection that turned out to be closed; callers decide about the rest.
     """
-    pool = ConnectionPool.from_url(
-        settings.redis_url,
-        socket_connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        socket_timeout=REPLY_TIMEOUT_SECONDS,
-        retry=Retry(NoBackoff(), 1),
-    )
-    return client(connection_pool=pool, **options)
+    return client(connection_pool=ConnectionPool.from_url(settings.redis_url, **_LIMITS), **options)
+
+
+def connect_few(settings: Settings, connections: int) -> Redis:
+    """Make a client that opens so many connections at most; a command waits for one, for as long as for a reply."""
+    limits = {**_LIMITS, "max_connections": connections, "timeout": REPLY_TIMEOUT_SECONDS}
+    return Redis(connection_pool=BlockingConnectionPool.from_url(settings.redis_url, **limits))

@@ -8,6 +8,7 @@ import json
 import pytest
 import redis.asyncio
 
+from api.app import REDIS_CONNECTIONS
 from tests.client import Client, ids, names, texts
 from tests.service import Service
 
@@ -127,6 +128,19 @@ async def test_a_run_waits_for_the_first_worker(service: Service) -> None:
         service.worker()
 
         assert (await client.ended(run["id"]))["status"] == "succeeded"
+
+
+async def test_readers_who_come_all_at_once_share_a_few_connections(service: Service, redis_url: str) -> None:
+    api, _ = service.api(), service.worker()
+    async with Client(api.url) as client, redis.asyncio.Redis.from_url(redis_url) as server:
+        run = await client.ended((await client.run("hello", agent_type="echo"))["id"])
+        before = len(await server.client_list())
+        await server.client_pause(500)
+        told = await asyncio.gather(*(client.events(run["id"]) for _ in range(60)))
+        after = len(await server.client_list())
+
+    assert [names(events)[-2:] for events in told] == [["message_complete", "done"]] * 60
+    assert after - before <= REDIS_CONNECTIONS
 
 
 async def test_losing_all_of_redis_loses_no_run(service: Service, redis_url: str) -> None:

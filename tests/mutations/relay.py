@@ -224,4 +224,11 @@ MUTATIONS = [
         "if waiting.done():",
         "tests/test_feed.py::test_who_has_waited_for_long_is_woken_and_only_then",
     ),
+    Mutation(
+        "a connection to Redis for each reader who comes",
+        "shared/redis.py",
+        '"max_connections": connections, ',
+        "",
+        "tests/test_processes.py::test_readers_who_come_all_at_once_share_a_few_connections",
+    ),
 ]
