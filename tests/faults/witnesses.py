@@ -20,6 +20,8 @@ from tests.faults.history import Announced, Change, Heard, Measure
 from tests.faults.house import House
 
 AGAIN_SECONDS = 0.02
+KEYS_OF_A_JOB = 2
+"""Which whoever dies with a run leaves to expire by themselves."""
 MOST_BYTES = 300 << 20
 GROWTH_BYTES = 50 << 20
 """What a process may grow by once it is so old; allocators do not give everything back."""
@@ -127,6 +129,7 @@ class Scales:
             count = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'agent-relay%%'"
             connected = await (await connection.execute(count)).fetchone()
             measures.append(Measure("connections to PostgreSQL", 0, _number(connected), processes * (pool_size + 1)))
+            crashes = await (await connection.execute("SELECT coalesce(sum(crashes), 0) FROM runs")).fetchone()
             idle = [str(query) async for (query,) in await connection.execute(_OPEN_TRANSACTIONS)]
             measures.append(Measure(f"open transactions {idle[:3]}", 0, len(idle), 0))
         async with Redis.from_url(self._house.redis.url()) as redis:
@@ -136,7 +139,8 @@ class Scales:
             forever = [key for key in keys if await redis.ttl(key) == -1]
             measures.append(Measure(f"keys that stay for ever {forever[:3]}", 0, len(forever), 0))
             jobs = [key for key in keys if key.startswith(b"arq:")]
-            measures.append(Measure(f"jobs left behind {jobs[:3]}", 0, len(jobs), len(self._house.history.broken)))
+            lost = KEYS_OF_A_JOB * _number(crashes) + len(self._house.history.broken)
+            measures.append(Measure(f"jobs left behind {jobs[:3]}", 0, len(jobs), lost))
         async with httpx.AsyncClient() as client:
             for url in self._house.api_urls:
                 metrics = (await client.get(f"{url}/metrics")).text
