@@ -22,8 +22,8 @@ install: $(VENV)/development ## Install everything, locked by hash, in .venv (PY
 run: $(VENV)/runtime ## Run it all on private servers: PostgreSQL, Redis, the API and a worker. Ctrl-C stops them.
 	@exec $(RUN) -m shared.embedded
 
-test: $(VENV)/development ## Run the tests, on real servers of their own (ARGS=… goes to pytest).
-	$(RUN) -m pytest $(ARGS)
+test: $(VENV)/development ## Run the tests, two at a time, on real servers of their own (ARGS=… goes to pytest).
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
 
 test-faults: $(VENV)/development ## Run the tests of what breaks, those that take minutes, too.
 	$(RUN) -m pytest tests/faults --long $(ARGS)
