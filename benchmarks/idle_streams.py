@@ -118,7 +118,7 @@ async def measure(
 
 async def ours(on: Stage, streams: int, *, runs: int) -> Cost:
     """Measure a fresh API process whose streams follow so many runs; all of them tell the same at once."""
-    api = on.service.api()
+    api = on.service.api(MAX_QUEUED="1000000")
     log = EventLog(on.redis)
     run_ids = [await post_run(port(api), "hello", "words") for _ in range(runs)]
     requests = [message("GET", f"/api/v1/runs/{run_ids[n % runs]}/stream") for n in range(streams)]

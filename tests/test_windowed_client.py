@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from pydantic_ai.models.openai import OpenAIChatModel
@@ -145,6 +145,8 @@ EVENTS = st.one_of(
 ).map(data) | st.sampled_from([b": keep-alive\n\n", b"data: [DONE]\n\n", b"data: {broken}\n\n", b"\n\n"])
 
 
+@example(events=[data(content("a")), data(content("last", finish_reason="stop"))], cuts=[], crlf=False)
+@example(events=[data(arguments("a")), data(chunk({"content": "both", "tool_calls": []}))], cuts=[], crlf=False)
 @given(events=st.lists(EVENTS, max_size=12), cuts=st.lists(st.integers(0, 2000), max_size=6), crlf=st.booleans())
 async def test_whatever_is_said_and_however_it_is_cut_it_says_the_same(
     events: list[bytes], cuts: list[int], crlf: bool
