@@ -212,7 +212,7 @@ class Publisher:
         for end in ends:
             if not end.told.done():
                 end.told.set_result(None)
-        for (telling, _), outcome in zip(sending, outcomes, strict=False):
+        for (telling, _), outcome in zip(sending, outcomes[: len(sending)], strict=True):
             if outcome is Outcome.LOST:
                 await self._recover(telling)
                 continue

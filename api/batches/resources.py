@@ -9,7 +9,7 @@ from fastapi import Path
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import models_json_schema
 
-from api.resources import Metadata, Request, WebhookUrl
+from api.resources import DeadlineSeconds, Metadata, Request, WebhookUrl
 
 BatchId = Annotated[UUID, Path(description="The batch's id.")]
 
@@ -36,7 +36,7 @@ class BatchHead(Request):
     """Anything of yours, about the batch."""
     max_running: Annotated[int, Field(ge=1, le=1_000_000, strict=True)] | None = None
     """How many of its runs may run at once."""
-    deadline_s: Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)] | None = None
+    deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance after which runs that have not ended fail as `deadline_exceeded`."""
     webhook_url: WebhookUrl | None = None
     """Where to post the batch once it has ended, see *Webhooks*: a public https address."""

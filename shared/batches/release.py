@@ -8,6 +8,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.database import transact
 from shared.lanes import Ring
 from shared.runs.finish import RING_COLUMNS, ring_of
 
@@ -26,13 +27,9 @@ _WITH_ROOM = text("""
 
 async def release(database: AsyncEngine, batch_id: UUID) -> list[Ring]:
     """Make as many runs due as there is room for; returns the rings that call for them."""
-    async with database.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        rows = await connection.execute(_RELEASE, {"batch_id": batch_id})
-        return [ring_of(row) for row in rows]
+    return [ring_of(row) for row in await transact(database, _RELEASE, {"batch_id": batch_id})]
 
 
 async def with_room(database: AsyncEngine) -> Sequence[UUID]:
     """Find the batches that could have more of their runs due: whoever ended one has not come to it."""
-    async with database.connect() as connection:
-        return (await connection.scalars(_WITH_ROOM)).all()
+    return [row.id for row in await transact(database, _WITH_ROOM)]

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.database import transact
 from shared.failures import FailureCode, failure
 from shared.lanes import Ring
 from shared.runs.finish import END_COLUMNS, INTERRUPTED, ring_of
@@ -74,14 +75,12 @@ _EXPIRE = text(f"""
 
 async def judge_workers(database: AsyncEngine) -> Sequence[UUID]:
     """Declare dead whoever let its lease run out; see the sweeper for when this may be asked at all."""
-    async with database.begin() as connection:
-        return (await connection.scalars(_JUDGE)).all()
+    return [row.id for row in await transact(database, _JUDGE)]
 
 
 async def declare_dead(database: AsyncEngine, worker_id: UUID) -> None:
     """End the incarnation of a process that was seen to die, without waiting for its lease."""
-    async with database.begin() as connection:
-        await connection.execute(_DECLARE_DEAD, {"worker_id": worker_id})
+    await transact(database, _DECLARE_DEAD, {"worker_id": worker_id})
 
 
 async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any], list[Ring]]:
@@ -89,27 +88,22 @@ async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any],
 
     Returns the rows of those that ended, and the rings of those that wait again.
     """
-    async with database.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        rows = await connection.execute(
-            _TAKE_BACK,
-            {
-                "max_crashes": max_crashes,
-                "worker_crashed": _json(FailureCode.WORKER_CRASHED),
-                "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
-            },
-        )
-        touched = rows.all()
+    touched = await transact(
+        database,
+        _TAKE_BACK,
+        {
+            "max_crashes": max_crashes,
+            "worker_crashed": _json(FailureCode.WORKER_CRASHED),
+            "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
+        },
+    )
     waiting = [ring_of(row, first=True) for row in touched if row.status == "queued"]
     return [row for row in touched if row.status != "queued"], waiting
 
 
 async def expire(database: AsyncEngine) -> list[Any]:
     """End the runs whose deadline has passed while nobody, or nobody alive, answered them; returns their rows."""
-    async with database.connect() as connection:
-        await connection.execution_options(isolation_level="AUTOCOMMIT")
-        rows = await connection.execute(_EXPIRE, {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)})
-        return list(rows.all())
+    return await transact(database, _EXPIRE, {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)})
 
 
 def _json(code: FailureCode) -> str:
