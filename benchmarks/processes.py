@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import psutil
 
@@ -55,8 +55,9 @@ def cpu_seconds(pids: Iterable[int]) -> float:
     seconds = 0.0
     for pid in pids:
         for process in _family(pid):
-            times = process.cpu_times()
-            seconds += times.user + times.system + times.children_user + times.children_system
+            with suppress(psutil.NoSuchProcess):  # It has just ended: its parent counts it from here on.
+                times = process.cpu_times()
+                seconds += times.user + times.system + times.children_user + times.children_system
     return seconds
 
 
