@@ -6,11 +6,12 @@ processes are new each time: nothing is warm that would not be just after a star
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ import psycopg
 import uvloop
 
 from benchmarks.client import request
-from benchmarks.rounds import Spread, asked, interleaved, table
+from benchmarks.rounds import LEAST, Spread, interleaved, table
 from benchmarks.stage import Stage, port, stage
 from tests.service import Running
 
@@ -121,8 +122,8 @@ async def _until(events: AsyncIterator[dict[str, Any]], name: str) -> None:
     raise AssertionError(f"the stream ended before {name}")
 
 
-async def main(rounds: int) -> None:
-    """Measure each."""
+async def main(rounds: int, words: Sequence[str]) -> None:
+    """Measure each, or those whose name holds one of the words."""
     with stage() as on:
         on.service.worker().terminate()  # It has registered the agents.
         api = on.service.api()
@@ -139,7 +140,10 @@ async def main(rounds: int) -> None:
                 for lease in (SHORT_LEASE, DEFAULT_LEASE)
             },
         }
-        figures = await interleaved(rounds, {name: measure for name, (measure, _) in sides.items()})
+        asked_for = {
+            name: measure for name, (measure, _) in sides.items() if not words or any(word in name for word in words)
+        }
+        figures = await interleaved(rounds, asked_for)
     table(
         f"From the signal to the next attempt, {rounds} times each",
         ["", "s", "target"],
@@ -148,4 +152,8 @@ async def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(asked()))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("words", nargs="*", help="only what is called so, as `SIGTERM`, or `another`, or `only`")
+    parser.add_argument("--rounds", type=int, default=LEAST, help=f"rounds to run (default: {LEAST})")
+    arguments = parser.parse_args()
+    uvloop.run(main(arguments.rounds, arguments.words))

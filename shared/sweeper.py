@@ -193,21 +193,24 @@ class Sweeper:
         if random.random() * ERASE_SECONDS < SWEEP_SECONDS:  # noqa: S311
             await self.erase()
 
-    async def take_back(self) -> None:
-        """Have runs that nobody answers any more wait again, or end; and tell both."""
-        ended, waiting = await take_back(self._database, self._settings.max_crashes)
+    async def take_back(self) -> list[Ring]:
+        """Have runs that nobody answers any more wait again, or end; and tell both. Returns what waits again."""
+        ended, taken = await take_back(self._database, self._settings.max_crashes)
         ended += await expire(self._database)
-        for run_id in (*(run.id for run in ended), *(ring.run_id for ring in waiting)):
+        for run_id in (*(run.id for run in ended), *(ring.run_id for ring in taken)):
             log.warning("sweeper.took_back run=%s", run_id)
             reached(Failpoint.RUNS_TAKEN_BACK)
-        for thread_id in {run.thread_id for run in ended} - {None}:
-            if ring := await next_in_thread(self._database, thread_id):
-                waiting.append(ring)
-        await self._lanes.ring(waiting)
+        behind = [
+            ring
+            for thread_id in {run.thread_id for run in ended} - {None}
+            if (ring := await next_in_thread(self._database, thread_id))
+        ]
+        await self._lanes.ring([*taken, *behind])
         try:
             await self._tell(ended)
         except (RedisError, OSError) as away:
             log.warning("sweeper.redis_away error=%r", away)
+        return taken
 
     async def _ring_absent(self) -> None:
         async with self._database.connect() as connection:

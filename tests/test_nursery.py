@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -112,9 +113,9 @@ async def test_whoever_was_made_is_told_to_stop_when_the_nursery_is_killed(nurse
 
 
 def imported(folder: Path, worker_id: UUID, only: UUID | None) -> None:
-    """Tell whether a module is there that nothing here imports."""
+    """Tell whether a module is there that nothing here imports, and whether what is there counts as never garbage."""
     del only
-    (folder / str(worker_id)).write_text(str("tabnanny" in sys.modules))
+    (folder / str(worker_id)).write_text(f"{'tabnanny' in sys.modules}, kept {gc.get_freeze_count() > 0}")
 
 
 async def test_what_was_imported_there_is_there_for_those_made_later(tmp_path: Path) -> None:
@@ -124,4 +125,7 @@ async def test_what_was_imported_there_is_there_for_those_made_later(tmp_path: P
         nursery.prepare(["no.such.module", "tabnanny"])
         await nursery.run(worker_ids[1])
 
-    assert [(tmp_path / str(worker_id)).read_text() for worker_id in worker_ids] == ["False", "True"]
+    assert [(tmp_path / str(worker_id)).read_text() for worker_id in worker_ids] == [
+        "False, kept True",
+        "True, kept True",
+    ]

@@ -289,6 +289,18 @@ async def test_postgres_away_for_longer_than_a_lease_is_no_crash_of_anybody(
     assert [worker.process.poll() for worker in workers] == [None, None]
 
 
+def test_a_worker_that_starts_while_postgres_is_away_waits_for_it(
+    own_service: Service, own_postgres: PostgresServer
+) -> None:
+    own_postgres.stop()
+    worker = own_service.begin("worker")
+    worker.await_line("worker.database_away")
+
+    own_postgres.start()
+
+    worker.await_line("worker.ready")
+
+
 async def test_a_database_that_breaks_under_an_agent_each_time_is_the_agents_doing(client: Client) -> None:
     run = await client.run("?", agent_type="breaks_database")
     ended, events = await client.ended(run["id"]), await client.events(run["id"])

@@ -1,7 +1,7 @@
 """`python -m worker`: answer runs until told to stop. Start as many as you like, on as many machines.
 
-`--processes N` starts N of them under a small parent, which restarts what dies: then a dead process costs a second, and
-only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
+`--processes N` starts N of them under a small parent, which restarts what dies: then a dead process costs its runs a
+moment and the attempt, and only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
 
 from __future__ import annotations

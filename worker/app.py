@@ -11,9 +11,11 @@ from uuid import UUID
 
 from pydantic_core import to_json
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared import VERSION, database, redis, runs
+from shared.database import is_away
 from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes
 from shared.settings import Settings
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
+RETRY_SECONDS = 0.5
 GIVE_BACK_SECONDS = 8.0
 """Time to give the rest back after the drain time; agents that do not stop are left behind before."""
 
@@ -99,9 +102,8 @@ class App:
         stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-        await _register(self._database, self._settings.pool, self._offers)
         told = asyncio.create_task(stopping.wait())
-        await _first(told, asyncio.create_task(self._lease.acquire()))
+        await _first(told, asyncio.create_task(self._begin()))
         background = [
             asyncio.create_task(work)
             for work in (
@@ -131,6 +133,22 @@ class App:
         await self._redis.aclose()
         await self._database.dispose()
         await self._database_of_batches.dispose()
+
+    async def _begin(self) -> None:
+        """Become known, with the agents, once the database is there; who is made for one run serves none."""
+        if self._only is None:
+            await self._register()
+        await self._lease.acquire()
+
+    async def _register(self) -> None:
+        while True:
+            try:
+                return await _register(self._database, self._settings.pool, self._offers)
+            except SQLAlchemyError as error:
+                if not is_away(error):
+                    raise
+                log.warning("worker.database_away error=%r", error)
+                await asyncio.sleep(RETRY_SECONDS)
 
     def _openai_http(self) -> httpx2.AsyncClient:
         from worker.windowed_client import windowed_client  # noqa: PLC0415  (it takes long: only where it is needed)

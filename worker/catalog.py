@@ -35,6 +35,9 @@ _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
 """Providers of models that OpenAI's API serves, or what `OPENAI_BASE_URL` names in its place."""
+_NEEDED_BY_ALL = "genai_prices.data"
+_NEEDED_BY_OPENAI = ("openai.resources.chat", "openai.resources.responses", "worker.windowed_client")
+"""What is imported only as a model is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +186,12 @@ def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[
 
 def import_model(settings: Settings) -> None:
     """Import what a configured model needs, so that processes that are forked need not; none is made."""
+    importlib.import_module(_NEEDED_BY_ALL)
+    name = parse_model_id(settings.model or "")[0] or ""
     with suppress(Exception):  # Who makes it says what is wrong.
-        provider = infer_provider_class(parse_model_id(settings.model or "")[0] or "")
-        importlib.import_module(provider.__module__.replace(".providers.", ".models."))
+        importlib.import_module(infer_provider_class(name).__module__.replace(".providers.", ".models."))
+        for module in _NEEDED_BY_OPENAI if name in _OPENAI else ():
+            importlib.import_module(module)
 
 
 def _configured_model(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | None) -> Model:

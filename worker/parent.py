@@ -1,4 +1,8 @@
-"""A small parent of several worker processes: it restarts what dies, and takes back at once what died with it."""
+"""A small parent of several worker processes: it restarts what dies, and takes back at once what died with it.
+
+What it takes back is suspect, and needs processes of its own. The parent makes the first few of these itself: a worker
+that could may only be starting.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,17 @@ from shared.runs.take_back import declare_dead
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 from worker.catalog import import_model
+from worker.isolation import Isolation
 from worker.nursery import Nursery, NurseryLost
 from worker.process import work
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_SECONDS = 0.1
+FIRST_PAUSE_SECONDS = 0.2
+"""Before the restart: the processes of the suspects start first, for whose answers somebody waits already."""
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 30.0
-"""A child that lived for so long is restarted without a pause for its predecessors."""
+"""A child that lived for so long is restarted as if it were the first to die."""
 
 
 def keep(settings: Settings, processes: int) -> None:
@@ -47,29 +53,34 @@ class Parent:
     """Keeps so many workers running."""
 
     def __init__(self, settings: Settings, processes: int, nursery: Nursery) -> None:
+        self._settings = settings
         self._processes = processes
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
         self._sweeper = Sweeper(settings, self._database, Lanes(self._redis), EventLog(self._redis))
         self._nursery = nursery
+        self._isolation = Isolation(settings, self._database, self._sweeper, nursery)
+        self._together = asyncio.TaskGroup()
+        self._suspects = 0
         self._lost = False
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Run the children until told to stop, and wait until they have stopped."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop)
-        async with asyncio.TaskGroup() as together:
+            asyncio.get_running_loop().add_signal_handler(number, self.stop)
+        async with self._together:
             for _ in range(self._processes):
-                together.create_task(self._keep_one())
-        await self._redis.aclose()
+                self._together.create_task(self._keep_one())
+        await self._redis.aclose(close_connection_pool=True)
         await self._database.dispose()
         if self._lost:
             raise SystemExit(1)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Have the children stop, and do not start them again."""
         self._stopping.set()
-        self._nursery.stop()
+        self._isolation.stop()
 
     async def _keep_one(self) -> None:
         pause = FIRST_PAUSE_SECONDS
@@ -85,17 +96,32 @@ class Parent:
                 return
             log.error("parent.worker_died worker=%s status=%d", worker_id, status)
             await self._take_back(worker_id)
-            lived = asyncio.get_running_loop().time() - began
-            pause = FIRST_PAUSE_SECONDS if lived > HEALTHY_SECONDS else min(pause * 2, LONGEST_PAUSE_SECONDS)
+            if asyncio.get_running_loop().time() - began > HEALTHY_SECONDS:
+                pause = FIRST_PAUSE_SECONDS
             await _first_of(self._stopping, pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
     async def _take_back(self, worker_id: UUID) -> None:
-        """End the dead child's lease, and have its runs wait again, without waiting for the lease to run out."""
+        """End the dead child's lease and take its runs back, without waiting for the lease to run out."""
         try:
             await declare_dead(self._database, worker_id)
-            await self._sweeper.take_back()
+            taken = await self._sweeper.take_back()
         except (SQLAlchemyError, OSError) as away:
             log.warning("parent.database_away error=%r", away)  # The lease does it, later.
+            return
+        ours = [ring.run_id for ring in taken if ring.pool == self._settings.pool]
+        for run_id in ours[: self._settings.suspects_at_once - self._suspects]:
+            self._suspects += 1
+            self._together.create_task(self._answer(run_id))
+
+    async def _answer(self, run_id: UUID) -> None:
+        """Have a suspect answered, unless one of the workers, whom it was rung for, has been sooner."""
+        try:
+            await self._isolation.answer(run_id)
+        except (SQLAlchemyError, OSError) as away:
+            log.warning("parent.database_away error=%r", away)  # A worker sees to it.
+        finally:
+            self._suspects -= 1
 
 
 async def _first_of(stopping: asyncio.Event, seconds: float) -> None:

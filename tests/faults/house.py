@@ -86,12 +86,16 @@ class Post:
         """The processes of the family that answer runs; those made for a suspect are not among them."""
         for process in self.family()[:1]:
             if _runs(process, "-m worker"):
-                return _made_by(process) if _runs(process, "--processes") else [process]
+                return [made for made in _made_by(process) if _makes(made)] if _keeps(process) else [process]
         return []
 
     def suspects(self) -> list[psutil.Process]:
         """The processes of the family that are made for a suspect."""
-        return [suspect for worker in self.workers() for suspect in _made_by(worker)]
+        made = [suspect for worker in self.workers() for suspect in _made_by(worker)]
+        for process in self.family()[:1]:
+            if _keeps(process):
+                made += [suspect for suspect in _made_by(process) if not _makes(suspect)]
+        return made
 
 
 class House:
@@ -304,6 +308,18 @@ def _made_by(process: psutil.Process) -> list[psutil.Process]:
     with suppress(psutil.Error):
         return [child for nursery in process.children() for child in nursery.children()]
     return []
+
+
+def _makes(process: psutil.Process) -> bool:
+    """Tell whether it has a nursery, as all have that are not made for a suspect."""
+    with suppress(psutil.Error):
+        return bool(process.children())
+    return False
+
+
+def _keeps(process: psutil.Process) -> bool:
+    """Tell whether it is the parent of workers."""
+    return _runs(process, "--processes")
 
 
 def _runs(process: psutil.Process, words: str) -> bool:

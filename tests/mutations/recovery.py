@@ -6,6 +6,7 @@ CALLING = "tests/test_calling.py::"
 CRASHES = "tests/test_crashes.py::"
 ISOLATION = "tests/test_isolation.py::"
 NURSERY = "tests/test_nursery.py::"
+PARENT = "tests/test_parent.py::"
 SERVERS_AWAY = "tests/test_servers_away.py::"
 STOPPING = "tests/test_stopping.py::"
 SWEEPER = "tests/test_sweeper.py::"
@@ -51,7 +52,36 @@ MUTATIONS = [
         "worker/parent.py",
         "            await _first_of(self._stopping, pause)\n",
         "            await self._stopping.wait()\n",
-        CRASHES + "test_a_suspect_that_behaves_is_answered",
+        PARENT + "test_what_died_is_started_again_but_a_suspect_of_another_pool_is_left_to_its_own",
+    ),
+    Mutation(
+        "a suspect that waits until a worker has been started again",
+        "worker/parent.py",
+        "            self._together.create_task(self._answer(run_id))\n",
+        "            self._suspects -= 1\n",
+        PARENT + "test_a_suspect_does_not_wait_for_a_worker_that_is_only_starting",
+    ),
+    Mutation(
+        "a suspect answered by the parent of another pool",
+        "worker/parent.py",
+        "if ring.pool == self._settings.pool]",
+        "if ring.pool]",
+        PARENT + "test_what_died_is_started_again_but_a_suspect_of_another_pool_is_left_to_its_own",
+    ),
+    Mutation(
+        "all that was imported looked through again and again",
+        "worker/nursery.py",
+        """        gc.freeze()
+        self._end""",
+        """        self._end""",
+        NURSERY + "test_what_was_imported_there_is_there_for_those_made_later",
+    ),
+    Mutation(
+        "a worker that ends because PostgreSQL is away as it starts",
+        "worker/app.py",
+        "                if not is_away(error):\n",
+        "                if error:\n",
+        SERVERS_AWAY + "test_a_worker_that_starts_while_postgres_is_away_waits_for_it",
     ),
     Mutation(
         "a worker with a stuck loop that keeps its runs",
