@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import AsyncGenerator
@@ -79,6 +80,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     ]
     for task in background:
         task.add_done_callback(_end_process)
+    gc.freeze()  # A look at all that was imported would keep the loop for a tenth of a second, now and then.
     try:
         yield
     finally:

@@ -142,7 +142,7 @@ class Settings(BaseSettings):
     worker_slots: int = Field(default=50, ge=1, le=10_000)
     """Runs that a worker process answers at once."""
     interactive_share: float = Field(default=0.2, ge=0, lt=1)
-    """Share of a worker's slots that runs of batches never take."""
+    """Share of a worker's slots, and of its time, that runs of batches never take."""
     batch_turn: int = Field(default=10, ge=1)
     """After so many interactive runs in a row, a worker takes one of a batch first."""
     lease_seconds: float = Field(default=15, gt=0)
@@ -158,7 +158,9 @@ class Settings(BaseSettings):
     max_crashes: int = Field(default=3, ge=1)
     """Workers that may die under a run before it ends as `worker_crashed`."""
     partial_interval_seconds: float = Field(default=0.03, ge=0)
-    """Least time between two validated partials of a run."""
+    """Least time between two validated partials of a run that somebody waits for."""
+    batch_partial_interval_seconds: float = Field(default=0.5, ge=0)
+    """The same of a run of a batch: nearly all of what an answer costs a worker is its partials."""
     tool_event_bytes: int = Field(default=16 << 10, ge=0)
     """Longest arguments or content that a tool event carries; what is longer is cut and says so."""
     scripted_tokens_per_second: float = Field(default=80, ge=0)

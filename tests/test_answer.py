@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+from uuid import UUID
 
 import pytest
 from pydantic_ai import CancellationToken, RunUsage
 from pydantic_ai.exceptions import ModelAPIError, UsageLimitExceeded
 from pydantic_ai.models.function import FunctionStreamedResponse
 
+from shared.clock import new_id
+from shared.event_log import EventLog
+from shared.runs import Claim
 from shared.settings import Settings
+from shared.tables import Begun
+from worker import attempt
 from worker.answer import Answer
 from worker.catalog import load
+from worker.publisher import Publisher
 
 
 class Deaf:
@@ -38,6 +45,45 @@ def answer(agent: str, used_before: RunUsage | None = None, **settings: Any) -> 
         model_tries=1,
         used_before=used_before,
     )
+
+
+@pytest.mark.parametrize(("batch_id", "interval"), [(None, 0.1), (new_id(), 2)])
+async def test_partials_that_nobody_waits_for_are_fewer(
+    batch_id: UUID | None, interval: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: dict[str, Any] = {}
+
+    def listen(*_: Any, **given: Any) -> None:
+        heard.update(given)
+
+    settings = Settings(
+        database_url="postgresql://no/where",
+        redis_url="redis://nowhere",
+        partial_interval_seconds=0.1,
+        batch_partial_interval_seconds=2,
+        agents={"it": "tests.agents:echo"},
+    )
+    claimed = Claim(
+        run_id=new_id(),
+        attempt=1,
+        begun=Begun.FIRST,
+        tenant="acme",
+        user_id=new_id(),
+        thread_id=None,
+        seq=None,
+        agent_type="it",
+        query="hello",
+        metadata={},
+        thread_metadata={},
+        message_id=new_id(),
+        usage={},
+        seconds_left=60,
+        batch_id=batch_id,
+    )
+    monkeypatch.setattr(attempt, "Answer", listen)
+    attempt.Attempt(claimed, load(settings)["it"], settings, Publisher(cast("EventLog", None), cast("Any", None)))
+
+    assert heard["partial_interval_seconds"] == interval
 
 
 async def test_a_provider_that_does_not_say_why_its_stream_ended_has_broken_off(

@@ -18,7 +18,7 @@ from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
 from tests import fake_openai
-from worker.merging import MergingModel
+from worker.merging import MergingModel, seconds_left
 
 WINDOW_SECONDS = 0.02
 LONG_SECONDS = 3600.0
@@ -197,3 +197,9 @@ async def test_the_outcome_is_that_of_a_real_client(output_type: type) -> None:
             model = OpenAIChatModel("bank", provider=OpenAIProvider(openai_client=client))
 
             assert await outcome(MergingModel(model, WINDOW_SECONDS), output_type) == await outcome(model, output_type)
+
+
+async def test_short_windows_are_shared_and_long_ones_begin_at_any_moment() -> None:
+    assert all(0 < seconds_left(0.03) <= 0.03 for _ in range(100))
+    assert seconds_left(0.5) == 0.5
+    assert seconds_left(0) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from contextlib import AsyncExitStack
@@ -120,6 +121,7 @@ class App:
         working = asyncio.create_task(
             self._answer(self._only, Lane.INTERACTIVE) if self._only else self._doorbell.main()
         )
+        gc.freeze()  # A look at all that was imported would keep the loop for a tenth of a second, now and then.
         log.info("worker.ready agents=%s slots=%d", ",".join(self._offers), self._settings.worker_slots)
         await _first(told, working, *background)
         await self._drain(working)

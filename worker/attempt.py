@@ -56,7 +56,9 @@ class Attempt:
             offer,
             self.telling,
             self._token,
-            partial_interval_seconds=settings.partial_interval_seconds,
+            partial_interval_seconds=settings.batch_partial_interval_seconds
+            if claimed.batch_id
+            else settings.partial_interval_seconds,
             tool_event_bytes=settings.tool_event_bytes,
             model_timeout_seconds=settings.model_timeout_seconds,
             model_tries=settings.model_tries,

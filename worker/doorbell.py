@@ -24,6 +24,7 @@ from shared import redis
 from shared.clock import new_id
 from shared.lanes import JOB, Lane, dumps, key, loads
 from shared.settings import Settings
+from worker.allowance import busy_shares
 from worker.shares import Shares
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,15 @@ class Doorbell(Worker):
 
     async def main(self) -> None:
         """Hand popped jobs to slots until told to stop."""
+        looking = asyncio.create_task(self._look_at_the_loop())
+        try:
+            await self._pop_and_answer()
+        finally:
+            looking.cancel()
+        if self._waking is not None:
+            await self._waking
+
+    async def _pop_and_answer(self) -> None:
         while self.allow_pick_jobs:
             await self._slots.acquire()
             popped = await self._pop() if self.allow_pick_jobs and self._may_pop() else None
@@ -112,6 +122,16 @@ class Doorbell(Worker):
         lane = lanes.get(name.decode())
         return None if lane is None else (lane, member.decode())
 
+    async def _look_at_the_loop(self) -> None:
+        async for busy in busy_shares():
+            self._shares.look(busy)
+            self._list_more()
+
+    def _list_more(self) -> None:
+        """Have the pop in flight return if it lists less than it may."""
+        if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):
+            self._wake()
+
     def _wake(self) -> None:
         """Have the pop in flight, if there is one, return at once; it is enough to be woken once."""
         if self._listed is not None:
@@ -132,7 +152,6 @@ class Doorbell(Worker):
         self._shares.free(lane)
         self.tasks.pop(member, None)
         self._popped_from.pop(member, None)
-        if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):
-            self._wake()
+        self._list_more()
         if not task.cancelled() and (error := task.exception()):
             log.error("doorbell.job_failed job=%s", member, exc_info=error)

@@ -27,6 +27,9 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 from pydantic_ai.usage import RequestUsage
 
+SHARED_SECONDS = 0.1
+"""The longest window that is the same for all runs."""
+
 
 class MergingModel(WrapperModel):
     """A model whose streams come in windows."""
@@ -127,7 +130,13 @@ class _Merged(StreamedResponse):
 
 
 def seconds_left(window_seconds: float) -> float:
-    """Tell how long the window lasts that is open now. It is the same for all runs, so that they share round trips."""
+    """Tell how long the window lasts that is open now.
+
+    A short one is the same for all runs, so that they share round trips. Long ones begin at any moment, or all runs
+    would want the event loop at once.
+    """
+    if window_seconds > SHARED_SECONDS:
+        return window_seconds
     return window_seconds and window_seconds - asyncio.get_running_loop().time() % window_seconds
 
 

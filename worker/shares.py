@@ -1,5 +1,7 @@
 """Who gets a free slot of a worker: interactive runs first, and always some slots; batches what is left, and a turn.
 
+How many slots are left for batches is a matter of the worker's time, too: see `allowance.py`.
+
 It counts and knows no lane's content: the doorbell pops from the lanes that are named here, in that order.
 """
 
@@ -9,6 +11,7 @@ import math
 from collections import Counter
 
 from shared.lanes import Lane
+from worker.allowance import Allowance
 
 
 class Shares:
@@ -18,6 +21,7 @@ class Shares:
         self._slots = slots
         self._kept = min(math.ceil(slots * interactive_share), slots - 1)
         """Slots that batches never take; one is theirs in any case."""
+        self._allowance = Allowance(slots - self._kept, busy_share=1 - interactive_share)
         self._batch_turn = batch_turn
         self._held = Counter[Lane]()
         self._in_a_row = 0
@@ -29,7 +33,7 @@ class Shares:
         Batches leave the last slots free, but where interactive runs take every slot, one of a batch goes first now and
         then: it may have one of the last slots, as long as batches do not hold all the others.
         """
-        if self._held[Lane.BATCH] >= self._slots - self._kept:
+        if self._held[Lane.BATCH] >= self._allowance.slots:
             return [Lane.INTERACTIVE]
         if self._in_a_row >= self._batch_turn:
             return [Lane.BATCH, Lane.INTERACTIVE]
@@ -41,7 +45,12 @@ class Shares:
         """Note that a run of this lane has a slot."""
         self._held[lane] += 1
         self._in_a_row = 0 if lane is Lane.BATCH else self._in_a_row + 1
+        self._allowance.note(self._held[Lane.BATCH])
 
     def free(self, lane: Lane) -> None:
         """Note that its slot is free again."""
         self._held[lane] -= 1
+
+    def look(self, busy: float) -> None:
+        """Leave batches more slots or fewer, after the event loop was busy for this share of its time."""
+        self._allowance.look(busy, self._held[Lane.BATCH])

@@ -10,6 +10,7 @@ LOST_REPLIES = "tests/test_lost_replies.py::"
 PULSE = "tests/test_pulse.py::"
 LANES = "tests/test_lanes.py::"
 SHARES = "tests/test_shares.py::"
+ALLOWANCE = "tests/test_allowance.py::"
 STOPPING = "tests/test_stopping.py::"
 TRANSACT = "tests/test_transact.py::"
 RETRYING = "tests/test_retrying.py::"
@@ -149,14 +150,35 @@ _LET_GO""",
         "worker/shares.py",
         "self._kept = min(math.ceil(slots * interactive_share), slots - 1)",
         "self._kept = 0",
-        SHARES + "test_the_last_slots_stay_free_for_interactive_runs",
+        SHARES + "test_batches_leave_the_last_slots_free",
     ),
     Mutation(
         "a turn of a batch that takes what is kept",
         "worker/shares.py",
-        "if self._held[Lane.BATCH] >= self._slots - self._kept:",
-        "if self._held[Lane.BATCH] >= self._slots:",
+        "Allowance(slots - self._kept,",
+        "Allowance(slots,",
         SHARES + "test_a_turn_takes_nothing_of_what_is_kept_for_interactive_runs",
+    ),
+    Mutation(
+        "a batch that takes what time the loop has",
+        "worker/shares.py",
+        "self._allowance.look(busy, self._held[Lane.BATCH])",
+        "self._allowance.look(0, self._held[Lane.BATCH])",
+        ALLOWANCE + "test_a_busy_loop_leaves_batches_a_slot_and_no_more",
+    ),
+    Mutation(
+        "a batch that is given no slot at all",
+        "worker/allowance.py",
+        "self.slots = max(1, math.floor(self.slots * (0.5",
+        "self.slots = max(0, math.floor(self.slots * (0.5",
+        ALLOWANCE + "test_a_busy_loop_leaves_batches_a_slot_and_no_more",
+    ),
+    Mutation(
+        "a batch of a slow model that is held to what it began with",
+        "worker/doorbell.py",
+        "            self._shares.look(busy)\n",
+        "",
+        ALLOWANCE + "test_a_batch_whose_runs_wait_for_a_model_soon_has_all_its_slots",
     ),
     Mutation(
         "a slot that a batch left and nobody fills",

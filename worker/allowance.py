@@ -1,0 +1,63 @@
+"""How many runs of batches a worker answers at once: as many as leave its event loop time for those who wait.
+
+Slots alone do not say: forty runs that wait for a slow model are nothing, and two of a fast one take a whole core. So
+the loop is looked at, twice a second. A batch begins with a few runs and soon has more, as long as the loop has time;
+where it has not, a batch has fewer, but never none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator
+
+LOOK_SECONDS = 0.5
+BEGIN_SHARE = 0.25
+"""Of the slots that batches may have, what a batch begins with."""
+FULL = 0.95
+"""A loop that is so busy may have any amount of work to do: it is not seen how much."""
+TOLERANCE = 0.05
+"""Nothing changes while the loop is so near to as busy as it may be."""
+
+
+class Allowance:
+    """So many runs of batches at once, of at most so many; the loop may be busy for a share of its time."""
+
+    def __init__(self, most: int, *, busy_share: float) -> None:
+        self._most = most
+        self._busy_share = busy_share
+        self._begin = math.ceil(most * BEGIN_SHARE)
+        self._most_held = 0
+        """Since the last look."""
+        self.slots = self._begin
+        """What batches may have now."""
+
+    def note(self, held: int) -> None:
+        """Note that batches have so many slots."""
+        self._most_held = max(self._most_held, held)
+
+    def look(self, busy: float, held: int) -> None:
+        """Allow more or fewer, after the loop was busy for this share of its time; batches have so many slots now.
+
+        Whatever else keeps the loop busy counts, too: interactive runs go first. What was learned of one batch is
+        forgotten when nothing of it is left.
+        """
+        if self._most_held == 0:
+            self.slots = self._begin
+        elif busy > self._busy_share + TOLERANCE:
+            self.slots = max(1, math.floor(self.slots * (0.5 if busy >= FULL else self._busy_share / busy)))
+        elif busy < self._busy_share - TOLERANCE and self._most_held >= self.slots:
+            room = min(2, self._busy_share / max(busy, TOLERANCE))
+            self.slots = min(self._most, max(self.slots + 1, math.floor(self.slots * room)))
+        self._most_held = held
+
+
+async def busy_shares() -> AsyncIterator[float]:
+    """Tell now and then for how much of its time this thread was busy since it was told last."""
+    at, used = time.monotonic(), time.thread_time()
+    while True:
+        await asyncio.sleep(LOOK_SECONDS)
+        now, using = time.monotonic(), time.thread_time()
+        yield (using - used) / (now - at)
+        at, used = now, using
