@@ -8,6 +8,7 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelResponse, ModelRetry, RunContext, UsageLimits, UserPromptPart
@@ -47,6 +48,19 @@ def _speaks(say: Callable[[str], Iterator[str]], *, every_seconds: float = 0) ->
             yield token
 
     return FunctionModel(stream_function=stream, model_name="words")
+
+
+def _waits() -> Model:
+    """Make a model that says a word, and the rest once the file is there that the query names."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        word = Path(query_of(messages))
+        yield "Well"
+        while not word.exists():  # noqa: ASYNC110, ASYNC240  (another process makes it)
+            await asyncio.sleep(TICK_SECONDS)
+        yield ", at last."
+
+    return FunctionModel(stream_function=stream, model_name="waits")
 
 
 def _fills(arguments: str, *, tool: str | None = None) -> Model:
@@ -123,6 +137,8 @@ echo = Agent(_speaks(_echoed), name="echo", description="Says the query back, wo
 slow = Agent(
     _speaks(_ticks, every_seconds=TICK_SECONDS), name="slow", description="Ticks for as long as the query says."
 )
+
+patient = Agent(_waits(), name="patient", description="Answers once it may.")
 
 stuck = Agent(_speaks(_blocks), name="stuck", description="Blocks the event loop.")
 

@@ -27,6 +27,7 @@ TEST_AGENTS = {
     "bank_support": "worker.agents.bank_support:served",
     "echo": "tests.agents:echo",
     "slow": "tests.agents:slow",
+    "patient": "tests.agents:patient",
     "unicode": "tests.agents:unicode",
     "second_thoughts": "tests.agents:second_thoughts",
     "big": "tests.agents:big",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from shared.lanes import Lanes
 from shared.runs import cancel
 from shared.runs.take_back import take_back
 from shared.settings import Settings
-from tests.client import Client, names
+from tests.client import Client, Event, names
+from tests.eventually import soon
 from tests.service import Service
 from tests.stage import Stage
 from worker.attempt import Attempt, Stop
@@ -22,37 +24,66 @@ from worker.lease import Lease
 from worker.roster import Roster
 
 RESTARTS = 10
-RUNS = 12
+THREADS, ALONE = 3, 3
 SHORT = {"DRAIN_SECONDS": "0.2", "LEASE_SECONDS": "600", "BEAT_SECONDS": "1"}
 """With such a lease, nothing is made good by its running out."""
 
 
 @pytest.mark.timeout(300)
-async def test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing(service: Service) -> None:
-    api = service.api(**SHORT)
-    workers = [service.worker(**SHORT), service.worker(**SHORT)]
+async def test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing(
+    service: Service, tmp_path: Path
+) -> None:
+    """No run can end before all restarts are over: each is given back by each worker, but for those behind others."""
+    may_end = tmp_path / "may_end"
+    api, worker = service.api(**SHORT), service.worker(**SHORT)
     async with Client(api.url) as client:
-        threads = [await client.thread("slow") for _ in range(RUNS // 3)]
-        runs = [
-            *[await client.run("4 seconds", thread_id=thread_id) for thread_id in threads for _ in range(2)],
-            *[await client.run("4 seconds", agent_type="slow") for _ in range(RUNS - 2 * len(threads))],
+        threads = [await client.thread("patient") for _ in range(THREADS)]
+        first = [await client.run(str(may_end), thread_id=thread_id) for thread_id in threads]
+        first += [await client.run(str(may_end), agent_type="patient") for _ in range(ALONE)]
+        behind = [await client.run(str(may_end), thread_id=thread_id) for thread_id in threads]
+        told: list[list[Event]] = [[] for _ in (*first, *behind)]
+        following = [
+            asyncio.create_task(follow(client, run["id"], events))
+            for run, events in zip((*first, *behind), told, strict=True)
         ]
-        following = [asyncio.create_task(client.events(run["id"])) for run in runs]
-        for _ in range(RESTARTS):
-            workers.append(await asyncio.to_thread(service.worker, **SHORT))
-            assert await asyncio.to_thread(workers.pop(0).terminate) == 0
-        told = await asyncio.gather(*following)
-        ended = [await client.ended(run["id"]) for run in runs]
+        for restarts in range(RESTARTS):
+            await begun(told[: len(first)], 1 + restarts)
+            successor = await asyncio.to_thread(service.worker, **SHORT)
+            assert await asyncio.to_thread(worker.terminate) == 0
+            worker = successor
+        await begun(told[: len(first)], 1 + RESTARTS)
+        may_end.touch()
+        await asyncio.gather(*following)
+        ended = [await client.ended(run["id"]) for run in (*first, *behind)]
     with psycopg.connect(service.database_url) as connection:
         crashes = connection.execute("SELECT sum(crashes) FROM runs").fetchone()
 
-    assert [run["status"] for run in ended] == ["succeeded"] * RUNS
+    assert [(run["status"], run["output"]) for run in ended] == [("succeeded", "Well, at last.")] * len(ended)
+    assert [run["attempt"] for run in ended] == [1 + RESTARTS] * len(first) + [1] * len(behind)
     assert crashes == (0,)
-    assert [names(events)[-2:] for events in told] == [["message_complete", "done"]] * RUNS
-    assert {reason for events in told for reason in reasons(events)} <= {"first", "worker_stopping"}
+    given_back = ["first", *["worker_stopping"] * RESTARTS]
+    assert [reasons(events) for events in told] == [given_back] * len(first) + [["first"]] * len(behind)
+    assert [names(events)[-2:] for events in told] == [["message_complete", "done"]] * len(told)
 
 
-def reasons(events: list[dict[str, Any]]) -> list[str]:
+async def follow(client: Client, run_id: str, events: list[Event]) -> None:
+    """Note what is told of a run, as it is told."""
+    async with client.following(run_id) as stream:
+        async for event in stream:
+            events.append(event)  # noqa: PERF401  (as it is told)
+
+
+async def begun(told: list[list[Event]], times: int) -> None:
+    """Wait until each run has begun so often; that one ends instead is not waited for."""
+
+    async def all_have() -> bool:
+        assert "done" not in {event["event"] for events in told for event in events}
+        return all(len(reasons(events)) == times for events in told)
+
+    await soon(all_have)
+
+
+def reasons(events: list[Event]) -> list[str]:
     """Say why each attempt began."""
     return [event["reason"] for event in events if event["event"] == "message_started"]
 

@@ -140,6 +140,20 @@ MUTATIONS = [
         STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
     ),
     Mutation(
+        "a run given back and told as lost",
+        "worker/attempt.py",
+        "return Begun.WORKER_STOPPING",
+        "return Begun.WORKER_LOST",
+        STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+    ),
+    Mutation(
+        "a run given back that counts as a crash",
+        "shared/runs/finish.py",
+        "    SET status = 'queued', worker_id = NULL, begun = :begun,",
+        "    SET status = 'queued', worker_id = NULL, crashes = crashes + 1, begun = :begun,",
+        STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+    ),
+    Mutation(
         "a query that is refused because Redis is away",
         "shared/lanes.py",
         """            log.warning("lanes.ring_failed error=%r", away)
