@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -235,3 +236,36 @@ def test_what_only_some_models_need_is_not_imported_for_others() -> None:
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
 
     assert said == "False\n"
+
+
+@pytest.mark.parametrize("model", ["openai-chat:any", "openai-responses:any"])
+def test_what_a_configured_model_needs_is_imported_before_one_is_made(model: str, tmp_path: Path) -> None:
+    """Processes are forked in between, and each would have to import it for itself."""
+    (tmp_path / "own.py").write_text("from pydantic_ai import Agent\nagent = Agent()\n")
+    script = f"""
+import sys
+from shared.settings import Settings
+from worker import process
+from worker.catalog import import_model, load
+
+def client():
+    from worker.windowed_client import windowed_client
+    return windowed_client(0.03)
+
+sys.path.insert(0, {str(tmp_path)!r})
+settings = Settings(database_url="postgresql://nowhere", redis_url="redis://nowhere", agents={{"own": "own:agent"}}, model={model!r})
+import_model(settings)
+before = set(sys.modules)
+load(settings, client)
+print(*sys.modules.keys() - before)
+"""
+
+    said = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "OPENAI_API_KEY": "none"},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+    assert said == "own\n"

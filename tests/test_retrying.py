@@ -75,6 +75,32 @@ async def test_a_model_that_asks_for_more_time_than_there_is_is_given_up_at_once
     assert "retrying.model" not in caplog.text
 
 
+async def test_a_model_that_asks_for_far_too_much_time_is_given_up_at_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake_openai, "RETRY_AFTER_SECONDS", math.ceil(retrying.LONGEST_PAUSE_SECONDS) + 1)
+    with fake_openai.running() as url, pytest.raises(ModelAPIError):
+        await ask(url, "flaky-3", tries=3)
+
+    assert "retrying.model" not in caplog.text
+
+
+async def test_who_asks_again_does_so_at_any_time_up_to_one_that_doubles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or all who were refused at once would be back at once."""
+    drawn: list[tuple[float, float]] = []
+
+    def draw(shortest: float, longest: float) -> float:
+        drawn.append((shortest, longest))
+        return shortest
+
+    monkeypatch.setattr(retrying.random, "uniform", draw)
+    monkeypatch.setattr(retrying, "LONGEST_PAUSE_SECONDS", 0.05)
+    with fake_openai.running() as url, pytest.raises(ModelAPIError):
+        await ask(url, "http-500", tries=5)
+
+    assert drawn[:4] == [(0, pytest.approx(longest)) for longest in (0.01, 0.02, 0.04, 0.05)]
+
+
 async def test_where_one_model_refuses_the_next_is_asked_at_once(caplog: pytest.LogCaptureFixture) -> None:
     with fake_openai.running() as url:
         assert "hello" in await ask(url, "http-401", "bank", tries=3)

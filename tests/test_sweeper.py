@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
 from redis.asyncio import Redis
@@ -151,3 +152,67 @@ async def test_a_batch_is_erased_as_a_whole_a_while_after_its_end(
 def left_ids(batches: dict[str, Any]) -> list[Any]:
     """Name the batches that are to stay."""
     return [batches["young"], batches["unfinished"]]
+
+
+async def thread_of(stage: Stage, status: str, *, ended_days_ago: float = 0, deleted_ago: str | None = None) -> UUID:
+    """Store a thread with one run and its query; returns the run's id."""
+    (call,) = await stage.waiting(1)
+    thread_id = new_id()
+    await stage.execute(
+        "INSERT INTO threads (id, tenant, user_id, agent_type, metadata, deleted_at)"
+        " VALUES (:id, 'acme', :id, 'echo', '{}', now() - CAST(:ago AS interval))",
+        id=thread_id,
+        ago=deleted_ago,
+    )
+    await stage.execute(
+        "UPDATE runs SET thread_id = :thread_id, seq = 1, lane = 'interactive' WHERE id = :id",
+        thread_id=thread_id,
+        id=call.run_id,
+    )
+    await stage.execute(
+        "INSERT INTO messages (id, thread_id, run_id, role, content, metadata, position)"
+        " SELECT user_message_id, thread_id, id, 'user', query, '{}', 1 FROM runs WHERE id = :id",
+        id=call.run_id,
+    )
+    await became(stage, call.run_id, status, ended_days_ago)
+    return call.run_id
+
+
+async def became(stage: Stage, run_id: UUID, status: str, ended_days_ago: float) -> None:
+    """Have a run be as it is after a while."""
+    await stage.execute(
+        "UPDATE runs SET status = CAST(:status AS text), end_told = true, finished_at = CASE WHEN CAST(:status AS text)"
+        " IN ('queued', 'running') THEN NULL ELSE now() - make_interval(days => :days) END WHERE id = :id",
+        status=status,
+        days=ended_days_ago,
+        id=run_id,
+    )
+
+
+async def test_a_deleted_thread_is_erased_with_all_it_holds_and_others_are_kept_however_old(stage: Stage) -> None:
+    gone = await thread_of(stage, "succeeded", deleted_ago="2 minutes")
+    kept = {
+        "old": await thread_of(stage, "succeeded", ended_days_ago=1000),
+        "deleted just now, and somebody may read it": await thread_of(stage, "succeeded", deleted_ago="10 seconds"),
+        "deleted, and its run is not cancelled yet": await thread_of(stage, "running", deleted_ago="2 minutes"),
+    }
+
+    await stage.sweeper.erase()
+
+    assert {row.id for row in await stage.execute("SELECT id FROM runs")} == set(kept.values())
+    assert {row.run_id for row in await stage.execute("SELECT run_id FROM messages")} == set(kept.values())
+    assert gone not in kept.values()
+    assert len(await stage.execute("SELECT id FROM threads")) == len(kept)
+
+
+async def test_a_run_without_a_thread_is_erased_so_long_after_its_end(stage: Stage) -> None:
+    for status, days in (("succeeded", 31), ("failed", 31), ("cancelled", 31)):
+        (call,) = await stage.waiting(1)
+        await became(stage, call.run_id, status, days)
+    kept = await stage.waiting(2)
+    await became(stage, kept[0].run_id, "succeeded", 29)
+    await stage.execute("UPDATE runs SET created_at = now() - interval '1000 days'")
+
+    await stage.sweeper.erase()
+
+    assert {row.id for row in await stage.execute("SELECT id FROM runs")} == {call.run_id for call in kept}

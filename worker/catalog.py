@@ -36,7 +36,11 @@ _NO_DEPENDENCIES = (object, NoneType)
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
 """Providers of models that OpenAI's API serves, or what `OPENAI_BASE_URL` names in its place."""
 _NEEDED_BY_ALL = "genai_prices.data"
-_NEEDED_BY_OPENAI = ("openai.resources.chat", "openai.resources.responses", "worker.windowed_client")
+_NEEDED_BY_OPENAI = (
+    "openai.resources.chat.chat",
+    "openai.resources.responses.responses",
+    "worker.windowed_client",
+)
 """What is imported only as a model is made."""
 
 

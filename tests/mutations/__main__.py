@@ -5,7 +5,9 @@ Each breaks a copy of the tree of its own. First the named tests must be green i
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,15 +35,26 @@ ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]
 AT_ONCE = 2
 GREEN, RED = 0, 1
-"""How pytest ends; anything else (no such test, no server) is neither."""
+"""How pytest ends; anything else (no such test, no server, a hang) is neither."""
+HUNG = -1
 TEST_SECONDS = 60
+"""What a test has that does not say for itself how long it may take."""
+LONGEST_SECONDS = 300
+"""What a test may say; beyond that, and the time of the others, pytest itself hangs."""
 
 
 def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
     """Run tests in a copy of the tree; returns how pytest ended and what it said."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS), *tests]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout[-3000:]
+    with subprocess.Popen(
+        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as testing:
+        try:
+            said, _ = testing.communicate(timeout=LONGEST_SECONDS + TEST_SECONDS * len(tests))
+        except subprocess.TimeoutExpired:
+            os.killpg(testing.pid, signal.SIGKILL)
+            return HUNG, "It hung, and was killed with all that it had started."
+    return testing.returncode, said[-3000:]
 
 
 def copy_tree(folder: str) -> Path:

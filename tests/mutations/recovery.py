@@ -10,6 +10,7 @@ PARENT = "tests/test_parent.py::"
 SERVERS_AWAY = "tests/test_servers_away.py::"
 STOPPING = "tests/test_stopping.py::"
 SWEEPER = "tests/test_sweeper.py::"
+THREAD_ERASED = "test_a_deleted_thread_is_erased_with_all_it_holds_and_others_are_kept_however_old"
 
 MUTATIONS = [
     Mutation(
@@ -140,18 +141,53 @@ MUTATIONS = [
         STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
     ),
     Mutation(
-        "a run given back and told as lost",
-        "worker/attempt.py",
-        "return Begun.WORKER_STOPPING",
-        "return Begun.WORKER_LOST",
-        STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+        "a thread erased that nobody has deleted",
+        "shared/sweeper.py",
+        "SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'",
+        "SELECT id FROM threads WHERE (deleted_at IS NULL OR deleted_at < now() - interval '1 minute')",
+        SWEEPER + THREAD_ERASED,
     ),
     Mutation(
-        "a run given back that counts as a crash",
-        "shared/runs/finish.py",
-        "    SET status = 'queued', worker_id = NULL, begun = :begun,",
-        "    SET status = 'queued', worker_id = NULL, crashes = crashes + 1, begun = :begun,",
-        STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+        "a thread erased under somebody who reads it",
+        "shared/sweeper.py",
+        "SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'",
+        "SELECT id FROM threads WHERE deleted_at < now()",
+        SWEEPER + THREAD_ERASED,
+    ),
+    Mutation(
+        "a thread erased under its worker",
+        "shared/sweeper.py",
+        "AND (status IN ('queued', 'running') OR NOT {none_waits",
+        "AND (NOT {none_waits",
+        SWEEPER + THREAD_ERASED,
+    ),
+    Mutation(
+        "a conversation that lives only as long as runs without one",
+        "shared/sweeper.py",
+        "WHERE thread_id IS NULL AND finished_at < now()",
+        "WHERE finished_at < now()",
+        SWEEPER + THREAD_ERASED,
+    ),
+    Mutation(
+        "a run that is erased so long after it was accepted",
+        "shared/sweeper.py",
+        "WHERE thread_id IS NULL AND finished_at < now()",
+        "WHERE thread_id IS NULL AND created_at < now()",
+        SWEEPER + "test_a_run_without_a_thread_is_erased_so_long_after_its_end",
+    ),
+    Mutation(
+        "a key that outlives its time",
+        "shared/sweeper.py",
+        "FROM idempotency_keys WHERE expires_at < now()",
+        "FROM idempotency_keys WHERE expires_at < now() - interval '1 hour'",
+        "tests/test_idempotency.py::test_expired_keys_are_erased_and_others_stay",
+    ),
+    Mutation(
+        "a key that is erased in its time",
+        "shared/sweeper.py",
+        "FROM idempotency_keys WHERE expires_at < now()",
+        "FROM idempotency_keys WHERE expires_at > now()",
+        "tests/test_idempotency.py::test_expired_keys_are_erased_and_others_stay",
     ),
     Mutation(
         "a query that is refused because Redis is away",
