@@ -253,7 +253,8 @@ def client():
     return windowed_client(0.03)
 
 sys.path.insert(0, {str(tmp_path)!r})
-settings = Settings(database_url="postgresql://nowhere", redis_url="redis://nowhere", agents={{"own": "own:agent"}}, model={model!r})
+nowhere = {{"database_url": "postgresql://nowhere", "redis_url": "redis://nowhere"}}
+settings = Settings(**nowhere, agents={{"own": "own:agent"}}, model={model!r})
 import_model(settings)
 before = set(sys.modules)
 load(settings, client)

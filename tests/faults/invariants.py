@@ -130,6 +130,16 @@ def every_crash_is_a_death(history: History) -> Found:
                 yield run_id, f"crash {change.row['crashes']}: nothing had happened to process {pid}"
 
 
+def every_reader_is_told_the_end(history: History) -> Found:
+    """Who goes on reading is told `done` at last, unless the thread was deleted under him."""
+    for reader in history.readers:
+        row = history.rows.get(reader.run_id)
+        if reader.is_done or row is None or row["thread_id"] in history.deleted_threads:
+            continue
+        if Id.parse(reader.pieces[0].after or "0-0") < Id(row["attempt"] + 1, 1):  # Behind it there is nothing.
+            yield reader.run_id, f"a reader was never told that it is over, after {len(reader.pieces)} connections"
+
+
 def the_end_is_told_once_last_and_true(history: History) -> Found:
     """Each reader who is done was told one end, right before `done`, and it says what the row says."""
     for reader in history.readers:
@@ -474,6 +484,7 @@ INVARIANTS: list[Invariant] = [
     ends_never_change,
     every_run_succeeds_but_those_that_may_not,
     every_crash_is_a_death,
+    every_reader_is_told_the_end,
     the_end_is_told_once_last_and_true,
     the_last_text_told_is_the_output,
     the_log_ends_as_the_row,

@@ -246,6 +246,10 @@ def nobody_died(history: History) -> None:
     history.broken[0].pids = (PID_2 + 1,)
 
 
+def cut_for_good(history: History) -> None:
+    history.readers[0].pieces[-1].events.pop()
+
+
 def ended_twice(history: History) -> None:
     pieces = history.readers[0].pieces
     pieces[-1].events.insert(-1, pieces[-1].events[-2])
@@ -338,6 +342,7 @@ DOCTORED: dict[str, Callable[[History], None]] = {
     "ends_never_change": reopened,
     "every_run_succeeds_but_those_that_may_not": not_asked_to_cancel,
     "every_crash_is_a_death": nobody_died,
+    "every_reader_is_told_the_end": cut_for_good,
     "the_end_is_told_once_last_and_true": ended_twice,
     "the_last_text_told_is_the_output": another_text,
     "the_log_ends_as_the_row": untrue_log,
@@ -359,6 +364,99 @@ DOCTORED: dict[str, Callable[[History], None]] = {
 }
 
 
+def refused_and_stored(history: History) -> None:
+    history.asked[2].run_id, history.asked[2].status = None, 422
+
+
+def stored_for_another(history: History) -> None:
+    history.asked[0].user_id = str(UUID(int=3))
+
+
+def end_untold(history: History) -> None:
+    for change in history.changes:
+        if change.row.get("id") == ALONE:
+            change.row["end_told"] = False
+
+
+def failed_for_nothing(history: History) -> None:
+    history.asked[2].deadline_seconds = None
+
+
+def crashed_too_soon(history: History) -> None:
+    for change in history.changes:
+        if change.row.get("id") == ALONE and change.row["error"]:
+            change.row["error"] = {"code": "worker_crashed"}
+
+
+def told_of_another_end(history: History) -> None:
+    history.readers[0].pieces[-1].events[-1]["status"] = "failed"
+
+
+def told_of_another_usage(history: History) -> None:
+    event(history, FIRST, "message_complete")["usage"] = {"requests": 2}
+
+
+def went_on_after_the_end(history: History) -> None:
+    history.logs[FIRST].append(history.logs[FIRST][0])
+
+
+def half_an_answer(history: History) -> None:
+    for change in history.changes:
+        if change.row.get("output") or change.row.get("role") == "assistant":
+            name = "output" if "output" in change.row else "content"
+            change.row[name] = change.row[name][:25]
+
+
+def asked_a_second_time(history: History) -> None:
+    query = next(change for change in history.changes if change.row.get("role") == "user")
+    history.changes.append(query)
+
+
+def two_at_once(history: History) -> None:
+    """The second run of the thread is claimed although it waits behind nobody who is unfinished but runs."""
+    claimed = next(at for at, one in enumerate(history.changes) if one.row.get("status") == "succeeded")
+    begun = next(
+        at for at, one in enumerate(history.changes) if one.row.get("id") == SECOND and one.row["status"] == "running"
+    )
+    history.changes.insert(claimed, history.changes.pop(begun))
+
+
+def shown_otherwise(history: History) -> None:
+    history.seen[-1].body["status"] = "succeeded"
+
+
+def not_listed(history: History) -> None:
+    history.listed[TENANT, USER].remove(ALONE)
+
+
+def listed_for_a_stranger(history: History) -> None:
+    history.listed["other", USER] = {FIRST}
+
+
+def failed_to_answer(history: History) -> None:
+    history.statuses.append((history.broken[-1].at, "POST /runs", 500))
+
+
+MORE: list[tuple[str, Callable[[History], None]]] = [
+    ("accepted_is_exactly_one_row", refused_and_stored),
+    ("accepted_is_exactly_one_row", stored_for_another),
+    ("every_run_ends", end_untold),
+    ("every_run_succeeds_but_those_that_may_not", failed_for_nothing),
+    ("every_run_succeeds_but_those_that_may_not", crashed_too_soon),
+    ("the_end_is_told_once_last_and_true", told_of_another_end),
+    ("the_end_is_told_once_last_and_true", told_of_another_usage),
+    ("the_log_ends_as_the_row", went_on_after_the_end),
+    ("messages_are_stored_once_and_whole", half_an_answer),
+    ("messages_are_stored_once_and_whole", asked_a_second_time),
+    ("runs_of_a_thread_never_overlap", two_at_once),
+    ("what_is_shown_is_the_row", shown_otherwise),
+    ("nothing_of_others_is_visible", not_listed),
+    ("nothing_of_others_is_visible", listed_for_a_stranger),
+    ("refusals_have_a_reason", failed_to_answer),
+]
+"""Other ways to break one."""
+
+
 def test_what_really_happened_breaks_no_invariant() -> None:
     assert check(what_really_happened()) == []
 
@@ -367,6 +465,14 @@ def test_what_really_happened_breaks_no_invariant() -> None:
 def test_a_doctored_history_is_found_out(name: str) -> None:
     history = what_really_happened()
     DOCTORED[name](history)
+
+    assert name in {violation.invariant for violation in check(history)}
+
+
+@pytest.mark.parametrize(("name", "doctor"), MORE, ids=lambda item: getattr(item, "__name__", None))
+def test_other_ways_to_doctor_a_history_are_found_out(name: str, doctor: Callable[[History], None]) -> None:
+    history = what_really_happened()
+    doctor(history)
 
     assert name in {violation.invariant for violation in check(history)}
 

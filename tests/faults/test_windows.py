@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import httpx
 import pytest
@@ -10,17 +11,16 @@ import pytest
 from shared.failpoints import Action, Failpoint
 from tests.client import Client, ids, names
 from tests.eventually import eventually
+from tests.faults.house import TRAPS
 from tests.service import Running, Service
 
 PATIENCE = {"LEASE_SECONDS": "3", "BEAT_SECONDS": "0.5"}
-WORKERS_WINDOWS = [
-    Failpoint.RUN_POPPED,
-    Failpoint.RUN_CLAIMED,
-    Failpoint.LOG_APPENDED,
-    Failpoint.RUN_FLUSHED,
-    Failpoint.RUN_STORED,
-    Failpoint.END_TOLD,
-]
+SEEN_TO_BELOW = {
+    Failpoint.RUN_GIVEN_BACK,
+    Failpoint.RUNS_TAKEN_BACK,
+    Failpoint.CANCEL_STORED,
+}
+"""Windows that a run comes by only if something else has happened."""
 
 
 def fallen(trapped: Running) -> bool:
@@ -30,7 +30,7 @@ def fallen(trapped: Running) -> bool:
 
 @pytest.mark.long
 @pytest.mark.parametrize("action", Action)
-@pytest.mark.parametrize("window", WORKERS_WINDOWS)
+@pytest.mark.parametrize("window", [window for window in TRAPS["worker"] if window not in SEEN_TO_BELOW])
 async def test_a_worker_that_stops_in_a_window_leaves_a_whole_run(
     service: Service, window: Failpoint, action: Action
 ) -> None:
@@ -54,7 +54,7 @@ async def test_a_worker_that_stops_in_a_window_leaves_a_whole_run(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("window", [Failpoint.RUN_ACCEPTED, Failpoint.RUN_RUNG])
+@pytest.mark.parametrize("window", [window for window in TRAPS["api"] if window not in SEEN_TO_BELOW])
 async def test_a_query_whose_api_dies_before_it_can_say_so_is_answered(service: Service, window: Failpoint) -> None:
     trapped, api = service.api(**PATIENCE, FAILPOINTS=f"{window}=kill"), service.api(**PATIENCE)
     service.worker(**PATIENCE)
@@ -109,3 +109,9 @@ async def test_runs_that_were_taken_back_without_a_ring_begin_again(service: Ser
         ended = [await client.ended(run["id"]) for run in runs]
 
     assert [run["status"] for run in ended] == ["succeeded"] * 8
+
+
+def test_the_soak_and_these_tests_know_every_window() -> None:
+    assert {window for windows in TRAPS.values() for window in windows} == set(Failpoint)
+    told = Path(__file__).read_text()
+    assert all(told.count(f"Failpoint.{window.name}") == 2 for window in SEEN_TO_BELOW)
