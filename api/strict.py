@@ -20,9 +20,9 @@ from api.identity import identify, identify_by_ticket, identify_operator
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
+MOST_BITS = 1024
+"""Of a number: those of double precision, which hardly anybody reads more of, end there."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class StrictRequest(Request):
@@ -176,7 +176,7 @@ def read_json(body: bytes, what: str = "body") -> Any:
     except UnicodeDecodeError:
         raise malformed(f"The {what} is not UTF-8.") from None
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
     except json.JSONDecodeError as error:
         raise malformed(f"The {what} is not JSON at character {error.pos}.") from None
     except ValueError:
@@ -204,7 +204,7 @@ def _constant(_: str) -> NoReturn:
     raise malformed("JSON has neither NaN nor Infinity.")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_repeated_name(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make an object; of a name that stands there twice, one value would be ignored."""
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -212,7 +212,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-_DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=_object)
+_DECODER = json.JSONDecoder(parse_constant=_constant, object_pairs_hook=no_repeated_name)
 
 
 def _invalid(errors: list[FieldError]) -> Refused:
@@ -224,7 +224,8 @@ def malformed(detail: str) -> Refused:
     return Refused(400, detail, code="malformed_json")
 
 
-def _too_deep() -> Refused:
+def too_deep() -> Refused:
+    """Refuse what is nested deeper than anybody needs."""
     return malformed(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 
@@ -254,7 +255,7 @@ def _unstorable(root: Any) -> Iterator[FieldError]:
                     yield _field_error((path, step), code)
         level = below
     if level:
-        raise _too_deep()
+        raise too_deep()
 
 
 _MESSAGES = {
@@ -268,8 +269,18 @@ def _wrong(value: object) -> str | None:
     if isinstance(value, str):
         if "\0" in value:
             return "nul_character"
-        return "lone_surrogate" if not value.isascii() and _SURROGATE.search(value) else None
-    return "number_out_of_range" if isinstance(value, float) and not math.isfinite(value) else None
+        return None if value.isascii() or _is_text(value) else "lone_surrogate"
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "number_out_of_range"
+    return "number_out_of_range" if isinstance(value, int) and value.bit_length() > MOST_BITS else None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _field_error(path: _Path, code: str) -> FieldError:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import random
 import time
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -50,18 +51,36 @@ async def picked_up(api: Running, worker: Running) -> PickUp:
     return PickUp.of([committed[run_id] for run_id in run_ids], [claimed[run_id] for run_id in run_ids])
 
 
-async def beside(api: Running, worker: Running, batch: bytes) -> PickUp:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """How soon runs were picked up, and how many of the batch beside them ended a second meanwhile."""
+
+    pick_up: PickUp
+    ended_a_second: float = 0
+
+
+async def beside_nothing(api: Running, worker: Running) -> Seen:
+    """Measure while there is nothing else to do."""
+    return Seen(await picked_up(api, worker))
+
+
+async def beside(api: Running, worker: Running, batch: bytes) -> Seen:
     """Measure while the batch is answered, then cancel what is left of it."""
     await asyncio.to_thread(upload, api, "NDJSON", batch)
     await asyncio.sleep(UNDER_WAY_SECONDS)
-    seen = await picked_up(api, worker)
-    (newest, *_) = (await _call(api, "GET", "/batches?limit=1"))["items"]
-    assert newest["counts"]["running"], newest
+    (before, *_) = (await _call(api, "GET", "/batches?limit=1"))["items"]
+    began = time.monotonic()
+    pick_up = await picked_up(api, worker)
+    after = await _call(api, "GET", f"/batches/{before['id']}")
+    seconds = time.monotonic() - began
+    ended = after["counts"]["succeeded"] - before["counts"]["succeeded"]
+    assert ended, after
+    assert after["counts"]["queued"], after
     until = time.monotonic() + LONGEST_SECONDS
-    while (await _call(api, "POST", f"/batches/{newest['id']}/cancel"))["finished_at"] is None:
+    while (await _call(api, "POST", f"/batches/{after['id']}/cancel"))["finished_at"] is None:
         assert time.monotonic() < until
         await asyncio.sleep(LOOK_SECONDS)
-    return seen
+    return Seen(pick_up, ended / seconds)
 
 
 async def _call(api: Running, method: str, path: str) -> Any:
@@ -76,7 +95,7 @@ async def main(rounds: int) -> None:
     with stage(MAX_QUEUED="0") as on:
         api, worker = stamped(on)
         sides = {
-            "nothing": partial(picked_up, api, worker),
+            "nothing": partial(beside_nothing, api, worker),
             **{pace: partial(beside, api, worker, body(query)) for pace, query in PACES.items()},
         }
         figures = await interleaved(rounds, sides)
@@ -84,13 +103,14 @@ async def main(rounds: int) -> None:
     table(
         f"From acceptance to a worker's beginning beside a batch of {ITEMS:,}, ms, {rounds} rounds"
         f" (target: p50 at most {MOST_TIMES} times that beside nothing)",
-        ["beside", "p50", "p95", "p50 / that beside nothing"],
+        ["beside", "p50", "p95", "p50 / that beside nothing", "of the batch, runs a second"],
         [
             [
                 name,
-                Spread.of(each.p50 for each in seen),
-                Spread.of(each.p95 for each in seen),
-                Spread.of_ratio([each.p50 for each in seen], [each.p50 for each in idle]),
+                Spread.of(each.pick_up.p50 for each in seen),
+                Spread.of(each.pick_up.p95 for each in seen),
+                Spread.of_ratio([each.pick_up.p50 for each in seen], [each.pick_up.p50 for each in idle]),
+                Spread.of(each.ended_a_second for each in seen),
             ]
             for name, seen in figures.items()
         ],

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from api.batches.items import MOST_VALUES, Cutter, Limits, Lines, Members
+from api.batches.items import LINES_A_STEP, MOST_VALUES, TOKENS_A_STEP, Cutter, Limits, Lines, Members, Tokens
 from api.problems import Refused
 
 LIMITS = Limits(item_bytes=100_000)
@@ -28,10 +28,10 @@ names = texts.filter(lambda name: name != "items")
 def cut(cutter: Cutter, body: bytes, ends: Sequence[int]) -> list[Any]:
     """Feed a body in chunks that end at these places; returns the items."""
     places = sorted({0, len(body), *(end % (len(body) + 1) for end in ends)})
-    items: list[bytes] = []
+    items: list[bytes | None] = []
     for begin, end in pairwise(places):
         items += cutter.feed(body[begin:end])
-    return [json.loads(item) for item in [*items, *cutter.end()]]
+    return [json.loads(item) for item in [*items, *cutter.end()] if item is not None]
 
 
 @given(
@@ -127,6 +127,51 @@ def test_an_item_holds_only_so_many_values_but_any_text(cutter: type[Lines | Mem
     with pytest.raises(Refused) as refused:
         cut(cutter(LIMITS), body_of(cutter, [most, many]), [])
     assert [(error.pointer, error.code) for error in refused.value.errors] == [("/items/1", "too_many_values")]
+
+
+HOSTILE = {
+    "strings": b'""' * 30_000,
+    "brackets": b"]" * 60_000,
+    "lines": b"\n" * 60_000,
+}
+
+
+@pytest.mark.parametrize("body", [b'{"name": [' + HOSTILE["strings"], b'{"items": [' + HOSTILE["strings"]])
+def test_who_cuts_lets_others_go_on_however_much_there_is_to_look_at(body: bytes) -> None:
+    assert len(list(Members(LIMITS).feed(body))) >= len(HOSTILE["strings"]) / 2 / TOKENS_A_STEP
+
+
+@pytest.mark.parametrize(
+    ("chunk", "times"),
+    [
+        (HOSTILE["lines"], len(HOSTILE["lines"]) / LINES_A_STEP),
+        (b"," * MOST_VALUES + HOSTILE["strings"] + b"\n", 1),
+        (b'"' + b"[" * MOST_VALUES + b'"' + HOSTILE["brackets"] + b"\n", len(HOSTILE["brackets"]) / TOKENS_A_STEP),
+    ],
+)
+def test_who_cuts_lines_lets_others_go_on(chunk: bytes, times: float) -> None:
+    steps = 0
+    try:
+        for cut in Lines(LIMITS).feed(chunk):
+            steps += cut is None
+    except Refused:
+        steps += 1
+
+    assert steps >= times
+
+
+@pytest.mark.parametrize("text", [b'\\"', b"\\\\", b"x", b"\\u00e9"])
+def test_no_byte_of_a_text_is_looked_at_twice(text: bytes) -> None:
+    tokens = Tokens()
+    tokens.add(b'"')
+    for _ in range(20):
+        tokens.add(text * 1000)
+        assert tokens.next() is None
+        assert tokens.at == len(tokens.buffer)
+    tokens.add(b'",')
+
+    assert tokens.next() == b'"'
+    assert tokens.next() == b","
 
 
 def body_of(cutter: type[Lines | Members], items: list[Any]) -> bytes:

@@ -302,6 +302,36 @@ async def test_an_api_that_stops_cuts_what_is_followed(service: Service) -> None
     assert all(line["status"] == "in_progress" for line in rest)
 
 
+async def test_an_open_upload_holds_no_connection(service: Service) -> None:
+    api = service.api(DATABASE_POOL_SIZE="2")
+    register(service)
+    line = json.dumps({"custom_id": "row", "query": "x" * 1000}).encode() + b"\n"
+    half, go_on = asyncio.Barrier(5), asyncio.Event()
+
+    async def body() -> AsyncGenerator[bytes]:
+        for number in range(200):
+            yield line.replace(b"row", b"row-%d" % number)
+        await half.wait()
+        await go_on.wait()
+
+    async def upload(client: Client) -> httpx.Response:
+        headers = {"Content-Type": "application/x-ndjson"}
+        return await client.http.post("/batches", params={"agent_type": "echo"}, content=body(), headers=headers)
+
+    async with Client(api.url) as client, Client(api.url) as other:
+        uploads = [asyncio.create_task(upload(client)) for _ in range(4)]
+        await half.wait()
+        with psycopg.connect(service.database_url) as connection:
+            held = connection.execute("SELECT FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'").fetchall()
+        runs = await asyncio.gather(*(other.run("hello", agent_type="echo") for _ in range(4)))
+        go_on.set()
+        accepted = await asyncio.gather(*uploads)
+
+    assert held == []
+    assert len(runs) == 4
+    assert [response.status_code for response in accepted] == [httpx.codes.ACCEPTED] * 4
+
+
 async def test_a_follower_hears_that_the_batch_is_alive(service: Service) -> None:
     api = service.api(KEEPALIVE_SECONDS="0.2")
     register(service)

@@ -307,6 +307,14 @@ async def test_a_key_submits_once(client: Client) -> None:
     assert len((await client.http.get("/batches")).json()["items"]) == 1
 
 
+async def test_one_bad_line_among_fifty_thousand_is_named_and_nothing_is_stored(client: Client) -> None:
+    lines = [json.dumps(item) for item in items_of(50_000)]
+    lines[31_337] = '{"custom_id": "row-31337", "query": 1}'
+
+    assert errors_of(await post(client, lines, lines=True)) == {("/items/31337/query", "string_type")}
+    assert await nothing_stored(client)
+
+
 async def test_lines_under_a_key_are_other_lines_with_other_parameters(client: Client) -> None:
     async def lines(**parameters: str) -> httpx.Response:
         headers = {"Content-Type": "application/x-ndjson", "Idempotency-Key": "lines"}

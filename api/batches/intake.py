@@ -16,6 +16,7 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from api.batches.items import Limits, Lines, Members
+from api.batches.long_items import LONG_BYTES, read_in_steps
 from api.batches.resources import BatchHead, NewItem
 from api.problems import MOST_ERRORS, FieldError, Refused, field_errors, unavailable
 from api.strict import chunks_of, may_be_unstorable, read_json, unstorable
@@ -60,7 +61,7 @@ class Intake:
         check = _Check(items, self._settings.most_items_of_a_batch, lines=parameters is not None)
         digest = hashlib.sha256(request.url.query.encode() + b"\n")
         try:
-            async for chunk in _gathered(chunks_of(request, self._settings.max_batch_body_bytes)):
+            async for chunk in gathered(chunks_of(request, self._settings.max_batch_body_bytes)):
                 digest.update(chunk)
                 await self._look_at(cutter.feed(chunk), check, items)
             await self._look_at(cutter.end(), check, items)
@@ -68,9 +69,9 @@ class Intake:
             raise unavailable("There is no room for the batch.") from full
         return Taken(check.head(cutter.head if parameters is None else _read(parameters)), digest.digest())
 
-    async def _look_at(self, cut: Iterator[bytes], check: _Check, items: Manifest) -> None:
+    async def _look_at(self, cut: Iterator[bytes | None], check: _Check, items: Manifest) -> None:
         """Check what was cut, for a moment; let everybody else go first, and go on."""
-        steps = (step for item in cut for step in check.take(item))
+        steps = _steps(cut, check)
         going_on = True
         while going_on:
             async with self._turn:
@@ -79,15 +80,23 @@ class Intake:
             await items.spool()
 
 
-async def _gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Join chunks that are small: whoever sends single bytes must not have a long item looked at as often."""
+async def gathered(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Join chunks that are small and cut those that are large: one of this size is looked at in a moment."""
     some = bytearray()
     async for chunk in chunks:
         some += chunk
-        if len(some) >= CHUNK_BYTES:
-            yield bytes(some)
-            some.clear()
+        while len(some) >= CHUNK_BYTES:
+            yield bytes(some[:CHUNK_BYTES])
+            del some[:CHUNK_BYTES]
     yield bytes(some)
+
+
+def _steps(cut: Iterator[bytes | None], check: _Check) -> Iterator[None]:
+    for item in cut:
+        if item is None:
+            yield
+        else:
+            yield from check.take(item)
 
 
 def _read(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,16 +147,16 @@ class _Check:
             return
         yield
         self._custom_ids.add(item.custom_id)
-        self._items.add(item.custom_id, item.query, item.metadata)
+        yield from self._items.add_in_steps(item.custom_id, item.query, item.metadata)
 
     def _item(self, raw: bytes, index: int) -> Generator[None, None, tuple[NewItem | None, list[FieldError]]]:
         """Read an item. A line that is not JSON is a bad item; of another body nobody knows what would follow."""
         try:
             yield
-            value = read_json(raw, f"item {index}")
+            value = yield from read_in_steps(raw, f"item {index}")
             yield
             item, errors = _validated(NewItem, value)
-            if item is None or item.metadata or may_be_unstorable(raw):
+            if item is None or item.metadata or len(raw) > LONG_BYTES or may_be_unstorable(raw):
                 yield
                 if unfit := unstorable(value):
                     return None, unfit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
@@ -12,6 +12,8 @@ from pydantic_core import to_json
 SPOOLED_BYTES = 256 << 10
 """What is kept in memory before it goes to the disk; a small batch never does."""
 BLOCK_BYTES = 64 << 10
+PIECE = 64 << 10
+"""So many characters are written as `COPY` wants them without a pause."""
 
 
 class Manifest:
@@ -35,8 +37,22 @@ class Manifest:
 
     def add(self, custom_id: str, query: str, metadata: dict[str, Any]) -> None:
         """Take in an item; `spool` now and then."""
+        for _ in self.add_in_steps(custom_id, query, metadata):
+            pass
+
+    def add_in_steps(self, custom_id: str, query: str, metadata: dict[str, Any]) -> Iterator[None]:
+        """Take in an item, a long one in steps; `spool` now and then."""
         details = to_json(metadata).decode() if metadata else "{}"
-        line = f"{_escaped(custom_id)}\t{_escaped(query)}\t{_escaped(details)}\n".encode()
+        if len(query) + len(details) <= PIECE:
+            line = f"{_escaped(custom_id)}\t{_escaped(query)}\t{_escaped(details)}\n".encode()
+        else:
+            pieces: list[bytes] = []
+            for text, end in ((custom_id, b"\t"), (query, b"\t"), (details, b"\n")):
+                for start in range(0, len(text), PIECE):
+                    yield
+                    pieces.append(_escaped(text[start : start + PIECE]).encode())
+                pieces.append(end)
+            line = b"".join(pieces)
         self._lines.append(line)
         self._bytes += len(line)
         self._count += 1
