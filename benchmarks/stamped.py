@@ -18,7 +18,7 @@ from tests.service import Running
 from worker import __main__ as worker
 from worker import job
 
-_accept, _claim = asking.accept, job.claim
+_accept, _claim, _claim_many = asking.accept, job.claim, job.claim_many
 
 
 def _stamp(what: str, run_id: UUID) -> None:
@@ -40,6 +40,14 @@ async def claim(*arguments: Any, **options: Any) -> Any:
     return claimed
 
 
+async def claim_many(*arguments: Any, **options: Any) -> Any:
+    """Claim runs, and say when they were."""
+    claimed = await _claim_many(*arguments, **options)
+    for run_id in claimed:
+        _stamp("claimed", run_id)
+    return claimed
+
+
 def stamps(processes: Iterable[Running], what: str) -> dict[str, int]:
     """Read what processes said, nanoseconds by run."""
     lines = (
@@ -51,5 +59,5 @@ def stamps(processes: Iterable[Running], what: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    asking.accept, job.claim = accept, claim
+    asking.accept, job.claim, job.claim_many = accept, claim, claim_many
     {"api": api, "worker": worker}[sys.argv.pop(1)].main()

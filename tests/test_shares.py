@@ -12,7 +12,7 @@ from psycopg.rows import dict_row
 from redis.asyncio import Redis
 
 from shared.clock import new_id
-from shared.lanes import Lane, Lanes, Ring
+from shared.lanes import Lane, Lanes, Ring, key
 from shared.settings import Settings
 from tests.client import Client
 from tests.eventually import DEADLINE_SECONDS, eventually
@@ -69,6 +69,25 @@ def test_however_few_the_slots_a_batch_has_one(slots: int, share: float, room: i
     shares = taken(Shares(slots, interactive_share=share, batch_turn=10), *[BATCH] * room)
 
     assert BATCH not in shares.lanes()
+
+
+def test_as_many_are_taken_at_once_as_may_be_taken_one_by_one() -> None:
+    shares = Shares(40, interactive_share=0.5, batch_turn=4)
+    assert (shares.room(INTERACTIVE), shares.room(BATCH)) == (4, 5)  # A batch begins with a quarter of its slots.
+
+    def take(*lanes: Lane) -> None:
+        for lane in lanes:
+            shares.take(lane)
+
+    take(*[INTERACTIVE] * 3, BATCH, BATCH)
+    assert (shares.room(INTERACTIVE), shares.room(BATCH)) == (4, 3)
+    take(*[INTERACTIVE] * 4)
+    assert shares.lanes() == [BATCH, INTERACTIVE]
+    assert (shares.room(INTERACTIVE), shares.room(BATCH)) == (1, 1)
+    take(INTERACTIVE)  # No batch waited in its turn.
+    assert (shares.lanes(), shares.room(INTERACTIVE)) == ([INTERACTIVE, BATCH], 4)
+    take(*[BATCH] * 3, *[INTERACTIVE] * 5)
+    assert (shares.lanes(), shares.room(INTERACTIVE)) == ([INTERACTIVE], 40 - 18)
 
 
 def store(service: Service, query: str, count: int, lane: Lane, tenant: str = "acme") -> list[Ring]:
@@ -151,3 +170,31 @@ async def test_a_slot_that_a_batch_left_is_filled_at_once(
     await bell.pool.aclose(close_connection_pool=True)
 
     assert "doorbell.redis_away" not in caplog.text  # Nor did it time out.
+
+
+async def test_no_more_is_popped_than_there_are_slots_for(redis_url: str) -> None:
+    may_end, begun = asyncio.Event(), list[UUID]()
+
+    async def answer(run_id: UUID, _: Lane) -> None:
+        begun.append(run_id)
+        await may_end.wait()
+
+    settings = Settings(database_url="postgresql://nobody@nowhere/none", redis_url=redis_url, worker_slots=3)
+    rings = [Ring(new_id(), 1, settings.pool, INTERACTIVE, "acme") for _ in range(doorbell.POP_MOST)]
+    bell = Doorbell(settings, answer, lambda: True)
+    async with Redis.from_url(redis_url) as redis, asyncio.timeout(DEADLINE_SECONDS):
+        await Lanes(redis).ring(rings)
+        working = asyncio.create_task(bell.main())
+        while len(begun) < 3:  # noqa: ASYNC110  (bounded)
+            await asyncio.sleep(0.01)
+        assert await redis.zcard(key(settings.pool, INTERACTIVE)) == len(rings) - 3
+
+        may_end.set()
+        while bell.tasks or len(begun) < len(rings):  # noqa: ASYNC110  (bounded)
+            await asyncio.sleep(0.01)
+        bell.stop()
+        await working
+        await bell.close()
+        assert await redis.keys("arq:*") == []  # Nothing is left of the jobs.
+
+    assert begun == [ring.run_id for ring in rings]

@@ -1,4 +1,4 @@
-"""The doorbell: arq's worker, rung by `BZPOPMIN` instead of polling. The answering side of arq.
+"""The doorbell: arq's worker, rung by `BZMPOP` instead of polling. The answering side of arq.
 
 arq keeps its job format and runs the job; when there is a free slot, a due job is handed to one worker at once. What
 was popped and not claimed is rung again by the sweeper, so a ring may get lost here but never a run.
@@ -17,6 +17,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from arq import ArqRedis
+from arq.constants import job_key_prefix, retry_key_prefix
 from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
@@ -29,8 +30,12 @@ from worker.shares import Shares
 
 log = logging.getLogger(__name__)
 
+POP_MOST = 8
+"""Runs that one pop takes: they are claimed together. More would be kept from a worker that has nothing to do."""
 POP_SECONDS = 1
 """How long a pop blocks: nobody is kept waiting by it."""
+KEPT_OF_A_JOB = (job_key_prefix, retry_key_prefix)
+"""The keys of a job; the others are of what is switched off."""
 BACK_OFF_SECONDS = 0.5
 UNWIND_SECONDS = 60
 """arq's own timeout is only a net below the deadline, which ends a run properly."""
@@ -71,6 +76,9 @@ class Doorbell(Worker):
         self._popped_from: dict[str, Lane] = {}
         """The lanes of the jobs that have slots."""
         self._may_pop = may_pop
+        self._ended: list[str] = []
+        """Jobs whose keys are to be removed."""
+        self._forgetting: asyncio.Task[None] | None = None
 
     async def main(self) -> None:
         """Hand popped jobs to slots until told to stop."""
@@ -91,12 +99,15 @@ class Doorbell(Worker):
                 if not self._may_pop():
                     await asyncio.sleep(BACK_OFF_SECONDS)
                 continue
-            lane, member = popped
-            self._shares.take(lane)
-            self._popped_from[member] = lane
-            task = asyncio.create_task(self.run_job(member, 0))
-            self.tasks[member] = task
-            task.add_done_callback(partial(self._over, lane, member))
+            lane, members = popped
+            for _ in members[1:]:
+                await self._slots.acquire()  # It is free: no more were popped than are.
+            for member in members:
+                self._shares.take(lane)
+                self._popped_from[member] = lane
+                task = asyncio.create_task(self.run_job(member, 0))
+                self.tasks[member] = task
+                task.add_done_callback(partial(self._over, lane, member))
 
     def stop(self) -> None:
         """Pop no more, even if all slots are taken; what was popped goes on."""
@@ -104,12 +115,36 @@ class Doorbell(Worker):
         self._slots.release()
         self._wake()
 
-    async def _pop(self) -> tuple[Lane, str] | None:
-        """Wait a moment for a ring."""
+    async def finish_job(self, job_id: str, *_: Any, **__: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Remove what arq keeps of a job, in one round trip with others; the job's slot does not wait for it."""
+        self._ended.append(job_id)
+        if self._forgetting is None:
+            self._forgetting = asyncio.create_task(self._forget())
+
+    async def close(self) -> None:
+        """Leave nothing of the jobs that ended."""
+        if self._forgetting is not None:
+            await self._forgetting
+        await self.pool.aclose(close_connection_pool=True)
+
+    async def _forget(self) -> None:
+        while self._ended:
+            ended, self._ended = self._ended, []
+            try:
+                await self.pool.unlink(*(prefix + job_id for job_id in ended for prefix in KEPT_OF_A_JOB))
+            except (RedisError, OSError) as away:  # They vanish by themselves, in time.
+                log.warning("doorbell.redis_away error=%r", away)
+        self._forgetting = None
+
+    async def _pop(self) -> tuple[Lane, list[str]] | None:
+        """Wait a moment for rings; takes as many as there is room for, of one lane."""
         self._listed = self._shares.lanes()
         lanes = {self._keys[lane]: lane for lane in self._listed}
+        most = min(POP_MOST, *(self._shares.room(lane) for lane in self._listed))
         try:
-            popped = await self.pool.bzpopmin([self._wake_key, *lanes], timeout=POP_SECONDS)
+            keys = [self._wake_key, *lanes]
+            popping = cast("Awaitable[Any]", self.pool.bzmpop(POP_SECONDS, len(keys), keys, min=True, count=most))
+            popped = await popping
         except (RedisError, OSError) as away:
             log.warning("doorbell.redis_away error=%r", away)
             await asyncio.sleep(BACK_OFF_SECONDS)
@@ -118,9 +153,9 @@ class Doorbell(Worker):
             self._listed = None
         if popped is None:
             return None
-        name, member, _ = cast("tuple[bytes, bytes, float]", popped)
+        name, members = cast("tuple[bytes, list[tuple[bytes, bytes]]]", popped)
         lane = lanes.get(name.decode())
-        return None if lane is None else (lane, member.decode())
+        return None if lane is None else (lane, [member.decode() for member, _ in members])
 
     async def _look_at_the_loop(self) -> None:
         async for busy in busy_shares():

@@ -23,18 +23,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.database import is_away, is_ours
 from shared.failpoints import Failpoint, reached
 from shared.failures import FailureCode
-from shared.lanes import Lanes
+from shared.lanes import Lanes, Ring
 from shared.runs import (
     Claim,
     Ending,
     Quota,
     claim,
+    claim_many,
     earlier_exchanges,
     ended_row,
     finish,
+    finish_many,
     give_back,
     is_suspect,
     next_in_thread,
+    next_in_threads,
 )
 from shared.settings import Settings
 from shared.tables import RunStatus
@@ -42,6 +45,7 @@ from worker.answer import Answered
 from worker.attempt import Attempt, Stop
 from worker.batch_ends import BatchEnds
 from worker.catalog import Offer, RunScope
+from worker.group_commit import GroupCommit
 from worker.history import history_of, transcript_of
 from worker.isolation import Isolation
 from worker.publisher import Publisher
@@ -87,6 +91,22 @@ class Job:
         """Where suspects are answered; None in the process that is made for one."""
         self._offers = offers
         self._quota = Quota.of(settings)
+        isolated = isolation is None
+        self._claims = GroupCommit[tuple[UUID, UUID], Claim | None](
+            lambda asked: claim(database, *asked, isolated=isolated),
+            lambda asked: claim_many(database, asked, isolated=isolated),
+            lambda asked: asked[0],
+        )
+        self._ends = GroupCommit[tuple[Claim, Ending], Any](
+            lambda asked: finish(database, *asked),
+            lambda asked: finish_many(database, asked),
+            lambda asked: asked[0].run_id,
+        )
+        self._next_in_threads = GroupCommit[UUID, Ring | None](
+            lambda thread_id: next_in_thread(database, thread_id),
+            lambda thread_ids: next_in_threads(database, thread_ids),
+            lambda thread_id: thread_id,
+        )
 
     async def answer(self, run_id: UUID, worker_id: UUID) -> None:
         """Answer one run, if it is to be had."""
@@ -122,12 +142,12 @@ class Job:
 
     async def _claim(self, run_id: UUID, worker_id: UUID) -> Claim | None:
         """Claim the run; while the database is away, for as long as this worker's lease can last without it."""
-        isolated = self._isolation is None
-        return await self._patiently(
-            run_id,
-            self._settings.lease_seconds,
-            lambda: claim(self._database, run_id, worker_id, isolated=isolated, quota=self._quota),
-        )
+        return await self._patiently(run_id, self._settings.lease_seconds, lambda: self._take(run_id, worker_id))
+
+    async def _take(self, run_id: UUID, worker_id: UUID) -> Claim | None:
+        if not self._quota:
+            return await self._claims.ask((run_id, worker_id))
+        return await claim(self._database, run_id, worker_id, isolated=self._isolation is None, quota=self._quota)
 
     async def _outcome(self, attempt: Attempt) -> Ending | None:
         """Have the agent answer, and say how that ended; None where the run is not to end here."""
@@ -229,12 +249,12 @@ class Job:
         )
         await self._lanes.ring(passed_over)
         if (thread_id := claimed.thread_id) is not None:
-            ring = await self._while_it_lasts(claimed, lambda: next_in_thread(self._database, thread_id))
+            ring = await self._while_it_lasts(claimed, lambda: self._next_in_threads.ask(thread_id))
             await self._lanes.ring([] if ring is None else [ring])
 
     async def _finish(self, claimed: Claim, ending: Ending) -> Any | None:
         """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read."""
-        row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, ending))
+        row = await self._while_it_lasts(claimed, lambda: self._ends.ask((claimed, ending)))
         return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))
 
     async def _while_it_lasts(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:

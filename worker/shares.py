@@ -25,7 +25,7 @@ class Shares:
         self._batch_turn = batch_turn
         self._held = Counter[Lane]()
         self._in_a_row = 0
-        """Interactive runs taken since the last one of a batch."""
+        """Interactive runs taken since batches had their last turn."""
 
     def lanes(self) -> list[Lane]:
         """Name the lanes that the next free slot may be filled from, best first.
@@ -35,21 +35,35 @@ class Shares:
         """
         if self._held[Lane.BATCH] >= self._allowance.slots:
             return [Lane.INTERACTIVE]
-        if self._in_a_row >= self._batch_turn:
+        if self._is_turn_of_batches():
             return [Lane.BATCH, Lane.INTERACTIVE]
         if self._slots - self._held.total() > self._kept:
             return [Lane.INTERACTIVE, Lane.BATCH]
         return [Lane.INTERACTIVE]
 
+    def room(self, lane: Lane) -> int:
+        """Tell how many runs of a lane that was named may be taken at once."""
+        free = self._slots - self._held.total()
+        if self._is_turn_of_batches():
+            return 1
+        if lane is Lane.BATCH:
+            return min(free - self._kept, self._allowance.slots - self._held[Lane.BATCH])
+        until_turn = self._batch_turn - self._in_a_row
+        return min(free, until_turn) if until_turn > 0 else free
+
     def take(self, lane: Lane) -> None:
-        """Note that a run of this lane has a slot."""
+        """Note that a run of this lane has a slot; where it was the turn of batches and is of none, none waited."""
+        had_their_turn = lane is Lane.BATCH or self._is_turn_of_batches()
+        self._in_a_row = 0 if had_their_turn else self._in_a_row + 1
         self._held[lane] += 1
-        self._in_a_row = 0 if lane is Lane.BATCH else self._in_a_row + 1
         self._allowance.note(self._held[Lane.BATCH])
 
     def free(self, lane: Lane) -> None:
         """Note that its slot is free again."""
         self._held[lane] -= 1
+
+    def _is_turn_of_batches(self) -> bool:
+        return self._in_a_row >= self._batch_turn and self._held[Lane.BATCH] < self._allowance.slots
 
     def look(self, busy: float) -> None:
         """Leave batches more slots or fewer, after the event loop was busy for this share of its time."""

@@ -13,8 +13,17 @@ no row has come too late, and writes nothing.
 from shared.runs.accept import Accepted, Query, Strategy, accept
 from shared.runs.admission import Admission
 from shared.runs.cancel import Cancellation, cancel
-from shared.runs.claim import Claim, Exchange, claim, earlier_exchanges, is_mine, is_suspect, set_aside
-from shared.runs.finish import Ending, ended_row, finish, give_back, let_go, next_in_thread
+from shared.runs.claim import Claim, Exchange, claim, claim_many, earlier_exchanges, is_mine, is_suspect, set_aside
+from shared.runs.finish import (
+    Ending,
+    ended_row,
+    finish,
+    finish_many,
+    give_back,
+    let_go,
+    next_in_thread,
+    next_in_threads,
+)
 from shared.runs.requeue import Requeued, dead_letters, requeue
 from shared.runs.running import Quota
 
@@ -32,15 +41,18 @@ __all__ = [
     "accept",
     "cancel",
     "claim",
+    "claim_many",
     "dead_letters",
     "earlier_exchanges",
     "ended_row",
     "finish",
+    "finish_many",
     "give_back",
     "is_mine",
     "is_suspect",
     "let_go",
     "next_in_thread",
+    "next_in_threads",
     "requeue",
     "set_aside",
 ]

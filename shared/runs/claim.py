@@ -55,25 +55,48 @@ class Exchange:
 FIRST_SEQ = 1
 """Of the first run of a thread: there is nothing before it."""
 
-_CLAIM = text("""
-    UPDATE runs AS run
-    SET status = 'running', attempt = attempt + 1, worker_id = :worker_id, started_at = coalesce(started_at, now()),
-        partial_output = NULL, last_entry = 0
-    WHERE id = :run_id AND status = 'queued' AND due_at <= now() AND deadline_at > now()
-      AND (crashes = 0 OR CAST(:isolated AS boolean))
-      AND EXISTS (SELECT FROM workers WHERE id = :worker_id AND ended_at IS NULL AND lease_until > now())
+_MAY_BE_HAD = """
+    it.status = 'queued' AND it.due_at <= now() AND it.deadline_at > now()
+      AND (it.crashes = 0 OR CAST(:isolated AS boolean))
+      AND EXISTS (SELECT FROM workers WHERE id = {worker_id} AND ended_at IS NULL AND lease_until > now())
       AND NOT EXISTS (
           SELECT FROM runs AS earlier
-          WHERE earlier.thread_id = run.thread_id AND earlier.seq < run.seq AND earlier.status IN ('queued', 'running')
+          WHERE earlier.thread_id = it.thread_id AND earlier.seq < it.seq AND earlier.status IN ('queued', 'running')
       )
-      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND batches.status = 'cancelling')
-    RETURNING id, attempt, begun, tenant, user_id, thread_id, seq, agent_type, query, metadata, message_id, usage,
-        batch_id,
-        least(extract(epoch FROM deadline_at - now()),
+      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = it.batch_id AND batches.status = 'cancelling')
+"""
+
+_TAKE = """
+    SET status = 'running', attempt = run.attempt + 1, worker_id = {worker_id},
+        started_at = coalesce(started_at, now()), partial_output = NULL, last_entry = 0
+"""
+
+_TAKEN = """
+    RETURNING run.id, run.attempt, begun, tenant, user_id, run.thread_id, run.seq, agent_type, query, metadata,
+        message_id, usage, run.batch_id,
+        least(extract(epoch FROM run.deadline_at - now()),
               (SELECT run_seconds FROM batches WHERE batches.id = run.batch_id)) AS seconds_left,
         EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND max_running IS NOT NULL) AS batch_is_capped,
         (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
+"""
+
+_CLAIM = text(f"""
+    UPDATE runs AS run {_TAKE.format(worker_id=":worker_id")}
+    WHERE run.id = :run_id AND {_MAY_BE_HAD.format(worker_id=":worker_id").replace("it.", "run.")}
+    {_TAKEN}
 """)
+
+_CLAIM_MANY = text(f"""
+    WITH it AS MATERIALIZED (
+        SELECT id, status, due_at, deadline_at, crashes, thread_id, seq, batch_id, asked.worker_id
+        FROM runs
+        JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:worker_ids AS uuid[])) AS asked (run_id, worker_id) ON id = run_id
+        FOR UPDATE OF runs SKIP LOCKED
+    )
+    UPDATE runs AS run {_TAKE.format(worker_id="it.worker_id")}
+    FROM it WHERE run.id = it.id AND {_MAY_BE_HAD.format(worker_id="it.worker_id")}
+    {_TAKEN}
+""")  # noqa: S608  (constants)
 
 _IS_SUSPECT = text("SELECT crashes > 0 AND status = 'queued' AS is_suspect FROM runs WHERE id = :run_id")
 
@@ -106,9 +129,21 @@ async def claim(
         rows = await _claim(database, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated}, quota)
     except IntegrityError:  # `one_running_run_a_thread`: an earlier run of the thread was claimed in this instant.
         return None
-    if not rows:
-        return None
-    row = rows[0]
+    return _claimed(rows[0]) if rows else None
+
+
+async def claim_many(database: AsyncEngine, asked: Sequence[tuple[UUID, UUID]], *, isolated: bool) -> dict[UUID, Claim]:
+    """Take queued runs, each for its worker, in one transaction; returns by id those that were taken.
+
+    It waits for nobody: of the others some may be had, whose rows were locked; `claim` says it for certain.
+    """
+    run_ids, worker_ids = zip(*asked, strict=True)
+    values = {"run_ids": list(run_ids), "worker_ids": list(worker_ids), "isolated": isolated}
+    rows = await transact(database, _CLAIM_MANY, values)
+    return {row.id: _claimed(row) for row in rows}
+
+
+def _claimed(row: Any) -> Claim:
     return Claim(
         run_id=row.id,
         attempt=row.attempt,

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.database import transact
 from shared.failures import FailureCode, failure
 from shared.lanes import Ring
-from shared.runs.finish import END_COLUMNS, INTERRUPTED, ring_of
+from shared.runs.finish import END_COLUMNS, INTERRUPTED, LOCKED_BATCHES, ring_of
 
 BATCH = 1000
 """Runs that one statement takes, so that no transaction grows long."""
@@ -27,14 +27,9 @@ _DECLARE_DEAD = text("UPDATE workers SET ended_at = now() WHERE id = :worker_id 
 
 _ENDED = f"""
     RETURNING *
-    ), interrupted AS ({INTERRUPTED}), locked AS MATERIALIZED (
-        SELECT id FROM batches WHERE id IN (SELECT batch_id FROM touched WHERE finished_at IS NOT NULL)
-        ORDER BY id FOR NO KEY UPDATE
-    )
+    ), interrupted AS ({INTERRUPTED}), locked AS MATERIALIZED ({LOCKED_BATCHES.format(touched="touched")})
     SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """  # noqa: S608  (constants)
-"""At the commit, each end locks its batch. Runs of several batches end here, so these are locked before, in order: two
-sweepers would else wait for each other."""
 
 _TAKE_BACK = text(f"""
     WITH touched AS (

@@ -60,7 +60,7 @@ SHORT, LONG = (0.1, 0.6), (1.4, 2.2)
 
 LOST_REPLIES = {  # A prepared statement says no word of itself: `_pg3_` is any of them, `succeeded` a value of an end.
     "postgres": (b"COMMIT", b"UPDATE runs", b"UPDATE workers", b"INSERT INTO runs", b"_pg3_", b"succeeded"),
-    "redis": (b"EVALSHA", b"BZPOPMIN", b"XRANGE", b"PUBLISH"),
+    "redis": (b"EVALSHA", b"BZMPOP", b"XRANGE", b"PUBLISH"),
 }
 
 

@@ -25,9 +25,9 @@ MUTATIONS = [
     ),
     Mutation(
         "batches locked in any order by those who end many runs",
-        "shared/runs/take_back.py",
+        "shared/runs/finish.py",
         "ORDER BY id FOR NO KEY UPDATE",
-        "ORDER BY (SELECT min(deadline_at) FROM touched WHERE batch_id = batches.id) FOR NO KEY UPDATE",
+        "ORDER BY (SELECT min(deadline_at) FROM {touched} WHERE batch_id = batches.id) FOR NO KEY UPDATE",
         COUNTS + "test_sweepers_that_end_runs_of_the_same_batches_do_not_wait_for_each_other",
     ),
     Mutation(
@@ -75,8 +75,8 @@ MUTATIONS = [
     Mutation(
         "the time of a run of a batch counted from acceptance",
         "shared/runs/claim.py",
-        "least(extract(epoch FROM deadline_at - now()),",
-        "greatest(extract(epoch FROM deadline_at - now()),",
+        "least(extract(epoch FROM run.deadline_at - now()),",
+        "greatest(extract(epoch FROM run.deadline_at - now()),",
         COUNTS + "test_a_run_of_a_batch_has_its_time_from_when_it_begins",
     ),
     Mutation(

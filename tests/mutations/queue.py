@@ -9,6 +9,7 @@ ISOLATION = "tests/test_isolation.py::"
 LOST_REPLIES = "tests/test_lost_replies.py::"
 PULSE = "tests/test_pulse.py::"
 LANES = "tests/test_lanes.py::"
+GROUP = "tests/test_group_commit.py::"
 SHARES = "tests/test_shares.py::"
 ALLOWANCE = "tests/test_allowance.py::"
 STOPPING = "tests/test_stopping.py::"
@@ -17,40 +18,73 @@ RETRYING = "tests/test_retrying.py::"
 
 MUTATIONS = [
     Mutation(
+        "a group that waits for somebody's row",
+        "shared/runs/claim.py",
+        "FOR UPDATE OF runs SKIP LOCKED",
+        "FOR UPDATE OF runs",
+        GROUP + "test_a_group_waits_for_nobodys_row",
+    ),
+    Mutation(
+        "a group that finishes without the fence",
+        "shared/runs/finish.py",
+        "mine.attempt = asked.attempt AND",
+        "",
+        GROUP + "test_an_attempt_that_was_overtaken_finishes_nothing_in_a_group",
+    ),
+    Mutation(
+        "who is left out of a group is refused",
+        "worker/group_commit.py",
+        "return await self._alone(asked) if answered is None else answered[0]",
+        "return answered[0] if answered else await asyncio.Future()",
+        GROUP + "test_who_is_left_out_of_a_group_is_asked_alone",
+    ),
+    Mutation(
+        "one that spoils what others ask",
+        "worker/group_commit.py",
+        "spoilt = len(group) > 1 and",
+        "spoilt = len(group) < 1 and",
+        GROUP + "test_one_that_spoils_a_group_spoils_its_own_only",
+    ),
+    Mutation(
+        "more popped than there are slots for",
+        "worker/doorbell.py",
+        "most = min(POP_MOST, *(self._shares.room(lane) for lane in self._listed))",
+        "most = POP_MOST",
+        SHARES + "test_no_more_is_popped_than_there_are_slots_for",
+    ),
+    Mutation(
         "finish without the fence",
         "shared/runs/finish.py",
-        """usage = CAST(:usage AS jsonb)
-        WHERE id = :run_id AND attempt = :attempt AND status""",
-        """usage = CAST(:usage AS jsonb)
-        WHERE id = :run_id AND CAST(:attempt AS int) > 0 AND status""",
+        "run.attempt = :attempt AND",
+        "CAST(:attempt AS int) > 0 AND",
         RUNS + "test_an_attempt_that_was_overtaken_finishes_nothing",
     ),
     Mutation(
         "claim out of turn",
         "shared/runs/claim.py",
-        "earlier.seq < run.seq AND",
+        "earlier.seq < it.seq AND",
         "earlier.seq < 0 AND",
         RUNS + "test_a_run_is_not_claimed_before_the_one_before_it_has_ended",
     ),
     Mutation(
         "claim what is taken",
         "shared/runs/claim.py",
-        "WHERE id = :run_id AND status = 'queued' AND due_at",
-        "WHERE id = :run_id AND status IN ('queued', 'running') AND due_at",
+        "    it.status = 'queued' AND it.due_at",
+        "    it.status IN ('queued', 'running') AND it.due_at",
         RUNS + "test_a_run_is_claimed_once",
     ),
     Mutation(
         "a claim of the dead",
         "shared/runs/claim.py",
-        "id = :worker_id AND ended_at IS NULL AND lease_until > now()",
-        "id = :worker_id",
+        "id = {worker_id} AND ended_at IS NULL AND lease_until > now()",
+        "id = {worker_id}",
         RUNS + "test_the_dead_claim_nothing",
     ),
     Mutation(
         "a suspect among others",
         "shared/runs/claim.py",
-        "(crashes = 0 OR CAST(:isolated AS boolean))",
-        "(crashes >= 0 OR CAST(:isolated AS boolean))",
+        "(it.crashes = 0 OR CAST(:isolated AS boolean))",
+        "(it.crashes >= 0 OR CAST(:isolated AS boolean))",
         RUNS + "test_a_run_of_the_dead_is_a_suspect_and_has_a_budget",
     ),
     Mutation(
@@ -141,8 +175,8 @@ _LET_GO""",
     Mutation(
         "a batch that starves",
         "worker/shares.py",
-        "if self._in_a_row >= self._batch_turn:",
-        "if self._in_a_row < 0:",
+        "return self._in_a_row >= self._batch_turn and",
+        "return self._in_a_row < 0 and",
         SHARES + "test_a_thousand_runs_of_a_batch_and_two_hundred_of_a_tenant_hold_nobody_up",
     ),
     Mutation(
@@ -274,10 +308,8 @@ _LET_GO""",
     Mutation(
         "a wish to cancel that undoes an answer",
         "shared/runs/finish.py",
-        """usage = CAST(:usage AS jsonb)
-        WHERE id = :run_id AND attempt""",
-        """usage = CAST(:usage AS jsonb)
-        WHERE (cancel_requested_at IS NULL OR CAST(:status AS text) = 'cancelled') AND id = :run_id AND attempt""",
+        "WHERE run.id = :run_id AND run.attempt",
+        "WHERE (cancel_requested_at IS NULL OR asked.status = 'cancelled') AND run.id = :run_id AND run.attempt",
         CANCELLING + "test_an_answer_that_is_stored_after_the_wish_wins_over_it",
     ),
     Mutation(
@@ -304,8 +336,8 @@ _LET_GO""",
     Mutation(
         "a claim after the deadline",
         "shared/runs/claim.py",
-        "AND due_at <= now() AND deadline_at > now()",
-        "AND due_at <= now()",
+        "AND it.due_at <= now() AND it.deadline_at > now()",
+        "AND it.due_at <= now()",
         CANCELLING + "test_a_run_that_nobody_takes_fails_at_its_deadline",
     ),
     Mutation(

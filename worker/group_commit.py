@@ -1,0 +1,74 @@
+"""Group commit: what many ask of the database in the same moment is done in one transaction.
+
+Nobody waits for a group to fill: it is who asks in the same turn of the event loop, and who asked while others were
+under way. So a worker with little to do is as quick as ever, and one with much asks less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+from uuid import UUID
+
+from shared.database import is_away
+
+Asked = TypeVar("Asked")
+Answered = TypeVar("Answered")
+
+AT_ONCE = 2
+"""Transactions under way: one that waits for a lock holds nobody up."""
+MOST = 100
+"""What one transaction takes, so that none grows long."""
+
+
+class GroupCommit(Generic[Asked, Answered]):
+    """Asks together what is asked while transactions are under way, and alone what a group left out."""
+
+    def __init__(
+        self,
+        alone: Callable[[Asked], Awaitable[Answered]],
+        together: Callable[[Sequence[Asked]], Awaitable[Mapping[UUID, Answered]]],
+        id_of: Callable[[Asked], UUID],
+    ) -> None:
+        self._alone = alone
+        self._together = together
+        self._id_of = id_of
+        self._gathered: list[tuple[Asked, asyncio.Future[tuple[Answered] | None]]] = []
+        self._under_way: set[asyncio.Task[None]] = set()
+
+    async def ask(self, asked: Asked) -> Answered:
+        """Ask, and raise what asking alone raises."""
+        future: asyncio.Future[tuple[Answered] | None] = asyncio.get_running_loop().create_future()
+        if not self._gathered:  # Whoever else asks in this turn of the loop, goes with it.
+            asyncio.get_running_loop().call_soon(self._go_on)
+        self._gathered.append((asked, future))
+        answered = await future
+        return await self._alone(asked) if answered is None else answered[0]
+
+    def _go_on(self, ended: asyncio.Task[None] | None = None) -> None:
+        if ended is not None:
+            self._under_way.discard(ended)
+        while self._gathered and len(self._under_way) < AT_ONCE:
+            group, self._gathered = self._gathered[:MOST], self._gathered[MOST:]
+            task = asyncio.create_task(self._ask(group))
+            self._under_way.add(task)
+            task.add_done_callback(self._go_on)
+
+    async def _ask(self, group: list[tuple[Asked, asyncio.Future[tuple[Answered] | None]]]) -> None:
+        try:
+            if len(group) == 1:
+                answers = [(await self._alone(group[0][0]),)]
+            else:
+                found = await self._together([asked for asked, _ in group])
+                ids = [self._id_of(asked) for asked, _ in group]
+                answers = [(found[asked_id],) if asked_id in found else None for asked_id in ids]
+        except Exception as error:  # noqa: BLE001  (it is raised to who asked)
+            spoilt = len(group) > 1 and not is_away(error)  # By one of them: alone, each gets what is its own.
+            for _, future in group:
+                if not future.done():
+                    future.set_result(None) if spoilt else future.set_exception(error)
+            return
+        for (_, future), answered in zip(group, answers, strict=True):
+            if not future.done():
+                future.set_result(answered)
