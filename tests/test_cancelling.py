@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -206,6 +207,16 @@ async def test_a_run_that_nobody_takes_fails_at_its_deadline(stage: Stage) -> No
     row = await stage.row(run_id)
     assert (row.status, row.error["code"]) == ("failed", "deadline_exceeded")
     assert (await stage.row(in_time)).status == "queued"
+
+
+async def test_a_worker_ends_its_run_at_the_deadline_with_what_there_is(client: Client) -> None:
+    run = await client.run("60 seconds", agent_type="slow", deadline_s=1)
+    ended = await client.ended(run["id"])
+    created, finished = (datetime.fromisoformat(ended[name]) for name in ("created_at", "finished_at"))
+
+    assert (ended["status"], ended["error"]["code"], ended["attempt"]) == ("failed", "deadline_exceeded", 1)
+    assert ended["partial_output"].startswith("tick 1 ")
+    assert finished - created < timedelta(seconds=OVERDUE_SECONDS)  # Then a sweeper does it.
 
 
 async def test_a_run_whose_worker_does_not_end_it_fails_a_while_after_its_deadline(stage: Stage) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
@@ -25,7 +26,7 @@ from worker.isolation import Isolation
 from worker.nursery import Nursery
 
 
-def hold(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+def hold(settings: Settings, worker_id: UUID, run_id: UUID | None, *_: object) -> None:
     """Hold the run as a worker with a long lease does."""
     url = settings.database_url.replace("+psycopg", "")
     with psycopg.connect(url) as connection:
@@ -38,13 +39,13 @@ def hold(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
         connection.execute(claimed, [worker_id, run_id])
 
 
-def vanish(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+def vanish(settings: Settings, worker_id: UUID, run_id: UUID | None, *_: object) -> None:
     """End with the run in hand, as if all were well."""
     hold(settings, worker_id, run_id)
     os._exit(0)
 
 
-def idle(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
+def idle(settings: Settings, worker_id: UUID, run_id: UUID | None, *_: object) -> None:
     """Wait for the signal to stop."""
     hold(settings, worker_id, run_id)
     time.sleep(60)
@@ -52,7 +53,10 @@ def idle(settings: Settings, worker_id: UUID, run_id: UUID | None) -> None:
 
 @contextmanager
 def isolation_of(
-    stage: Stage, database_url: str, work: Callable[[Settings, UUID, UUID | None], None]
+    stage: Stage,
+    database_url: str,
+    work: Callable[[Settings, UUID, UUID | None, Connection], None],
+    suspects_at_once: int = 4,
 ) -> Generator[Isolation]:
     """Make the place where suspects are answered in this way."""
 
@@ -60,7 +64,7 @@ def isolation_of(
         return await take_back(stage.database, 3)
 
     sweeper = cast("Sweeper", SimpleNamespace(take_back=sweep))
-    settings = Settings(database_url=database_url, redis_url="redis://none")
+    settings = Settings(database_url=database_url, redis_url="redis://none", suspects_at_once=suspects_at_once)
     with Nursery(partial(work, settings)) as nursery:
         yield Isolation(settings, stage.database, sweeper, nursery)
 
@@ -98,3 +102,22 @@ async def test_a_suspect_that_somebody_else_is_at_gets_no_second_process(stage: 
         await isolation.answer(run_id)
 
     assert (await stage.row(run_id)).attempt == 0
+
+
+async def test_only_so_many_suspects_are_tried_at_once(stage: Stage, database_url: str) -> None:
+    """The others stay called for: another worker has room."""
+    alone: dict[str, Any] = {"thread_id": None, "agent_type": "echo"}
+    run_ids = [await stage.query(**alone) for _ in range(3)]
+
+    async def begun() -> int:
+        return len(await stage.execute("SELECT 1 FROM workers"))
+
+    with isolation_of(stage, database_url, idle, suspects_at_once=1) as isolation:
+        answering = [asyncio.create_task(isolation.answer(run_id)) for run_id in run_ids]
+        await soon(begun)
+        called_for = await stage.execute("SELECT 1 FROM runs WHERE status = 'queued' AND rung_at <= now()")
+        isolation.stop()
+        await asyncio.gather(*answering)
+
+    assert len(called_for) == 2
+    assert await begun() == 1

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from uuid import UUID
 
@@ -38,16 +39,14 @@ with Nursery(partial(say_and_wait, Path(sys.argv[1]))) as nursery:
 """
 
 
-def say_and_wait(folder: Path, worker_id: UUID, only: UUID | None) -> None:
+def say_and_wait(folder: Path, worker_id: UUID, *_: object) -> None:
     """Work until told to stop, where nobody else ends it."""
-    del only
     (folder / str(worker_id)).write_text(str(os.getpid()))
     time.sleep(90)
 
 
-def end(worker_id: UUID, only: UUID | None) -> None:
+def end(_worker_id: UUID, only: UUID | None, _above: Connection) -> None:
     """End: in an orderly way, or killed."""
-    del worker_id
     if only is None:
         raise SystemExit(3)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -112,9 +111,8 @@ async def test_whoever_was_made_is_told_to_stop_when_the_nursery_is_killed(nurse
         await nursery.run(new_id())
 
 
-def imported(folder: Path, worker_id: UUID, only: UUID | None) -> None:
+def imported(folder: Path, worker_id: UUID, *_: object) -> None:
     """Tell whether a module is there that nothing here imports, and whether what is there counts as never garbage."""
-    del only
     (folder / str(worker_id)).write_text(f"{'tabnanny' in sys.modules}, kept {gc.get_freeze_count() > 0}")
 
 
@@ -129,3 +127,19 @@ async def test_what_was_imported_there_is_there_for_those_made_later(tmp_path: P
         "False, kept True",
         "True, kept True",
     ]
+
+
+def learn(folder: Path, worker_id: UUID, only: UUID | None, above: Connection) -> None:
+    """Learn what is needed, as a worker does that has loaded its agents, and tell its own nursery."""
+    imported(folder, worker_id, only)
+    with Nursery(partial(imported, folder), above) as nursery:
+        nursery.prepare(["tabnanny"])
+
+
+async def test_what_a_worker_needs_is_imported_for_those_that_come_after_it(tmp_path: Path) -> None:
+    worker_ids = [new_id(), new_id()]
+    with Nursery(partial(learn, tmp_path)) as nursery:
+        for worker_id in worker_ids:
+            await nursery.run(worker_id)
+
+    assert [(tmp_path / str(worker_id)).read_text().split(",")[0] for worker_id in worker_ids] == ["False", "True"]

@@ -20,7 +20,7 @@ from worker.nursery import Nursery
 from worker.parent import Parent
 
 
-def die_once(settings: Settings, folder: Path, run_id: UUID, worker_id: UUID, only: UUID | None) -> None:
+def die_once(settings: Settings, folder: Path, run_id: UUID, worker_id: UUID, only: UUID | None, *_: object) -> None:
     """Die with the run in hand; who comes after that answers nothing, as if it were only starting."""
     if only is not None:
         hold(settings, worker_id, only)

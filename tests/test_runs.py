@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
 from shared.judge import Unbroken
 from shared.runs import Ending, cancel, claim, finish, give_back, let_go
@@ -59,6 +60,14 @@ async def test_the_dead_claim_nothing(stage: Stage, death: str) -> None:
         await declare_dead(stage.database, worker_id)
 
     assert await claim(stage.database, run_id, worker_id, isolated=False) is None
+
+
+async def test_the_database_itself_refuses_two_running_runs_of_a_thread(stage: Stage) -> None:
+    await stage.claimed(await stage.query(), await stage.worker())
+    second = await stage.query()
+
+    with pytest.raises(IntegrityError, match="one_running_run_a_thread"):
+        await stage.execute("UPDATE runs SET status = 'running' WHERE id = :id", id=second)
 
 
 async def test_only_a_lease_that_has_run_out_is_judged(stage: Stage) -> None:

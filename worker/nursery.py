@@ -23,8 +23,8 @@ from uuid import UUID
 
 log = logging.getLogger(__name__)
 
-Work = Callable[[UUID, UUID | None], None]
-"""Runs a worker process to its end: its id, and the only run it is for, if there is but one."""
+Work = Callable[[UUID, UUID | None, Connection], None]
+"""Runs a worker process to its end: its id, the only run it is for, if there is but one, and the nursery it is of."""
 
 _Wish = tuple[UUID, UUID | None] | list[str] | None
 """A process of an id, and the only run it is for; modules to be imported; or that all stop."""
@@ -42,8 +42,8 @@ class NurseryLost(Exception):
 class Nursery:
     """The end of the process that wants others."""
 
-    def __init__(self, work: Work) -> None:
-        """Fork it off, where nothing has begun yet that does not outlive a fork.
+    def __init__(self, work: Work, above: Connection | None = None) -> None:
+        """Fork it off, where nothing has begun yet that does not outlive a fork; `above` is the one this process is of.
 
         What was imported is never garbage, and to look it through takes a sixth of a second each time; a process that
         does so also makes a copy of it all.
@@ -53,6 +53,7 @@ class Nursery:
         self._process = _FORK.Process(target=_serve, args=(work, other_end, self._end))
         self._process.start()
         other_end.close()
+        self._above = above
         self._lives: dict[UUID, asyncio.Future[int]] = {}
         self._pids: dict[UUID, int] = {}
         self._lost = asyncio.Event()
@@ -84,8 +85,11 @@ class Nursery:
             self._pids.pop(worker_id, None)
 
     def prepare(self, modules: Iterable[str]) -> None:
-        """Have modules imported there, so that the processes that are made from now on need not do it."""
+        """Have modules imported there, and in the nursery above, so that processes made from now on need not do it."""
         self._say(list(modules))
+        if self._above is not None:
+            with suppress(OSError):
+                self._above.send(list(modules))
 
     def stop(self) -> None:
         """Tell all processes to stop, also those that are only being made."""
@@ -143,13 +147,17 @@ def _serve(work: Work, end: Connection, other_end: Connection) -> None:
     os.set_blocking(waking, False)
     signal.set_wakeup_fd(waking)
     signal.signal(signal.SIGCHLD, _wake)
+    told, telling = _FORK.Pipe(duplex=False)
     children: dict[UUID, BaseProcess] = {}
     stopping = ended = False
     while children or not ended:
-        for ready in wait([woken] if ended else [woken, end]):
+        for ready in wait([woken, told] if ended else [woken, told, end]):
             if ready == woken:
                 os.read(woken, 4096)
                 _tell_the_ended(children, end)
+                continue
+            if ready == told:
+                _import(told.recv())
                 continue
             try:
                 wanted = cast("_Wish", end.recv())
@@ -160,7 +168,7 @@ def _serve(work: Work, end: Connection, other_end: Connection) -> None:
                 _import(wanted)
             elif wanted is not None:
                 worker_id, only = wanted
-                child = children[worker_id] = _FORK.Process(target=_child, args=(work, end, worker_id, only))
+                child = children[worker_id] = _FORK.Process(target=_child, args=(work, end, telling, worker_id, only))
                 child.start()
                 _tell(end, worker_id, child)
             stopping |= wanted is None
@@ -176,13 +184,13 @@ def _import(modules: list[str]) -> None:
     gc.freeze()
 
 
-def _child(work: Work, end: Connection, worker_id: UUID, only: UUID | None) -> None:
+def _child(work: Work, end: Connection, telling: Connection, worker_id: UUID, only: UUID | None) -> None:
     """Work as a process does that was started otherwise."""
     end.close()
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
-    work(worker_id, only)
+    work(worker_id, only, telling)
 
 
 def _tell_the_ended(children: dict[UUID, BaseProcess], end: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from multiprocessing.connection import Connection
 from uuid import UUID
 
 import uvloop
@@ -14,14 +15,14 @@ from worker.catalog import import_model
 from worker.nursery import Nursery
 
 
-def work(settings: Settings, worker_id: UUID, only: UUID | None = None) -> None:
+def work(settings: Settings, worker_id: UUID, only: UUID | None = None, above: Connection | None = None) -> None:
     """Run a worker until it is told to stop, or one that is made for a single suspect until that has ended."""
     logs.configure(settings)
     if only is not None:
         uvloop.run(_work(settings, worker_id, only, None))
         return
     import_model(settings)
-    with Nursery(partial(work, settings)) as nursery:
+    with Nursery(partial(work, settings), above) as nursery:
         failpoints.arm(settings.failpoints)
         uvloop.run(_work(settings, worker_id, None, nursery))
 

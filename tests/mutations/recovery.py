@@ -5,6 +5,7 @@ from tests.mutations.mutation import Mutation
 CALLING = "tests/test_calling.py::"
 CRASHES = "tests/test_crashes.py::"
 ISOLATION = "tests/test_isolation.py::"
+LEASE = "tests/test_lease.py::"
 NURSERY = "tests/test_nursery.py::"
 PARENT = "tests/test_parent.py::"
 SERVERS_AWAY = "tests/test_servers_away.py::"
@@ -78,6 +79,13 @@ MUTATIONS = [
         NURSERY + "test_what_was_imported_there_is_there_for_those_made_later",
     ),
     Mutation(
+        "a parent that does not know what the agents of its workers need",
+        "worker/nursery.py",
+        "self._above.send(list(modules))",
+        "list(modules)",
+        NURSERY + "test_what_a_worker_needs_is_imported_for_those_that_come_after_it",
+    ),
+    Mutation(
         "a worker that ends because PostgreSQL is away as it starts",
         "worker/app.py",
         "                if not is_away(error):\n",
@@ -139,6 +147,101 @@ MUTATIONS = [
         "            case Stop.DEADLINE:\n",
         "            case Stop.DEADLINE | Stop.STOPPING:\n",
         STOPPING + "test_ten_rolling_restarts_with_runs_longer_than_the_drain_time_fail_nothing",
+    ),
+    Mutation(
+        "a beat that stores nothing of an answer",
+        "worker/lease.py",
+        "        self._keep(connection)\n",
+        "",
+        LEASE + "test_a_beat_stores_what_there_is_of_an_answer_but_not_of_an_attempt_that_is_over",
+    ),
+    Mutation(
+        "a beat that stores an answer over a later attempt's",
+        "worker/lease.py",
+        "runs.id = held.id AND runs.attempt = held.attempt AND",
+        "runs.id = held.id AND",
+        LEASE + "test_a_beat_stores_what_there_is_of_an_answer_but_not_of_an_attempt_that_is_over",
+    ),
+    Mutation(
+        "a wish to cancel that only Redis can bring",
+        "worker/roster.py",
+        "            elif row.cancel_requested:\n",
+        "            elif not row.run_id:\n",
+        LEASE + "test_a_beat_brings_the_wish_to_cancel_also_without_redis",
+    ),
+    Mutation(
+        "a lease that counts from the answer of the database",
+        "worker/lease.py",
+        "self._trusted_until = sent + self._settings.lease_seconds",
+        "self._trusted_until = time.monotonic() + self._settings.lease_seconds",
+        LEASE + "test_a_lease_counts_from_before_the_beat_was_sent",
+    ),
+    Mutation(
+        "a beat that brings the dead back",
+        "worker/lease.py",
+        "WHERE id = %(id)s AND ended_at IS NULL RETURNING id",
+        "WHERE id = %(id)s RETURNING id",
+        LEASE + "test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_anew",
+    ),
+    Mutation(
+        "a worker that was declared dead and goes on with its runs",
+        "worker/lease.py",
+        """            self._call(self._on_lost)
+            worker_id = new_id()""",
+        """            worker_id = new_id()""",
+        LEASE + "test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_anew",
+    ),
+    Mutation(
+        "a worker whose lease has lapsed and that goes on with its runs",
+        "worker/lease.py",
+        """        self._call(self._on_lost)
+        self._call(answered.set)""",
+        """        self._call(answered.set)""",
+        "tests/test_pulse.py::test_a_beat_that_hangs_gives_the_lease_up_and_takes_it_up_again",
+    ),
+    Mutation(
+        "as many suspects at once as there are",
+        "worker/isolation.py",
+        "        async with self._room:\n",
+        "        if self._room:\n",
+        ISOLATION + "test_only_so_many_suspects_are_tried_at_once",
+    ),
+    Mutation(
+        "a run that may kill once more than is said",
+        "shared/runs/take_back.py",
+        "OR crashes + 1 >= :max_crashes THEN 'failed'",
+        "OR crashes >= :max_crashes THEN 'failed'",
+        "tests/test_runs.py::test_a_run_of_the_dead_is_a_suspect_and_has_a_budget",
+    ),
+    Mutation(
+        "a stop that lets no run end",
+        "worker/app.py",
+        "await self._until_idle(self._settings.drain_seconds)",
+        "await self._until_idle(0)",
+        "tests/test_processes.py::test_a_worker_told_to_stop_lets_short_runs_end",
+    ),
+    Mutation(
+        "a deadline that a worker leaves to the sweeper",
+        "worker/job.py",
+        "call_later(attempt.claimed.seconds_left, attempt.stop, Stop.DEADLINE)",
+        "call_later(attempt.claimed.seconds_left + 60, attempt.stop, Stop.DEADLINE)",
+        "tests/test_cancelling.py::test_a_worker_ends_its_run_at_the_deadline_with_what_there_is",
+    ),
+    Mutation(
+        "a thread of which the database lets two run",
+        "shared/migrations/versions/0001_runs.py",
+        """"one_running_run_a_thread", "runs", ["thread_id"], unique=True""",
+        """"one_running_run_a_thread", "runs", ["thread_id"], unique=False""",
+        "tests/test_runs.py::test_the_database_itself_refuses_two_running_runs_of_a_thread",
+    ),
+    Mutation(
+        "a wish to cancel that is noted anew each time",
+        "shared/runs/cancel.py",
+        """        SET cancel_requested_at = coalesce(cancel_requested_at, now()),
+            status""",
+        """        SET cancel_requested_at = now(),
+            status""",
+        "tests/test_cancelling.py::test_cancelling_again_changes_nothing",
     ),
     Mutation(
         "a thread erased that nobody has deleted",

@@ -1,0 +1,120 @@
+"""What a worker's beat stores and brings back, and for how long the worker may rely on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from shared.clock import new_id
+from shared.lanes import Lanes
+from shared.runs import cancel
+from shared.settings import Settings
+from tests.eventually import soon
+from tests.stage import Stage
+from worker.attempt import Attempt, Stop
+from worker.lease import Held, Lease, Row
+from worker.roster import Roster
+
+QUICKLY = {"lease_seconds": 60, "beat_seconds": 0.05}
+
+
+def lease_of(database_url: str, held: list[Held], rows: list[Row], **settings: Any) -> Lease:
+    """Make the lease of a worker that holds these runs; what beats bring back is put into `rows`."""
+    return Lease(
+        Settings(database_url=database_url, redis_url="redis://nowhere", **QUICKLY | settings),
+        "0",
+        first_id=new_id(),
+        held=lambda: held,
+        told=list,
+        beat=rows.extend,
+        lost=lambda: None,
+    )
+
+
+async def test_a_beat_stores_what_there_is_of_an_answer_but_not_of_an_attempt_that_is_over(
+    stage: Stage, database_url: str
+) -> None:
+    held: list[Held] = []
+    lease = lease_of(database_url, held, [])
+    await lease.acquire()
+    assert lease.worker_id is not None
+    mine, over = await stage.query(), await stage.query(thread_id=None, agent_type="echo")
+    for run_id in (mine, over):
+        await stage.claimed(run_id, lease.worker_id)
+    await stage.execute("UPDATE runs SET attempt = 2 WHERE id = :id", id=over)
+
+    held += [Held(run_id, 1, "So far", 3, {"requests": 1}) for run_id in (over, mine)]
+
+    async def stored() -> bool:
+        return (await stage.row(mine)).partial_output is not None
+
+    assert await soon(stored)
+    row, other = await stage.row(mine), await stage.row(over)
+    assert (row.partial_output, row.last_entry, row.usage) == ("So far", 3, {"requests": 1})
+    assert (other.partial_output, other.last_entry, other.usage) == (None, 0, {})
+    await lease.release()
+
+
+async def test_a_beat_brings_the_wish_to_cancel_also_without_redis(stage: Stage, database_url: str) -> None:
+    rows: list[Row] = []
+    lease = lease_of(database_url, [], rows)
+    await lease.acquire()
+    assert lease.worker_id is not None
+    run_id = await stage.query()
+    await stage.claimed(run_id, lease.worker_id)
+    stopped: list[Stop] = []
+    roster = Roster(stage.database, cast("Lanes", None))
+    with roster.taking(run_id):
+        roster.begin(cast("Attempt", SimpleNamespace(claimed=SimpleNamespace(run_id=run_id), stop=stopped.append)))
+
+        await cancel(stage.database, run_id)
+
+        async def told() -> bool:
+            return Row(run_id, 1, cancel_requested=True) in rows
+
+        assert await soon(told)
+        roster.beat([Row(run_id, 1, cancel_requested=True)])
+    assert stopped == [Stop.CANCELLED]
+    await lease.release()
+
+
+async def test_a_lease_counts_from_before_the_beat_was_sent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database's clock began with the statement, however late the answer comes."""
+    beat = Lease._beat  # pyright: ignore[reportPrivateUsage]
+
+    def late(self: Lease, connection: Any) -> list[Row]:
+        rows = beat(self, connection)
+        time.sleep(1.1)
+        return rows
+
+    monkeypatch.setattr(Lease, "_beat", late)
+    lease = lease_of(database_url, [], [], lease_seconds=1)
+
+    await lease.acquire()
+
+    assert lease.worker_id is None
+    await lease.release()
+
+
+async def test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_anew(
+    stage: Stage, database_url: str
+) -> None:
+    lost = asyncio.Event()
+    settings = Settings(database_url=database_url, redis_url="redis://nowhere", **QUICKLY)
+    lease = Lease(settings, "0", first_id=new_id(), held=list, told=list, beat=lambda _: None, lost=lost.set)
+    await lease.acquire()
+    declared_dead = lease.worker_id
+
+    await stage.execute("UPDATE workers SET ended_at = now()")
+
+    await asyncio.wait_for(lost.wait(), 30)
+
+    async def began_anew() -> bool:
+        return lease.worker_id not in {None, declared_dead}
+
+    assert await soon(began_anew)
+    await lease.release()

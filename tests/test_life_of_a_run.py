@@ -1,0 +1,39 @@
+"""`docs/life-of-a-run.md` shows every arrow there is: each statement that stores a run or changes its status."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.service import ROOT
+
+ARROW = re.compile(r"INSERT INTO runs\b|COPY runs\b|UPDATE runs\b((?!\bWHERE\b).)*\bstatus = ", re.DOTALL)
+SHOWN = re.compile(r"`(_[A-Z_]+)` in `([a-z_/]+\.py)`")
+
+
+def arrows() -> Iterator[tuple[str, str]]:
+    """Find the statements, each with its file."""
+    for room in ("api", "shared", "worker"):
+        for path in sorted((ROOT / room).rglob("*.py")):
+            source = path.read_text()
+            for node in ast.walk(ast.parse(source)):
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    name = node.targets[0].id
+                    if name.startswith("_") and ARROW.search(ast.get_source_segment(source, node) or ""):
+                        yield name, str(path.relative_to(ROOT))
+
+
+def test_every_arrow_is_shown_and_none_that_is_not_there() -> None:
+    table = (ROOT / "docs/life-of-a-run.md").read_text().split("## Arrows")[1].split("\n\n")[1]
+    shown = {
+        (name, file if file.startswith("worker/") else f"shared/{_room(file)}") for name, file in SHOWN.findall(table)
+    }
+
+    assert shown == set(arrows())
+
+
+def _room(file: str) -> str:
+    """Say where a file is that the table names as briefly as it can."""
+    return file if Path(file).parent.name else f"runs/{file}"
