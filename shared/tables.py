@@ -74,6 +74,8 @@ class Worker(Base):
     lease_until: Mapped[datetime]
     ended_at: Mapped[datetime | None]
     """Set when it stopped or was judged dead; from then on it may claim nothing."""
+    first_id: Mapped[UUID | None]
+    """Of a process that was declared dead and lives: the id that it began under, by which its parent knows it."""
 
     __table_args__ = (Index("workers_living", "lease_until", postgresql_where=text("ended_at IS NULL")),)
 

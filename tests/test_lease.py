@@ -6,12 +6,14 @@ import asyncio
 import time
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
 from shared.clock import new_id
 from shared.lanes import Lanes
 from shared.runs import cancel
+from shared.runs.take_back import declare_dead
 from shared.settings import Settings
 from tests.eventually import soon
 from tests.stage import Stage
@@ -19,7 +21,7 @@ from worker.attempt import Attempt, Stop
 from worker.lease import Held, Lease, Row
 from worker.roster import Roster
 
-QUICKLY = {"lease_seconds": 60, "beat_seconds": 0.05}
+QUICKLY: dict[str, Any] = {"lease_seconds": 60, "beat_seconds": 0.05}
 
 
 def lease_of(database_url: str, held: list[Held], rows: list[Row], **settings: Any) -> Lease:
@@ -108,13 +110,16 @@ async def test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_ane
     lease = Lease(settings, "0", first_id=new_id(), held=list, told=list, beat=lambda _: None, lost=lost.set)
     await lease.acquire()
     declared_dead = lease.worker_id
+    assert declared_dead is not None
 
     await stage.execute("UPDATE workers SET ended_at = now()")
 
     await asyncio.wait_for(lost.wait(), 30)
 
-    async def began_anew() -> bool:
-        return lease.worker_id not in {None, declared_dead}
+    async def began_anew() -> UUID | None:
+        return lease.worker_id if lease.worker_id != declared_dead else None
 
-    assert await soon(began_anew)
+    anew = await soon(began_anew)
+    await declare_dead(stage.database, declared_dead)  # By whoever sees the process die, and knows it by that id.
+    assert await stage.execute("SELECT 1 FROM workers WHERE id = :id AND ended_at IS NOT NULL", id=anew)
     await lease.release()

@@ -61,8 +61,9 @@ class Row:
 
 
 _REGISTER = """
-    INSERT INTO workers (id, pool, host, pid, version, slots, lease_until)
-    VALUES (%(id)s, %(pool)s, %(host)s, %(pid)s, %(version)s, %(slots)s, now() + make_interval(secs => %(lease)s))
+    INSERT INTO workers (id, first_id, pool, host, pid, version, slots, lease_until)
+    VALUES (%(id)s, nullif(%(first_id)s, %(id)s), %(pool)s, %(host)s, %(pid)s, %(version)s, %(slots)s,
+            now() + make_interval(secs => %(lease)s))
 """
 
 _BEAT = """
@@ -204,6 +205,7 @@ class Lease:
             _REGISTER,
             {
                 "id": worker_id,
+                "first_id": self._first_id,
                 "pool": self._settings.pool,
                 "host": socket.gethostname(),
                 "pid": os.getpid(),

@@ -23,7 +23,9 @@ OVERDUE_SECONDS = 30
 
 _JUDGE = text("UPDATE workers SET ended_at = now() WHERE ended_at IS NULL AND lease_until < now() RETURNING id")
 
-_DECLARE_DEAD = text("UPDATE workers SET ended_at = now() WHERE id = :worker_id AND ended_at IS NULL")
+_DECLARE_DEAD = text("""
+    UPDATE workers SET ended_at = now() WHERE (id = :worker_id OR first_id = :worker_id) AND ended_at IS NULL
+""")
 
 _ENDED = f"""
     RETURNING *
@@ -74,7 +76,7 @@ async def judge_workers(database: AsyncEngine) -> Sequence[UUID]:
 
 
 async def declare_dead(database: AsyncEngine, worker_id: UUID) -> None:
-    """End the incarnation of a process that was seen to die, without waiting for its lease."""
+    """End the incarnation, whichever it is, of a process that was seen to die, without waiting for its lease."""
     await transact(database, _DECLARE_DEAD, {"worker_id": worker_id})
 
 

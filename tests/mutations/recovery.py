@@ -192,6 +192,13 @@ MUTATIONS = [
         LEASE + "test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_anew",
     ),
     Mutation(
+        "a dead process waited for because it had been away before",
+        "shared/runs/take_back.py",
+        "(id = :worker_id OR first_id = :worker_id)",
+        "id = :worker_id",
+        LEASE + "test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_anew",
+    ),
+    Mutation(
         "a worker whose lease has lapsed and that goes on with its runs",
         "worker/lease.py",
         """        self._call(self._on_lost)
