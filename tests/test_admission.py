@@ -17,6 +17,7 @@ from shared.errors import Limit, QueueFull
 from shared.runs import Admission, Query, Strategy, accept
 from shared.settings import Settings
 from tests.client import Client
+from tests.eventually import DEADLINE_SECONDS
 from tests.problems import errors_of, problem_of
 from tests.service import Service
 from tests.stage import Stage
@@ -222,19 +223,39 @@ async def test_batches_that_are_submitted_at_once_do_not_exceed_a_limit(stage: S
 
     async def store() -> None:
         async with stage.database.begin() as connection:
-            await admits.admit_batch(connection, "acme", 1)
-            await connection.execute(
-                text(
-                    "INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, deadline_at)"
-                    " VALUES (:id, 'acme', :id, 'echo', '{}', 1, 1, now())"
-                ),
-                {"id": new_id()},
+            insert = text(
+                "INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, deadline_at)"
+                " VALUES (:id, 'acme', :id, 'echo', '{}', 1, 1, now())"
             )
+            await admits.admit_batch(connection, "acme", 1, lambda: connection.execute(insert, {"id": new_id()}))
 
     stored = await asyncio.gather(*(store() for _ in range(10)), return_exceptions=True)
 
     assert stored.count(None) == 3
     assert all(isinstance(refusal, QueueFull) for refusal in stored if refusal is not None)
+
+
+async def test_who_stores_a_batch_holds_up_no_other_before_its_commit(stage: Stage) -> None:
+    admits = admission(max_batch_unfinished=3)
+    at_once = asyncio.Barrier(2)
+
+    async def store() -> None:
+        async with stage.database.begin() as connection:
+            await admits.admit_batch(connection, "acme", 1, at_once.wait)
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await asyncio.gather(store(), store())
+
+
+async def test_a_batch_that_has_no_room_is_not_even_stored(stage: Stage) -> None:
+    admits = admission(max_batch_unfinished=3)
+
+    async def store() -> None:
+        raise AssertionError("stored")
+
+    async with stage.database.begin() as connection:
+        with pytest.raises(QueueFull):
+            await admits.admit_batch(connection, "acme", 4, store)
 
 
 async def test_a_run_that_has_waited_too_long_for_a_slot_closes_its_pool(stage: Stage) -> None:

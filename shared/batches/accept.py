@@ -95,7 +95,9 @@ async def accept(
 
     async def write(connection: AsyncConnection) -> Accepted:
         await keep(connection, key, batch_id)
-        await admission.admit_batch(connection, asked.tenant, len(items))
+        return await admission.admit_batch(connection, asked.tenant, len(items), lambda: write_rows(connection))
+
+    async def write_rows(connection: AsyncConnection) -> Accepted:
         result = await connection.execute(
             _INSERT,
             {

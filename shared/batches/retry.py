@@ -75,12 +75,16 @@ async def retry(
             raise BatchUnfinished
         if not old.failed:
             raise NothingFailed
-        await admission.admit_batch(connection, old.tenant, old.failed)
-        ids = new_ids(IDS_A_RUN * old.failed)
-        result = await connection.execute(_INSERT, {**new, "agent_type": old.agent_type, "run_seconds": run_seconds})
+        return await admission.admit_batch(
+            connection, old.tenant, old.failed, lambda: write_rows(connection, old.agent_type, old.failed)
+        )
+
+    async def write_rows(connection: AsyncConnection, agent_type: str, count: int) -> Accepted:
+        ids = new_ids(IDS_A_RUN * count)
+        result = await connection.execute(_INSERT, {**new, "agent_type": agent_type, "run_seconds": run_seconds})
         batch = result.one_or_none()
         if batch is None:
-            raise UnknownAgent(old.agent_type)
+            raise UnknownAgent(agent_type)
         await connection.execute(
             _INSERT_RUNS,
             {

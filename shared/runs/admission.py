@@ -92,7 +92,7 @@ class Admission:
 
     Those of a user and of a tenant are exact, as long as fewer than `NEAR` runs of theirs are stored while one is. That
     of the whole queue can be exceeded by what is stored at the same moment, and by what other processes store within
-    `LOOK_SECONDS`. Those of batches are exact: if there are any, batches are stored one after the other.
+    `LOOK_SECONDS`. Those of batches are exact: if there are any, batches are committed one after the other.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -146,17 +146,28 @@ class Admission:
                 break
         return row
 
-    async def admit_batch(self, connection: AsyncConnection, tenant: str, items: int) -> None:
-        """See that so many runs of a batch may be stored, in the transaction that is to store them.
+    async def admit_batch(
+        self, connection: AsyncConnection, tenant: str, items: int, store: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        """Have a batch of so many runs stored, in the caller's transaction; returns what storing it returned.
+
+        It is looked at before it is stored, for nothing may come of that, and again afterwards, in turn with others:
+        those who store at the same time wait for each other's commit only, and not while runs are copied.
 
         Raises:
-            QueueFull: a limit would be exceeded.
+            QueueFull: a limit would be exceeded; the transaction is to be rolled back.
         """
+        if not self._settings.max_batch_unfinished_per_tenant and not self._settings.max_batch_unfinished:
+            return await store()
+        await self._see_room(connection, tenant, items)
+        stored = await store()
+        await connection.execute(_TAKE_TURNS, {"name": "batches"})
+        await self._see_room(connection, tenant, 0)
+        return stored
+
+    async def _see_room(self, connection: AsyncConnection, tenant: str, items: int) -> None:
         of_tenant = self._settings.max_batch_unfinished_per_tenant
         most = self._settings.max_batch_unfinished
-        if not of_tenant and not most:
-            return
-        await connection.execute(_TAKE_TURNS, {"name": "batches"})
         unfinished = (await connection.execute(_IN_BATCHES, {"tenant": tenant})).one()
         if 0 < of_tenant < unfinished.of_tenant + items:
             raise QueueFull(Limit.BATCHES_OF_TENANT, of_tenant)

@@ -90,15 +90,24 @@ MUTATIONS = [
     Mutation(
         "a batch that is admitted by what is there without it",
         "shared/runs/admission.py",
-        "if 0 < of_tenant < unfinished.of_tenant + items:",
-        "if 0 < of_tenant <= unfinished.of_tenant:",
-        ADMISSION + "test_batches_count_against_their_own_limits_only",
+        "        await self._see_room(connection, tenant, items)\n",
+        "        await self._see_room(connection, tenant, 0)\n",
+        ADMISSION + "test_a_batch_that_has_no_room_is_not_even_stored",
+    ),
+    Mutation(
+        "a batch that is admitted by what was there before it",
+        "shared/runs/admission.py",
+        "        await self._see_room(connection, tenant, 0)\n",
+        "",
+        ADMISSION + "test_batches_that_are_submitted_at_once_do_not_exceed_a_limit",
     ),
     Mutation(
         "a retried batch that is admitted unseen",
         "shared/batches/retry.py",
-        "        await admission.admit_batch(connection, old.tenant, old.failed)\n",
-        "",
+        "return await admission.admit_batch(\n"
+        "            connection, old.tenant, old.failed, lambda: write_rows(connection, old.agent_type, old.failed)\n"
+        "        )",
+        "return await write_rows(connection, old.agent_type, old.failed)",
         ADMISSION + "test_batches_count_against_their_own_limits_only",
     ),
     Mutation(
@@ -107,6 +116,17 @@ MUTATIONS = [
         '        await connection.execute(_TAKE_TURNS, {"name": "batches"})\n',
         "",
         ADMISSION + "test_batches_that_are_submitted_at_once_do_not_exceed_a_limit",
+    ),
+    Mutation(
+        "batches that are stored one after the other",
+        "shared/runs/admission.py",
+        """        stored = await store()
+        await connection.execute(_TAKE_TURNS, {"name": "batches"})
+""",
+        """        await connection.execute(_TAKE_TURNS, {"name": "batches"})
+        stored = await store()
+""",
+        ADMISSION + "test_who_stores_a_batch_holds_up_no_other_before_its_commit",
     ),
     Mutation(
         "a pool that is closed by another",
