@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from uuid import UUID
 
@@ -88,11 +89,22 @@ def test_a_batch_begins_as_if_there_had_been_none_before() -> None:
     assert some.slots == 10
 
 
-async def test_a_loop_that_waits_is_not_busy_and_one_that_works_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 1.0, 3.0])
-    used = iter([7.0, 7.5, 9.5])
+@pytest.mark.parametrize("linux", [True, False])
+async def test_a_loop_that_waits_is_not_busy_and_one_that_works_or_would_is(
+    linux: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    clock, used = iter([0.0, 1.0, 3.0]), iter([7.0, 7.5, 9.5])
+    told = tmp_path / "schedstat"
+
+    def monotonic() -> float:
+        if linux:
+            told.write_text(next(seen))
+        return next(clock)
+
+    seen = iter(["7000000000 1000000000 9\n", "7200000000 1300000000 99\n", "8200000000 2300000000 999\n"])
+    times = SimpleNamespace(monotonic=monotonic, thread_time=lambda: next(used))
     monkeypatch.setattr(allowance, "LOOK_SECONDS", 0)
-    times = SimpleNamespace(monotonic=lambda: next(clock), thread_time=lambda: next(used))
+    monkeypatch.setattr(allowance, "SCHEDULER", told)
     monkeypatch.setattr(allowance, "time", times)
     busy = allowance.busy_shares()
 

@@ -11,7 +11,10 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+SCHEDULER = Path("/proc/thread-self/schedstat")
+"""What Linux says of the thread that reads it: nanoseconds for which it ran, and for which it waited for a core."""
 LOOK_SECONDS = 0.5
 BEGIN_SHARE = 0.25
 """Of the slots that batches may have, what a batch begins with."""
@@ -54,10 +57,19 @@ class Allowance:
 
 
 async def busy_shares() -> AsyncIterator[float]:
-    """Tell now and then for how much of its time this thread was busy since it was told last."""
-    at, used = time.monotonic(), time.thread_time()
+    """Tell now and then for how much of its time this thread had something to do since it was told last."""
+    at, wanted = time.monotonic(), _wanted_seconds()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        now, using = time.monotonic(), time.thread_time()
-        yield (using - used) / (now - at)
-        at, used = now, using
+        now, want = time.monotonic(), _wanted_seconds()
+        yield (want - wanted) / (now - at)
+        at, wanted = now, want
+
+
+def _wanted_seconds() -> float:
+    """Read for how long this thread has run, and on Linux also for how long it would have, had it had a core."""
+    try:
+        ran, waited, _ = SCHEDULER.read_text().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(ran) + int(waited)) / 1e9
