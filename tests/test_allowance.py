@@ -135,6 +135,6 @@ async def test_a_batch_whose_runs_wait_for_a_model_soon_has_all_its_slots(
         bell.stop()
         answered.set()
         await asyncio.gather(working, *bell.tasks.values())
-    await bell.pool.aclose(close_connection_pool=True)
+    await bell.close()
 
     assert len(answering) == MOST

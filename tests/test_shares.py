@@ -167,7 +167,7 @@ async def test_a_slot_that_a_batch_left_is_filled_at_once(
             await asyncio.sleep(0.01)
         bell.stop()
         await working  # A stop wakes it, too.
-    await bell.pool.aclose(close_connection_pool=True)
+    await bell.close()
 
     assert "doorbell.redis_away" not in caplog.text  # Nor did it time out.
 
