@@ -211,7 +211,7 @@ class Asked:
         return GroupCommit(self.ask_alone, self.ask_together, lambda asked: asked)
 
 
-ONE, TWO, THREE, FOUR = [uuid4() for _ in range(4)]
+ONE, TWO, THREE = [uuid4() for _ in range(3)]
 
 
 def asking(group: GroupCommit[UUID, str], *asked: UUID) -> list[asyncio.Task[str]]:
@@ -246,19 +246,31 @@ async def test_who_asks_in_the_same_turn_goes_together() -> None:
 async def test_who_asks_while_others_are_under_way_goes_together_and_no_group_grows_large() -> None:
     asked, many = Asked(), [uuid4() for _ in range(MOST + 2)]
     group = asked.group()
-    for under_way in (ONE, TWO):
-        asking(group, under_way)
-        await a_few_turns()
-    answers = asking(group, THREE, *many)
+    answers = asking(group, ONE)
     await a_few_turns()
-    answers += asking(group, FOUR)
+    answers += asking(group, TWO, *many)
     await a_few_turns()
-    assert (asked.alone, asked.together) == ([ONE, TWO], [])
+    answers += asking(group, THREE)
+    await a_few_turns()
+    assert (asked.alone, asked.together) == ([ONE], [])
 
     asked.may_answer.set()
     await asyncio.gather(*answers)
 
-    assert asked.together == [[THREE, *many[: MOST - 1]], [*many[MOST - 1 :], FOUR]]
+    assert asked.together == [[TWO, *many[: MOST - 1]], [*many[MOST - 1 :], THREE]]
+
+
+async def test_one_that_is_held_up_holds_up_nobody() -> None:
+    asked = Asked()
+    group = asked.group()
+    asking(group, ONE)
+    await a_few_turns()
+    asking(group, TWO)
+
+    async def both_are_asked() -> bool:
+        return asked.alone == [ONE, TWO]
+
+    await soon(both_are_asked)
 
 
 async def test_who_is_left_out_of_a_group_is_asked_alone() -> None:

@@ -1,7 +1,7 @@
 """Group commit: what many ask of the database in the same moment is done in one transaction.
 
-Nobody waits for a group to fill: it is who asks in the same turn of the event loop, and who asked while others were
-under way. So a worker with little to do is as quick as ever, and one with much asks less often.
+Nobody waits for a group to fill: it is who asks in the same turn of the event loop, and who asked while the one before
+was under way. So a worker with little to do is as quick as ever, and one with much asks less often.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from shared.database import is_away
 Asked = TypeVar("Asked")
 Answered = TypeVar("Answered")
 
-AT_ONCE = 2
-"""Transactions under way: one that waits for a lock holds nobody up."""
+HELD_UP_SECONDS = 0.05
+"""A transaction that takes longer, because it waits for a lock, has nobody else wait for it."""
 MOST = 100
 """What one transaction takes, so that none grows long."""
 
@@ -35,7 +35,9 @@ class GroupCommit(Generic[Asked, Answered]):
         self._together = together
         self._id_of = id_of
         self._gathered: list[tuple[Asked, asyncio.Future[tuple[Answered] | None]]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
+        """That one, and those that were held up."""
 
     async def ask(self, asked: Asked) -> Answered:
         """Ask, and raise what asking alone raises."""
@@ -46,14 +48,20 @@ class GroupCommit(Generic[Asked, Answered]):
         answered = await future
         return await self._alone(asked) if answered is None else answered[0]
 
-    def _go_on(self, ended: asyncio.Task[None] | None = None) -> None:
-        if ended is not None:
-            self._under_way.discard(ended)
-        while self._gathered and len(self._under_way) < AT_ONCE:
-            group, self._gathered = self._gathered[:MOST], self._gathered[MOST:]
-            task = asyncio.create_task(self._ask(group))
-            self._under_way.add(task)
-            task.add_done_callback(self._go_on)
+    def _go_on(self) -> None:
+        if self._under_way is not None or not self._gathered:
+            return
+        group, self._gathered = self._gathered[:MOST], self._gathered[MOST:]
+        self._under_way = task = asyncio.create_task(self._ask(group))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
+        task.add_done_callback(self._over)
+        asyncio.get_running_loop().call_later(HELD_UP_SECONDS, self._over, task)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        if self._under_way is task:
+            self._under_way = None
+            self._go_on()
 
     async def _ask(self, group: list[tuple[Asked, asyncio.Future[tuple[Answered] | None]]]) -> None:
         try:

@@ -39,6 +39,13 @@ MUTATIONS = [
         GROUP + "test_who_is_left_out_of_a_group_is_asked_alone",
     ),
     Mutation(
+        "one that is held up and holds up all",
+        "worker/group_commit.py",
+        "        asyncio.get_running_loop().call_later(HELD_UP_SECONDS, self._over, task)\n",
+        "",
+        GROUP + "test_one_that_is_held_up_holds_up_nobody",
+    ),
+    Mutation(
         "one that spoils what others ask",
         "worker/group_commit.py",
         "spoilt = len(group) > 1 and",
