@@ -220,14 +220,20 @@ async def refuse_batch(
 
 async def test_batches_that_are_submitted_at_once_do_not_exceed_a_limit(stage: Stage) -> None:
     admits = admission(max_batch_unfinished_per_tenant=3)
+    at_once = asyncio.Barrier(10)
+    insert = text(
+        "INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, deadline_at)"
+        " VALUES (:id, 'acme', :id, 'echo', '{}', 1, 1, now())"
+    )
 
     async def store() -> None:
         async with stage.database.begin() as connection:
-            insert = text(
-                "INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, deadline_at)"
-                " VALUES (:id, 'acme', :id, 'echo', '{}', 1, 1, now())"
-            )
-            await admits.admit_batch(connection, "acme", 1, lambda: connection.execute(insert, {"id": new_id()}))
+
+            async def insert_with_others() -> None:
+                await connection.execute(insert, {"id": new_id()})
+                await at_once.wait()
+
+            await admits.admit_batch(connection, "acme", 1, insert_with_others)
 
     stored = await asyncio.gather(*(store() for _ in range(10)), return_exceptions=True)
 
