@@ -15,6 +15,8 @@ from tests.faults.script import is_partial, is_whole, speaker
 
 SUPERSEDING = {"interrupt", "rollback"}
 ENDS = {"message_complete", "error", "cancelled"}
+IN_FLIGHT_SECONDS = 1
+"""So long after its sender has died, a claim that was on its way may still come true."""
 SLACK_SECONDS = 10
 """Trouble has consequences for so long after it is over: time-outs, reconnections, new tries."""
 
@@ -122,7 +124,7 @@ def every_crash_is_a_death(history: History) -> Found:
                 continue
             worker_id = change.before["worker_id"]
             pid = history.workers.get(worker_id)
-            since = next(held.at for held in changes if held.row["worker_id"] == worker_id)
+            since = next(held.at for held in changes if held.row["worker_id"] == worker_id) - IN_FLIGHT_SECONDS
             troubles = history.breakages(
                 Breakage.KILLED, Breakage.FROZEN, Breakage.STOPPED, Breakage.HELD_UP, since=since, until=change.at
             )
