@@ -20,7 +20,7 @@ from shared.runs import set_aside
 from shared.runs.take_back import take_back
 from shared.settings import Settings
 from shared.sweeper import Sweeper
-from tests.eventually import soon
+from tests.eventually import DEADLINE_SECONDS, soon
 from tests.stage import Stage
 from worker.isolation import Isolation
 from worker.nursery import Nursery
@@ -121,3 +121,20 @@ async def test_only_so_many_suspects_are_tried_at_once(stage: Stage, database_ur
 
     assert len(called_for) == 2
     assert await begun() == 1
+
+
+async def test_more_suspects_than_there_is_room_for_hold_no_slots(stage: Stage, database_url: str) -> None:
+    with isolation_of(stage, database_url, idle, suspects_at_once=1) as isolation:
+        here = [
+            asyncio.create_task(isolation.answer(await stage.query(thread_id=None, agent_type="echo")))
+            for _ in range(2)
+        ]
+        await soon(lambda: stage.execute("SELECT 1 FROM workers"))
+        left = await stage.query(thread_id=None, agent_type="echo")
+        await asyncio.wait_for(isolation.answer(left), DEADLINE_SECONDS)
+
+        row = await stage.row(left)
+        assert (row.status, row.rung_at == row.created_at) == ("queued", True)  # Nobody was told that it is seen to.
+        assert not any(task.done() for task in here)
+        isolation.stop()
+        await asyncio.gather(*here)

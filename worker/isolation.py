@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 START_SECONDS = 10.0
 """How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
+WAITING = 2
+"""So many suspects may be here for each that is tried: who waits here has a slot of the worker's."""
 
 
 class Isolation:
@@ -30,19 +32,30 @@ class Isolation:
         self._sweeper = sweeper
         self._nursery = nursery
         self._room = asyncio.Semaphore(settings.suspects_at_once)
+        self._most_here = WAITING * settings.suspects_at_once
+        self._here = 0
         self._stopping = False
 
     async def answer(self, run_id: UUID) -> None:
-        """Have a child answer the run; if it dies, its run is taken back at once."""
-        async with self._room:
-            if self._stopping or not await set_aside(self._database, run_id, START_SECONDS):
-                return  # It is still queued, and swept to somebody else; or somebody else is at it.
-            worker_id = new_id()
-            log.warning("isolation.suspect run=%s worker=%s", run_id, worker_id)
-            try:
-                status = await self._nursery.run(worker_id, run_id)
-            except NurseryLost:
-                status = None
+        """Have a child answer the run; if it dies, its run is taken back at once. With too many here, it is left."""
+        if self._here >= self._most_here:
+            return  # It is still queued, and swept to whoever has room then.
+        self._here += 1
+        try:
+            async with self._room:
+                await self._try(run_id)
+        finally:
+            self._here -= 1
+
+    async def _try(self, run_id: UUID) -> None:
+        if self._stopping or not await set_aside(self._database, run_id, START_SECONDS):
+            return  # It is still queued, and swept to somebody else; or somebody else is at it.
+        worker_id = new_id()
+        log.warning("isolation.suspect run=%s worker=%s", run_id, worker_id)
+        try:
+            status = await self._nursery.run(worker_id, run_id)
+        except NurseryLost:
+            status = None
         if status != 0 and not self._stopping:
             log.error("isolation.died run=%s status=%s", run_id, status)
         try:  # Whatever its status says: who has said goodbye has nothing that could be taken.

@@ -209,9 +209,16 @@ MUTATIONS = [
     Mutation(
         "as many suspects at once as there are",
         "worker/isolation.py",
-        "        async with self._room:\n",
-        "        if self._room:\n",
+        "            async with self._room:\n",
+        "            if self._room:\n",
         ISOLATION + "test_only_so_many_suspects_are_tried_at_once",
+    ),
+    Mutation(
+        "suspects that wait in all the slots",
+        "worker/isolation.py",
+        "        if self._here >= self._most_here:\n",
+        "        if self._here < 0:\n",
+        ISOLATION + "test_more_suspects_than_there_is_room_for_hold_no_slots",
     ),
     Mutation(
         "a run that may kill once more than is said",
