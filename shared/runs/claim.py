@@ -56,14 +56,15 @@ FIRST_SEQ = 1
 """Of the first run of a thread: there is nothing before it."""
 
 _MAY_BE_HAD = """
-    it.status = 'queued' AND it.due_at <= now() AND it.deadline_at > now()
-      AND (it.crashes = 0 OR CAST(:isolated AS boolean))
+    {it}.status = 'queued' AND {it}.due_at <= now() AND {it}.deadline_at > now()
+      AND ({it}.crashes = 0 OR CAST(:isolated AS boolean))
       AND EXISTS (SELECT FROM workers WHERE id = {worker_id} AND ended_at IS NULL AND lease_until > now())
       AND NOT EXISTS (
           SELECT FROM runs AS earlier
-          WHERE earlier.thread_id = it.thread_id AND earlier.seq < it.seq AND earlier.status IN ('queued', 'running')
+          WHERE earlier.thread_id = {it}.thread_id AND earlier.seq < {it}.seq
+            AND earlier.status IN ('queued', 'running')
       )
-      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = it.batch_id AND batches.status = 'cancelling')
+      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = {it}.batch_id AND batches.status = 'cancelling')
 """
 
 _TAKE = """
@@ -82,7 +83,7 @@ _TAKEN = """
 
 _CLAIM = text(f"""
     UPDATE runs AS run {_TAKE.format(worker_id=":worker_id")}
-    WHERE run.id = :run_id AND {_MAY_BE_HAD.format(worker_id=":worker_id").replace("it.", "run.")}
+    WHERE run.id = :run_id AND {_MAY_BE_HAD.format(it="run", worker_id=":worker_id")}
     {_TAKEN}
 """)
 
@@ -94,7 +95,7 @@ _CLAIM_MANY = text(f"""
         FOR UPDATE OF runs SKIP LOCKED
     )
     UPDATE runs AS run {_TAKE.format(worker_id="it.worker_id")}
-    FROM it WHERE run.id = it.id AND {_MAY_BE_HAD.format(worker_id="it.worker_id")}
+    FROM it WHERE run.id = it.id AND {_MAY_BE_HAD.format(it="it", worker_id="it.worker_id")}
     {_TAKEN}
 """)  # noqa: S608  (constants)
 

@@ -69,15 +69,15 @@ MUTATIONS = [
     Mutation(
         "claim out of turn",
         "shared/runs/claim.py",
-        "earlier.seq < it.seq AND",
+        "earlier.seq < {it}.seq AND",
         "earlier.seq < 0 AND",
         RUNS + "test_a_run_is_not_claimed_before_the_one_before_it_has_ended",
     ),
     Mutation(
         "claim what is taken",
         "shared/runs/claim.py",
-        "    it.status = 'queued' AND it.due_at",
-        "    it.status IN ('queued', 'running') AND it.due_at",
+        "    {it}.status = 'queued' AND {it}.due_at",
+        "    {it}.status IN ('queued', 'running') AND {it}.due_at",
         RUNS + "test_a_run_is_claimed_once",
     ),
     Mutation(
@@ -90,8 +90,8 @@ MUTATIONS = [
     Mutation(
         "a suspect among others",
         "shared/runs/claim.py",
-        "(it.crashes = 0 OR CAST(:isolated AS boolean))",
-        "(it.crashes >= 0 OR CAST(:isolated AS boolean))",
+        "({it}.crashes = 0 OR CAST(:isolated AS boolean))",
+        "({it}.crashes >= 0 OR CAST(:isolated AS boolean))",
         RUNS + "test_a_run_of_the_dead_is_a_suspect_and_has_a_budget",
     ),
     Mutation(
@@ -343,8 +343,8 @@ _LET_GO""",
     Mutation(
         "a claim after the deadline",
         "shared/runs/claim.py",
-        "AND it.due_at <= now() AND it.deadline_at > now()",
-        "AND it.due_at <= now()",
+        "AND {it}.due_at <= now() AND {it}.deadline_at > now()",
+        "AND {it}.due_at <= now()",
         CANCELLING + "test_a_run_that_nobody_takes_fails_at_its_deadline",
     ),
     Mutation(
