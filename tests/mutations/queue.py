@@ -69,8 +69,8 @@ MUTATIONS = [
     Mutation(
         "claim out of turn",
         "shared/runs/claim.py",
-        "earlier.seq < {it}.seq AND",
-        "earlier.seq < 0 AND",
+        "AND earlier.seq < {it}.seq",
+        "AND earlier.seq < 0",
         RUNS + "test_a_run_is_not_claimed_before_the_one_before_it_has_ended",
     ),
     Mutation(
