@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
 from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key
+from tests.eventually import soon
 from worker.publisher import Publisher, Telling
 
 TTL = 60
@@ -113,6 +114,32 @@ async def test_texts_that_wait_are_replaced_and_events_keep_their_place(desk: De
     await telling.flushed()
 
     assert story(await desk.read(telling)) == ["1-1 message_started", "1-2 abc", "1-3 tool_call", "1-4 abcde"]
+
+
+async def test_a_row_shows_a_text_as_the_entry_that_says_it_and_without_redis_the_newest(desk: Desk) -> None:
+    telling = desk.telling()
+    telling.show("a")
+    await telling.flushed()
+    async with desk.held():
+        telling.show("ab")
+        await asyncio.sleep(0.05)
+        telling.show("abc")  # It waits, and has no number yet.
+        assert telling.known == ("ab", 2)
+    await telling.flushed()
+    assert telling.known == ("abc", 3)
+
+    desk.log.away = True
+    telling.show("abcd")
+
+    async def is_told_that_redis_is_away() -> bool:
+        return telling.stuck
+
+    await soon(is_told_that_redis_is_away)
+    telling.show("abcde")
+    assert telling.known == ("abcde", 4)
+    desk.log.away = False
+    await telling.flushed()
+    assert telling.known == ("abcde", 5)
 
 
 async def test_the_first_text_is_whole_and_the_next_are_growth(desk: Desk) -> None:

@@ -97,7 +97,7 @@ class Attempt:
     @property
     def held(self) -> Held:
         """What the next beat stores of it; read from the beat's thread."""
-        return Held(self.claimed.run_id, self.claimed.attempt, self.telling.text, self.telling.last_entry, self.usage)
+        return Held(self.claimed.run_id, self.claimed.attempt, *self.telling.known, self.usage)
 
     def ending(self, status: RunStatus, text: str | None, **kept: Any) -> Ending:
         """Say how the run ended, with what is known in any case."""

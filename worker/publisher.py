@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -43,6 +43,10 @@ class Telling:
         """The newest text told."""
         self.last_entry = 0
         """The `n` of the last entry made, whether it stands in the log yet or not."""
+        self.stuck = False
+        """Whether Redis was away when this was sent last."""
+        self._entered: tuple[str | None, int] = (None, 0)
+        """The newest text that is an entry, and `last_entry`."""
         self._fenced = False
         self._on_fenced = fenced
         self._ttl_seconds = ttl_seconds
@@ -80,6 +84,14 @@ class Telling:
             self._number()
 
     @property
+    def known(self) -> tuple[str | None, int]:
+        """Say what the row may show, and as which entry: what that entry says in the log, unless there is no Redis.
+
+        Then it is the newest text. Read from the beat's thread.
+        """
+        return (self.text, self.last_entry) if self.stuck else self._entered
+
+    @property
     def waits(self) -> bool:
         """Whether there is more to send."""
         return bool(self._waiting)
@@ -92,6 +104,7 @@ class Telling:
 
     def sent(self, outcome: Outcome) -> None:
         """Take note of what became of it."""
+        self.stuck = False
         if outcome is Outcome.FENCED:
             self._fenced = True
             self._waiting.clear()
@@ -119,15 +132,17 @@ class Telling:
     def _number(self) -> Append | None:
         """Give what waits its ids; a text becomes what it grew by."""
         entries: list[Entry] = []
+        text, _ = self._entered
         for waiting in self._waiting:
             if isinstance(waiting, str):
                 body = text_body(waiting, None if self._base is None else growth(self._base, waiting))
-                self._base = waiting
+                self._base = text = waiting
             else:
                 body = waiting
             self.last_entry += 1
             entries.append(Entry(Id(self.attempt, self.last_entry), body))
         self._waiting = []
+        self._entered = text, self.last_entry
         return Append(self.run_id, self._wrote, entries, self._ttl_seconds) if entries else None
 
     def _stir(self) -> None:
@@ -195,7 +210,9 @@ class Publisher:
                 _give_up(ends, error)
                 await self._later(tellings)
 
-    async def _later(self, tellings: Iterable[Telling]) -> None:
+    async def _later(self, tellings: Collection[Telling]) -> None:
+        for telling in tellings:
+            telling.stuck = True
         await asyncio.sleep(BACK_OFF_SECONDS)
         for telling in tellings:
             self._note(telling)

@@ -4,6 +4,13 @@ from tests.mutations.mutation import Mutation
 
 MUTATIONS = [
     Mutation(
+        "a row that shows a text as an entry that says another",
+        "worker/publisher.py",
+        "return (self.text, self.last_entry) if self.stuck else self._entered",
+        "return self.text, self.last_entry",
+        "tests/test_publisher.py::test_a_row_shows_a_text_as_the_entry_that_says_it_and_without_redis_the_newest",
+    ),
+    Mutation(
         "a call cut short by a stop answered with 500",
         "api/cut_short.py",
         "            if began:\n",
