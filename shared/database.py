@@ -23,7 +23,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 from shared.pulse import Pulse
 from shared.settings import Settings
 
-SCHEMA = "0010"
+SCHEMA = "0011"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, Uuid, func, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -76,6 +76,8 @@ class Worker(Base):
     """Set when it stopped or was judged dead; from then on it may claim nothing."""
     first_id: Mapped[UUID | None]
     """Of a process that was declared dead and lives: the id that it began under, by which its parent knows it."""
+    agents: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """The agents that it serves; null of a worker older than this column, which serves all of its pool."""
 
     __table_args__ = (Index("workers_living", "lease_until", postgresql_where=text("ended_at IS NULL")),)
 

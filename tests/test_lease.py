@@ -30,6 +30,7 @@ def lease_of(database_url: str, held: list[Held], rows: list[Row], **settings: A
         Settings(database_url=database_url, redis_url="redis://nowhere", **QUICKLY | settings),
         "0",
         first_id=new_id(),
+        agents=(),
         held=lambda: held,
         told=list,
         beat=rows.extend,
@@ -107,7 +108,7 @@ async def test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_ane
 ) -> None:
     lost = asyncio.Event()
     settings = Settings(database_url=database_url, redis_url="redis://nowhere", **QUICKLY)
-    lease = Lease(settings, "0", first_id=new_id(), held=list, told=list, beat=lambda _: None, lost=lost.set)
+    lease = Lease(settings, "0", first_id=new_id(), agents=(), held=list, told=list, beat=lambda _: None, lost=lost.set)
     await lease.acquire()
     declared_dead = lease.worker_id
     assert declared_dead is not None

@@ -176,6 +176,7 @@ async def test_a_beat_that_hangs_gives_the_lease_up_and_takes_it_up_again(
         settings,
         "0",
         first_id=new_id(),
+        agents=(),
         held=list,
         told=list,
         beat=lambda _: beats.release(),

@@ -103,6 +103,7 @@ async def test_a_worker_that_has_said_goodbye_holds_nothing(stage: Stage, databa
         Settings(database_url=database_url, redis_url="redis://nowhere"),
         "0",
         first_id=new_id(),
+        agents=(),
         held=list,
         told=list,
         beat=lambda _: None,

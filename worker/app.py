@@ -91,6 +91,7 @@ class App:
             settings,
             VERSION,
             first_id=worker_id,
+            agents=() if only else tuple(self._offers),
             held=self._roster.held,
             told=self._roster.told,
             beat=self._roster.beat,

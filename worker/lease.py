@@ -61,8 +61,8 @@ class Row:
 
 
 _REGISTER = """
-    INSERT INTO workers (id, first_id, pool, host, pid, version, slots, lease_until)
-    VALUES (%(id)s, nullif(%(first_id)s, %(id)s), %(pool)s, %(host)s, %(pid)s, %(version)s, %(slots)s,
+    INSERT INTO workers (id, first_id, pool, host, pid, version, slots, agents, lease_until)
+    VALUES (%(id)s, nullif(%(first_id)s, %(id)s), %(pool)s, %(host)s, %(pid)s, %(version)s, %(slots)s, %(agents)s,
             now() + make_interval(secs => %(lease)s))
 """
 
@@ -102,6 +102,7 @@ class Lease:
         version: str,
         *,
         first_id: UUID,
+        agents: Sequence[str],
         held: Callable[[], list[Held]],
         told: Callable[[], list[UUID]],
         beat: Callable[[Sequence[Row]], None],
@@ -109,6 +110,7 @@ class Lease:
     ) -> None:
         self._settings = settings
         self._version = version
+        self._agents = list(agents)
         self._url = settings.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
         self._held, self._told, self._on_beat, self._on_lost = held, told, beat, lost
         self._loop = asyncio.get_running_loop()
@@ -211,6 +213,7 @@ class Lease:
                 "pid": os.getpid(),
                 "version": self._version,
                 "slots": self._settings.worker_slots,
+                "agents": self._agents,
                 "lease": self._settings.lease_seconds,
             },
         )
