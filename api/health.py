@@ -17,6 +17,7 @@ from api.dependencies import Parts, Service
 from api.problems import problem_responses, unavailable
 from api.relay import Relay
 from shared.database import SCHEMA, schema_of
+from shared.metrics import REGISTRY
 from shared.resources import Resource
 
 log = logging.getLogger(__name__)
@@ -120,4 +121,4 @@ def _exposition(queue: Any, workers: Any, relay: Relay) -> bytes:
     entries = Counter("agent_relay_entries", "Log entries, by the way they came here.", ["way"], registry=registry)
     entries.labels("live").inc(relay.live)
     entries.labels("read").inc(relay.read)
-    return generate_latest(registry)
+    return generate_latest(registry) + generate_latest(REGISTRY)

@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from shared.metrics import database_error
 from shared.pulse import Pulse
 from shared.settings import Settings
 
@@ -77,7 +78,8 @@ def _replace_if_closed(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
 
 
 def _mark(context: ExceptionContext) -> None:
-    """Note on the error that it was our connection that broke, or could not be made."""
+    """Count the error, and note on it that it was our connection that broke, or could not be made."""
+    database_error(context.original_exception)
     if context.sqlalchemy_exception is not None and (context.is_disconnect or context.connection is None):
         setattr(context.sqlalchemy_exception, _OURS, True)
 
@@ -105,6 +107,7 @@ def _transact(engine: Engine, statement: TextClause, values: Mapping[str, Any]) 
             else:
                 connection.invalidate()
     except psycopg.Error as error:
+        database_error(error)
         broke = driver is None or driver.closed
         wrapped = DBAPIError.instance(
             statement.text, values, error, psycopg.Error, connection_invalidated=broke, dialect=engine.dialect

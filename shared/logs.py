@@ -1,15 +1,47 @@
-"""How processes write their logs: a line an event, `noun.verb key=value`, so that the verb can be searched for."""
+"""How processes write their logs: a line an event, `noun.verb key=value`, so that the verb can be searched for.
+
+A line ends with what it is about, as far as that is known: `request_id`, `run_id`, `batch_id`, `worker_id`.
+"""
+
+from __future__ import annotations
 
 import logging
 import sys
+from contextvars import ContextVar
 
 from shared.settings import Settings
+
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""The request that is being answered."""
+RUN_ID: ContextVar[object | None] = ContextVar("run_id", default=None)
+"""The run that is being answered; anything whose `str` is its id, here and below."""
+BATCH_ID: ContextVar[object | None] = ContextVar("batch_id", default=None)
+"""The batch that the run, or the request, is of."""
+
+_CONTEXT: tuple[ContextVar[str | None] | ContextVar[object | None], ...] = (REQUEST_ID, RUN_ID, BATCH_ID)
+
+_of_process: dict[str, object] = {}
+
+
+def name_worker(worker_id: object) -> None:
+    """Have every line of this process from now on say which worker it is."""
+    _of_process["worker_id"] = worker_id
+
+
+class _Lines(logging.Formatter):
+    """Writes a record, and at the end of its first line what it is about and does not say itself."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
+        line = super().formatMessage(record)
+        about = [(name.name, name.get()) for name in _CONTEXT] + list(_of_process.items())
+        said = "".join(f" {name}={value}" for name, value in about if value is not None and f" {name}=" not in line)
+        return line + said
 
 
 def configure(settings: Settings) -> None:
     """Write to standard error; libraries speak from WARNING on."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     for ours in ("api", "worker", "shared"):
         logging.getLogger(ours).setLevel(settings.log_level)

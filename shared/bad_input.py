@@ -1,0 +1,65 @@
+"""What stands in Redis or PostgreSQL is input: an item that cannot be read is refused, and spoils no other.
+
+It is counted, and said in a line of the log: one a minute for each kind at most, with how many went without one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from enum import StrEnum
+
+from shared.metrics import BAD_INPUT
+
+SAY_AGAIN_SECONDS = 60.0
+LONGEST_QUOTE = 200
+
+log = logging.getLogger(__name__)
+
+
+class BadInput(StrEnum):
+    """What was refused."""
+
+    CANCEL = "cancel"
+    """A message on the channel of cancels that is no id of a run."""
+    QUEUE_ENTRY = "queue_entry"
+    """A member of a lane that is not `<run>:<ring>`."""
+    QUEUE_KEY = "queue_key"
+    """A key of a lane that holds something other than a lane."""
+    JOB = "job"
+    """A job of the queue that cannot be read, or is for another run than its entry."""
+    LOG_ENTRY = "log_entry"
+    """An entry of an event log, or of its announcement, that cannot be read."""
+    LOG_KEY = "log_key"
+    """The key of an event log that holds something other than this run's log."""
+    UNKNOWN_EVENT = "unknown_event"
+    """An event of a kind that this version does not know; a newer one writes it."""
+    DELIVERY = "delivery"
+    """A delivery of a webhook that cannot be written or sent."""
+    ROW = "row"
+    """A row of the database that cannot be shown, ended or erased as others of its kind."""
+
+
+_said: dict[BadInput, tuple[float, int]] = {}
+"""When each kind was said last, and how often it was refused since."""
+
+
+def refuse(kind: BadInput, where: str, what: object) -> None:
+    """Count an item that is refused, and say it unless its kind was said within the last minute.
+
+    `where` names the key, channel or row, and `what` is the item or the error; both are quoted and cut.
+    """
+    BAD_INPUT.labels(kind).inc()
+    now = time.monotonic()
+    said_at, unsaid = _said.get(kind, (float("-inf"), 0))
+    if now - said_at < SAY_AGAIN_SECONDS:
+        _said[kind] = (said_at, unsaid + 1)
+        return
+    _said[kind] = (now, 0)
+    log.warning("bad_input.refused kind=%s where=%s what=%s unsaid=%d", kind, _quote(where), _quote(what), unsaid)
+
+
+def _quote(what: object) -> str:
+    """Write it on one line, as Python writes it in a program, so that it cannot look like a line of its own."""
+    quoted = ascii(what)
+    return quoted if len(quoted) <= LONGEST_QUOTE else quoted[:LONGEST_QUOTE] + "…"
