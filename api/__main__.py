@@ -9,6 +9,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.app import create_app
+from api.connections import Connections, limit_of_connections
 from api.protocol import patient_protocol
 from shared import failpoints, logs
 from shared.settings import WrongSettings, read
@@ -41,6 +42,7 @@ def main() -> None:
     failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
     app = create_app(settings)
+    connections = Connections(limit_of_connections(settings.max_connections), settings.request_seconds)
     server = Server(
         app,
         uvicorn.Config(
@@ -48,7 +50,7 @@ def main() -> None:
             host=settings.host,
             port=settings.port,
             loop="uvloop",
-            http=patient_protocol(settings.stalled_reader_seconds),
+            http=patient_protocol(settings.stalled_reader_seconds, connections),
             ws="none",
             log_config=None,
             access_log=False,

@@ -19,6 +19,7 @@ from starlette.routing import Match
 
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
+from shared.clock import new_id
 from shared.database import is_away
 from shared.errors import (
     BatchUnfinished,
@@ -59,11 +60,13 @@ _CODES = {
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
+    408: "request_timeout",
     409: "conflict",
     413: "body_too_large",
     415: "unsupported_media_type",
     422: "invalid_request",
     429: "too_many_requests",
+    431: "head_too_large",
     500: "internal_error",
     503: "service_unavailable",
 }
@@ -191,14 +194,26 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def respond(request: Request, refused: Refused) -> Response:
     """Write the problem document."""
+    return _response(refused, request.url.path, request_id_of(request.scope))
+
+
+def written(refused: Refused, path: str) -> bytes:
+    """Write a whole HTTP/1.1 response with the problem document, for a request that no application sees."""
+    response = _response(refused, path, str(new_id()))
+    lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}".encode(), b"connection: close"]
+    lines += [name + b": " + value for name, value in response.raw_headers]
+    return b"\r\n".join([*lines, b"", response.body])
+
+
+def _response(refused: Refused, path: str, request_id: str) -> Response:
     problem = Problem(
         type=f"urn:agent-relay:problem:{refused.code}",
         title=HTTPStatus(refused.status).phrase,
         status=refused.status,
         detail=refused.detail,
-        instance=quote(request.url.path, safe="/:@!$&'()*+,;=~"),
+        instance=quote(path, safe="/:@!$&'()*+,;=~"),
         code=refused.code,
-        request_id=request_id_of(request.scope),
+        request_id=request_id,
         errors=refused.errors or None,
         **refused.members,
     )

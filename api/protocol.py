@@ -1,7 +1,8 @@
-"""uvicorn's HTTP protocol, with an end to the head of a request, and two rules for sockets whose readers are slow.
+"""uvicorn's HTTP protocol, with a limit on everything that a peer may leave unfinished or send without end.
 
-Little waits unsent in the kernel, so that what a slow reader gets next is new, not what was new a megabyte ago. And a
-reader that takes nothing at all for a while is let go; it can resume.
+Heads, trailers, chunk extensions and pipelined requests have a limit; `connections.py` has the clocks. Little waits
+unsent in the kernel, so that a slow reader is sent what is new, not what was new a megabyte ago. A reader that takes
+nothing for `STALLED_READER_SECONDS` is disconnected; it can resume.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from api.connections import LINGER_SECONDS, Connections
+from api.problems import Refused, respond, written
 
 log = logging.getLogger(__name__)
 
@@ -24,45 +31,201 @@ CONNECTION_LOST = "agent_relay.connection_lost"
 """Where a request's scope may hold what is called when its connection is lost."""
 LONGEST_HEAD_BYTES = 64 << 10
 """The parser has no limit of its own, and takes time in the square of a header's length."""
+LONGEST_TRAILERS_BYTES = 64 << 10
+OVERHEAD_BYTES, OVERHEAD_RATIO = 64 << 10, 16
+"""Of the framing of a chunked body: so many bytes, and so many for each byte of the body."""
+MOST_PIPELINED = 16
+LINGER_BYTES = 256 << 10
+"""What is received and dropped of a request that was refused, so that its sender comes to read the answer."""
+HEALTH = "/health/"
 
-_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_MALFORMED = Refused(400, "The request is not HTTP/1.1 as RFC 9112 defines it.", code="malformed_request")
+_HEAD_TOO_LARGE = Refused(431, f"The head of the request is longer than {LONGEST_HEAD_BYTES} bytes.")
+_TRAILERS_TOO_LARGE = Refused(431, f"The trailers of the request are longer than {LONGEST_TRAILERS_BYTES} bytes.")
+_TOO_MUCH_FRAMING = Refused(400, "The chunks of the body have more framing than content.", code="malformed_request")
+_TOO_SLOW = Refused(408, "The request arrived too slowly. Send it again over a new connection.")
+_TOO_MANY = Refused(
+    503,
+    "This process has no room for another connection. Try again after a second.",
+    code="too_many_connections",
+    headers={"Retry-After": "1", "Connection": "close"},
+)
+
+
+async def _no_room(scope: Scope, receive: Receive, send: Send) -> None:
+    await respond(Request(scope), _TOO_MANY)(scope, receive, send)
+
+
+class _Refuse(Exception):
+    """Ends the parsing of a request."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.detail)
+        self.refused = refused
 
 
 class PatientProtocol(HttpToolsProtocol):
     """One connection."""
 
     stalled_seconds: ClassVar[float]
+    connections_of_process: ClassVar[Connections]
     _check: asyncio.TimerHandle | None = None
     _unsent = 0
     _checks_stalled = 0
+    _has_room = True
+    _deaf = False
+    """Whether nothing more of the peer is read: its request was refused, or its connection is about to close."""
+    _unread_bytes = 0
     _in_head = False
+    _in_body = False
     _head_bytes = 0
-
-    def on_message_begin(self) -> None:
-        """A request begins, with its head."""
-        self._in_head, self._head_bytes = True, 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """The head has ended."""
-        self._in_head = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Refuse a head that does not end."""
-        super().data_received(data)
-        if self._in_head and not self.transport.is_closing():
-            self._head_bytes += len(data)
-            if self._head_bytes > LONGEST_HEAD_BYTES:
-                self.transport.write(_HEAD_TOO_LARGE)
-                self.transport.close()
+    _trailer_bytes = 0
+    _wire_bytes = 0
+    """Bytes received since the head was complete, framing included."""
+    body_bytes = 0
+    """Bytes of the current body that have arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Keep the kernel's share of what waits small."""
+        """Keep the kernel's share of what waits small, and see whether there is room."""
         super().connection_made(transport)
         connection: Any = transport.get_extra_info("socket")
         if _NOTSENT_LOWAT is not None and connection is not None and connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, _NOTSENT_LOWAT, UNSENT_BYTES)
+        self._has_room = self.connections_of_process.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived, within the limits."""
+        if self._deaf:
+            self._unread_bytes += len(data)
+            if self._unread_bytes > LINGER_BYTES:
+                self.flow.pause_reading()
+            return
+        self._unset_keepalive_if_required()
+        self._wire_bytes += len(data)
+        try:
+            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess]  (there until the connection ends)
+            self._check_limits(len(data))
+        except httptools.HttpParserUpgrade:
+            self._stop_listening()  # No protocol but HTTP/1.1 is spoken here: the request is answered as it stands.
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause.refused if isinstance(cause, _Refuse) else _MALFORMED)
+        except _Refuse as refuse:
+            self._refuse(refuse.refused)
+        else:
+            self._note_progress()
+
+    def _check_limits(self, received: int) -> None:
+        if self._in_head:
+            self._head_bytes += received
+            if self._head_bytes > LONGEST_HEAD_BYTES:
+                raise _Refuse(_HEAD_TOO_LARGE)
+        elif self._in_body and self._wire_bytes - OVERHEAD_RATIO * self.body_bytes > OVERHEAD_BYTES:
+            raise _Refuse(_TOO_MUCH_FRAMING)
+
+    def _note_progress(self) -> None:
+        if self._in_head:
+            self.connections_of_process.in_head(self)
+        elif self._in_body:
+            self.connections_of_process.in_body(self)
+        elif self.cycle is not None and not self.cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+            self.connections_of_process.complete(self)
+
+    def on_message_begin(self) -> None:
+        """A request begins, with its head."""
+        self._in_head, self._head_bytes, self._trailer_bytes = True, 0, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; one that comes after the body, a trailer, is counted and dropped."""
+        if self._in_head:
+            super().on_header(name, value)
+            return
+        self._trailer_bytes += len(name) + len(value)
+        if self._trailer_bytes > LONGEST_TRAILERS_BYTES:
+            raise _Refuse(_TRAILERS_TOO_LARGE)
+
+    def on_headers_complete(self) -> None:
+        """The head has ended."""
+        self._in_head, self._in_body = False, True
+        self._wire_bytes = self.body_bytes = 0
+        if len(self.pipeline) >= MOST_PIPELINED:
+            self._stop_listening()
+        if not self._deaf:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self.body_bytes += len(body)
+        if not self._deaf:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        self._in_body = False
+        if not self._deaf:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """A response is complete: the connection is kept alive, or closed."""
+        super().on_response_complete()
+        if not self.pipeline and not self._in_head and not self._in_body and not self._deaf:
+            self.connections_of_process.idle(self)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Begin to answer; a connection that there is no room for is answered about the service's health only."""
+        if not self._has_room and not cycle.scope["path"].removeprefix(cycle.scope["root_path"]).startswith(HEALTH):
+            self.connections_of_process.count("crowded")
+            app = _no_room
+        super()._start_asgi_task(cycle, app)  # pyright: ignore[reportArgumentType]
+
+    def _stop_listening(self) -> None:
+        """Answer the requests that have arrived, and close."""
+        self._deaf = True
+        if self.cycle is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            self.cycle.keep_alive = False
+
+    def _refuse(self, refused: Refused) -> None:
+        """Answer a request that the application does not see, and close once the peer can have read the answer."""
+        self._deaf = True
+        self.connections_of_process.count(refused.code)
+        if (cycle := self.cycle) is not None and not cycle.response_complete:  # pyright: ignore[reportUnnecessaryComparison]
+            if self.pipeline or not self._in_body:
+                self._stop_listening()  # The peer would take the refusal for the answer to an earlier request.
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+            if cycle.response_started:
+                self.transport.close()
+                return
+        self.transport.write(written(refused, self._path()))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _path(self) -> str:
+        return self.scope.get("path", "/") if self.scope else "/"
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether it is the peer that delays the body."""
+        return not self.flow.read_paused and not self.cycle.waiting_for_100_continue
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the response is complete although the request is not."""
+        return self.cycle.response_complete
+
+    def drop(self) -> None:
+        """Close at once, without an answer."""
+        self.transport.abort()
+
+    def time_out(self) -> None:
+        """Answer 408 where a request has begun and nothing has been answered, and close."""
+        if self.scope is None:  # pyright: ignore[reportUnnecessaryComparison]  (nothing was sent)
+            self.transport.close()
+        else:
+            self._refuse(_TOO_SLOW)
 
     def pause_writing(self) -> None:
         """The reader is behind: watch whether it takes anything."""
@@ -79,6 +242,7 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """There is nobody to watch any more, and nobody who follows."""
         self._forget()
+        self.connections_of_process.closed(self)
         lost: Callable[[], None] | None = getattr(self.cycle, "scope", {}).get(CONNECTION_LOST)
         if lost is not None:
             lost()
@@ -103,6 +267,8 @@ class PatientProtocol(HttpToolsProtocol):
             self._watch()
 
 
-def patient_protocol(stalled_seconds: float) -> type[PatientProtocol]:
-    """Make the protocol that lets go of a reader that has taken nothing for so long."""
-    return type("Protocol", (PatientProtocol,), {"stalled_seconds": stalled_seconds})
+def patient_protocol(stalled_seconds: float, connections: Connections) -> type[PatientProtocol]:
+    """Make the protocol of a process's connections; a reader that takes nothing for so long is disconnected."""
+    return type(
+        "Protocol", (PatientProtocol,), {"stalled_seconds": stalled_seconds, "connections_of_process": connections}
+    )

@@ -116,6 +116,10 @@ class Settings(BaseSettings):
     """Browser origins that may call the API."""
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
     """Longest request body that the API reads."""
+    max_connections: int = Field(default=0, ge=0)
+    """Connections of clients that an API process may have; 0 is what the limit of open files leaves room for."""
+    request_seconds: float = Field(default=10, gt=0)
+    """Time that a client has to send the head of a request, and each 1,000 bytes of its body."""
     keepalive_seconds: float = Field(default=15, gt=0)
     """Silence on a stream after which a comment (SSE) or an empty line (NDJSON) is sent."""
     stalled_reader_seconds: float = Field(default=60, gt=0)

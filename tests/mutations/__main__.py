@@ -22,6 +22,7 @@ from tests.mutations import (
     found,
     idempotency,
     models,
+    network,
     queue,
     recovery,
     relay,
@@ -29,7 +30,7 @@ from tests.mutations import (
 )
 from tests.mutations.mutation import DoesNotApply, Mutation
 
-LAWS = (relay, queue, recovery, admission, idempotency, batches, webhooks, command_line, faults, found, models)
+LAWS = (relay, queue, recovery, admission, idempotency, batches, webhooks, command_line, faults, found, models, network)
 MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]

@@ -1,0 +1,59 @@
+"""What is promised on a network with slow and hostile peers, broken one by one."""
+
+from tests.mutations.mutation import Mutation
+
+TESTS = "tests/test_connections.py::"
+PROTOCOL = "api/protocol.py"
+CONNECTIONS = "api/connections.py"
+
+MUTATIONS = [
+    Mutation(
+        "a trailer that counts as a header",
+        PROTOCOL,
+        "        if self._in_head:\n            super().on_header(name, value)\n            return\n",
+        "        super().on_header(name, value)\n",
+        TESTS + "test_a_key_in_a_trailer_opens_nothing",
+    ),
+    Mutation(
+        "a chunk extension without an end",
+        PROTOCOL,
+        "            raise _Refuse(_TOO_MUCH_FRAMING)\n",
+        "            return\n",
+        TESTS + "test_nothing_is_read_without_end[chunk extension]",
+    ),
+    Mutation(
+        "any number of pipelined requests",
+        PROTOCOL,
+        "if len(self.pipeline) >= MOST_PIPELINED:",
+        "if len(self.pipeline) >= 100_000:",
+        TESTS + "test_pipelined_requests_are_answered_up_to_a_limit",
+    ),
+    Mutation(
+        "a head that may take any time",
+        CONNECTIONS,
+        "if now - since > self._request_seconds]",
+        "if now - since > 3600]",
+        TESTS + "test_a_request_that_arrives_too_slowly_is_answered_with_408[half a head]",
+    ),
+    Mutation(
+        "a body that may take any time",
+        CONNECTIONS,
+        "        elif now - body.since > self._request_seconds:",
+        "        elif now - body.since > 3600:",
+        TESTS + "test_a_request_that_arrives_too_slowly_is_answered_with_408[half a body]",
+    ),
+    Mutation(
+        "no room for new connections once silent ones fill it",
+        CONNECTIONS,
+        "        if (silent := next(iter(self._headless))) is not connection:",
+        "        if (silent := next(iter(self._headless))) is None:",
+        TESTS + "test_silent_connections_keep_nobody_out",
+    ),
+    Mutation(
+        "a full process that refuses questions about its health",
+        PROTOCOL,
+        ".startswith(HEALTH):",
+        '.startswith("/nothing"):',
+        TESTS + "test_a_full_process_refuses_with_a_reason_and_answers_about_its_health",
+    ),
+]
