@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any
 from uuid import UUID
 
-from shared.event_log import BEFORE_ALL, CREATED, Entry, Id, digest, end_entry, final_text
+from shared.event_log import BEFORE_ALL, CREATED, Entry, Id, digest, end_entry, final_text, knows
 from shared.growth import Growth
 
 KEPT_EVENTS = 256
@@ -108,6 +108,11 @@ class Feed:
         self.wake()
         return known
 
+    def cut(self) -> None:
+        """End it without `done`, because it cannot be told on; a reader may resume."""
+        self.ended = True
+        self.wake()
+
     def settle(self, run: Any) -> None:
         """Take in the end from the run's row, which is the truth; what is missing before it is gone."""
         if self.ended:
@@ -132,7 +137,7 @@ class Feed:
                 continue
             self.touched = asyncio.get_running_loop().time()
             if entry.is_end:
-                if not self._knows_all_before(entry):
+                if not knows(entry.event) or not self._knows_all_before(entry):
                     return False
                 self.taken += 1
                 self._end(entry)
@@ -148,7 +153,7 @@ class Feed:
             self.top = entry.id
             if entry.event is None:
                 self._take_text(entry)
-            else:
+            elif knows(entry.event):
                 self._tell(self._event(entry))
         return True
 
@@ -228,7 +233,7 @@ class Feed:
                 continue
             if entry.id.n != told + 1:
                 events.append(Event(Id(attempt, entry.id.n - 1), "gap", {}))
-            if entry.event is not None:
+            if knows(entry.event):
                 events.append(self._event(entry))
             told = entry.id.n
         if told < forgotten:

@@ -16,6 +16,7 @@ from redis.asyncio.client import PubSub
 from redis.asyncio.connection import Connection
 from redis.exceptions import RedisError
 
+from shared.bad_input import BadInput, refuse
 from shared.clock import new_id
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Hub:
                     self.connected = True
                 elif kind == b"message":
                     if channel in self._wanted:
-                        self._heard(channel, data)
+                        self._hand_on(channel, data)
                         await asyncio.sleep(0)  # Whoever follows writes it before the next of a burst is looked at.
                 else:
                     await pubsub.handle_message(response)
@@ -111,6 +112,13 @@ class Hub:
                         self._subscribed(channel)
         finally:
             connection.socket_timeout = reply_timeout
+
+    def _hand_on(self, channel: str, data: bytes) -> None:
+        """Hand a message on; whatever it does to whoever hears it, the other channels go on."""
+        try:
+            self._heard(channel, data)
+        except Exception as error:  # noqa: BLE001  (whatever was published there)
+            refuse(BadInput.ANNOUNCEMENT, channel, error)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
         """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""

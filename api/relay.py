@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.feed import Event, Feed
 from api.hub import Hub
+from shared.bad_input import BadInput, refuse
 from shared.event_log import Entry, EventLog, Id, key, parse_announcement
 from shared.tables import TERMINAL
 
@@ -155,7 +156,7 @@ class Relay:
             self._take_log(feed, await self._event_log.read(run.id))
         except (RedisError, OSError) as away:
             log.warning("relay.redis_away error=%r", away)
-        feed.settle(run)
+        _settle(feed, run)
         return feed
 
     def _heard(self, channel: str, message: bytes) -> None:
@@ -235,9 +236,14 @@ class Relay:
         logs = await self._event_log.read_many([(followed.feed.run_id, followed.feed.top) for followed in some])
         unknown: list[UUID] = []
         for followed, entries in zip(some, logs, strict=True):
-            known = self._take_log(followed.feed, entries)
             pending, followed.pending = followed.pending, []
-            followed.again |= known and not self._take_live(followed.feed, pending)
+            try:
+                known = self._take_log(followed.feed, entries)
+                followed.again |= known and not self._take_live(followed.feed, pending)
+            except Exception as error:  # noqa: BLE001  (whatever stands in its log, the others are read)
+                refuse(BadInput.ANNOUNCEMENT, key(followed.feed.run_id), error)
+                followed.feed.cut()
+                known = True
             if not followed.read_once.done():
                 followed.read_once.set_result(None)
             if not known:
@@ -283,4 +289,13 @@ class Relay:
                 self._take_log(followed.feed, await self._event_log.read(row.id, after=followed.feed.top))
             except (RedisError, OSError) as away:
                 log.warning("relay.redis_away error=%r", away)
-            followed.feed.settle(row)
+            _settle(followed.feed, row)
+
+
+def _settle(feed: Feed, row: Any) -> None:
+    """Take in the end from a row; one that cannot be told cuts the streams of its own run, and nobody else's."""
+    try:
+        feed.settle(row)
+    except Exception as error:  # noqa: BLE001  (whatever stands in the row)
+        refuse(BadInput.ROW, f"runs {feed.run_id}", error)
+        feed.cut()

@@ -30,6 +30,8 @@ class BadInput(StrEnum):
     """A job of the queue that cannot be read, or is for another run than its entry."""
     LOG_ENTRY = "log_entry"
     """An entry of an event log, or of its announcement, that cannot be read."""
+    ANNOUNCEMENT = "announcement"
+    """A message on a followed channel that whoever follows could not take."""
     LOG_KEY = "log_key"
     """The key of an event log that holds something other than this run's log."""
     UNKNOWN_EVENT = "unknown_event"

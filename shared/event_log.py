@@ -2,11 +2,16 @@
 
 Entries have ids `<attempt>-<n>`, `n` from 1 without holes; the end of a run whose last attempt was A stands at
 `(A+1)-0`. A write and its announcement are one atomic act.
+
+What others put into Redis spoils nothing: an entry that cannot be read is left out, so that it is a hole to readers; an
+event of a kind that only a newer version knows keeps its place, and is not shown; a key that holds no log of ours, or
+ids that no attempt can have, is removed by the next append.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,9 +22,15 @@ from pydantic_core import from_json, to_json
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
+from shared.bad_input import BadInput, refuse
 from shared.failpoints import Failpoint, reached
 from shared.growth import Growth
+from shared.redis import is_wrong_type
 from shared.tables import RunStatus
+
+_ID = re.compile(rb"([0-9]{1,10})-([0-9]{1,10})")
+HIGHEST = 2**31 - 1
+"""Attempts and the numbers of entries are integers of PostgreSQL's."""
 
 
 class Id(NamedTuple):
@@ -33,9 +44,15 @@ class Id(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | bytes) -> Id:
-        """Read `<attempt>-<n>`."""
-        attempt, n = text.split(b"-" if isinstance(text, bytes) else "-")  # pyright: ignore[reportArgumentType]
-        return cls(int(attempt), int(n))
+        """Read `<attempt>-<n>`.
+
+        Raises:
+            ValueError: it is none that an attempt can have.
+        """
+        read = _ID.fullmatch(text if isinstance(text, bytes) else text.encode())
+        if read is None or (attempt := int(read[1])) > HIGHEST or (n := int(read[2])) > HIGHEST:
+            raise ValueError("not the id of an entry")
+        return cls(attempt, n)
 
 
 BEFORE_ALL = Id(0, 0)
@@ -132,22 +149,40 @@ local function id(text)
 end
 local function older(a, n, b, m) return a < b or (a == b and n < m) end
 
+local function top_of(log)
+    local newest = redis.pcall('XREVRANGE', log, '+', '-', 'COUNT', 1)
+    if not newest.err then return id(newest[1] and newest[1][1] or '0-0') end
+    if string.sub(newest.err, 1, 9) == 'WRONGTYPE' then return math.huge, 0 end
+    error(newest.err)
+end
+
 local function append(log, wrote, ttl, first, last)
-    local top = redis.call('XREVRANGE', log, '+', '-', 'COUNT', 1)[1]
-    local top_a, top_n = id(top and top[1] or '0-0')
+    local top_a, top_n = top_of(log)
+    local afresh = ''
+    if top_a > 2147483647 then
+        redis.call('DEL', log)
+        top_a, top_n, afresh = 0, 0, ' afresh'
+    end
     local wrote_a, wrote_n = id(wrote)
     local last_a, last_n = id(ARGV[last - 1])
     if top_a > last_a then return 'fenced' end
     if top_a == last_a and top_n >= last_n then return 'duplicate' end
-    if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' end
+    if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' .. afresh end
     local lines = {}
     for i = first, last, 2 do
-        redis.call('XADD', log, ARGV[i], 'e', ARGV[i + 1])
+        local added = redis.pcall('XADD', log, ARGV[i], 'e', ARGV[i + 1])
+        if added.err then
+            if not string.find(added.err, 'equal or smaller', 1, true) then error(added.err) end
+            redis.call('DEL', log)
+            if wrote_a > 0 then return 'lost afresh' end
+            afresh = ' afresh'
+            redis.call('XADD', log, ARGV[i], 'e', ARGV[i + 1])
+        end
         lines[#lines + 1] = ARGV[i] .. ' ' .. ARGV[i + 1]
     end
     redis.call('EXPIRE', log, ttl)
     redis.call('PUBLISH', log, table.concat(lines, '\\n'))
-    return 'appended'
+    return 'appended' .. afresh
 end
 
 local outcomes, at = {}, 1
@@ -185,12 +220,74 @@ def key(run_id: UUID) -> str:
 
 
 def parse_announcement(message: bytes) -> list[Entry]:
-    """Read what one append announced."""
+    """Read what one append announced; lines that are no entries are left out."""
+    lines = (line.partition(b" ") for line in message.split(b"\n"))
+    return _entries("announcement", ((entry_id, body) for entry_id, _, body in lines))
+
+
+def _entries(where: str, items: Iterable[tuple[bytes, bytes | None]]) -> list[Entry]:
+    """Read entries, and leave out what is none."""
     entries: list[Entry] = []
-    for line in message.split(b"\n"):
-        entry_id, _, body = line.partition(b" ")
-        entries.append(Entry(Id.parse(entry_id), from_json(body)))
+    for entry_id, body in items:
+        try:
+            entry = Entry(Id.parse(entry_id), from_json(body or b""))
+            _demand_shape(entry)
+        except ValueError as malformed:
+            refuse(BadInput.LOG_ENTRY, where, f"{entry_id[:40]!r}: {malformed}")
+        else:
+            entries.append(entry)
     return entries
+
+
+_Shape = Mapping[str, type | tuple[type, ...]]
+_TEXT = (str, type(None))
+_GROWTH: _Shape = {"drop": int, "append": str}
+_END: dict[str, type] = {"status": str, "last": int}
+_DIGEST: dict[str, type] = {"length": int, "digest": str}
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "message_started": {"reason": str},
+    "tool_call": {"tool_call_id": str, "tool_name": str, "args": _TEXT},
+    "tool_result": {"tool_call_id": str, "tool_name": str, "content": _TEXT},
+    "message_complete": {"usage": dict},
+    "error": {"error": dict},
+    "cancelled": {"partial": bool},
+}
+"""The events that this version knows, and the fields that it reads of each."""
+_ENDS = {"message_complete", "error", "cancelled"}
+
+
+def knows(event: str | None) -> bool:
+    """Tell whether this version knows what to do with an event of that kind, or whether a newer one wrote it."""
+    return event in _FIELDS
+
+
+def _demand_shape(entry: Entry) -> None:
+    """See that an entry has what is read of it.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if not isinstance(cast("object", entry.body), dict):
+        raise ValueError("not an object")  # noqa: TRY004  (what is caught where entries are read)
+    if entry.event is None and not entry.is_end:
+        if not _has(entry.body, {"text": str}) and not (_has(entry.body, _GROWTH) and entry.body["drop"] >= 0):
+            raise ValueError("neither a text nor what one grew by")
+    elif not isinstance(entry.event, str):
+        raise ValueError("not an event")
+    elif not knows(entry.event):
+        refuse(BadInput.UNKNOWN_EVENT, str(entry.id), entry.event)
+    elif entry.is_end != (entry.event in _ENDS):
+        raise ValueError(f"{entry.event} does not stand there")
+    else:
+        shape = _FIELDS[entry.event]
+        if entry.is_end:
+            shape = shape | _END | (_DIGEST if "digest" in entry.body else {})
+        if not _has(entry.body, shape):
+            raise ValueError(f"{entry.event} without its fields")
+
+
+def _has(body: Mapping[str, Any], shape: _Shape) -> bool:
+    return all(name in body and isinstance(body[name], kind) for name, kind in shape.items())
 
 
 class EventLog:
@@ -214,7 +311,7 @@ class EventLog:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
-            outcomes += [Outcome(outcome.decode()) for outcome in reply]
+            outcomes += [_outcome(outcome, appends[len(outcomes) + at]) for at, outcome in enumerate(reply)]
         reached(Failpoint.LOG_APPENDED)
         return outcomes
 
@@ -235,12 +332,34 @@ class EventLog:
 
     async def read_many(self, reads: Iterable[tuple[UUID, Id]]) -> list[list[Entry]]:
         """Read of each of these logs the entries after an id, oldest first, in one round trip."""
+        reads = list(reads)
         pipeline = self._redis.pipeline(transaction=False)
         for run_id, after in reads:
             pipeline.xrange(key(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
-        logs: list[Any] = await pipeline.execute()
-        return [[Entry(Id.parse(entry_id), from_json(fields[b"e"])) for entry_id, fields in rows] for rows in logs]
+        logs: list[Any] = await pipeline.execute(raise_on_error=False)
+        return [_read(key(run_id), log) for (run_id, _), log in zip(reads, logs, strict=True)]
+
+    async def remove(self, run_id: UUID) -> None:
+        """Remove a log that holds what no attempt of its run can have written."""
+        await self._redis.unlink(key(run_id))
 
     async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
         """Append the ends of these runs, from their rows; those that stand there already are left as they are."""
         await self.append([end_of(run, ttl_seconds) for run in runs])
+
+
+def _read(where: str, log: Any) -> list[Entry]:
+    """Read a log's entries; what holds no log is as good as empty."""
+    if is_wrong_type(log):
+        refuse(BadInput.LOG_KEY, where, log)
+        return []
+    if isinstance(log, Exception):
+        raise log
+    return _entries(where, ((entry_id, fields.get(b"e")) for entry_id, fields in log))
+
+
+def _outcome(reply: bytes, append: Append) -> Outcome:
+    outcome, _, afresh = reply.decode().partition(" ")
+    if afresh:
+        refuse(BadInput.LOG_KEY, key(append.run_id), "removed")
+    return Outcome(outcome)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import groupby, islice
@@ -20,9 +21,11 @@ from uuid import UUID
 from arq.constants import expires_extra_ms, job_key_prefix
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from shared.bad_input import BadInput, refuse
 from shared.clock import now_ms
+from shared.redis import is_wrong_type
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +66,11 @@ def key(pool: str, lane: str) -> str:
     return f"lane:{pool}:{lane}"
 
 
+def _turns(pool: str, lane: str) -> str:
+    """Name the hash of a lane's tenants and their last turns."""
+    return f"{key(pool, lane)}:turns"
+
+
 def dumps(job: Any) -> bytes:
     """Write an arq job as JSON instead of pickle."""
     return json.dumps(job, default=str).encode()
@@ -73,9 +81,32 @@ def loads(job: bytes) -> Any:
     return json.loads(job)
 
 
+_MEMBER = re.compile(rb"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):[0-9]{1,10}")
+
+
 def run_of(member: bytes) -> UUID:
-    """Tell which run a member calls for."""
-    return UUID(member.decode().partition(":")[0])
+    """Tell which run a member calls for.
+
+    Raises:
+        ValueError: it is none that was ever rung.
+    """
+    read = _MEMBER.fullmatch(member)
+    if read is None:
+        raise ValueError("not <run>:<ring>")
+    return UUID(read[1].decode())
+
+
+async def remove_wrong(redis: Redis, keys: Mapping[str, str]) -> None:
+    """Remove those of these keys, given with their types, that hold something else; lanes are news, so nothing is lost.
+
+    Raises:
+        redis.exceptions.RedisError: Redis is away, or refuses.
+    """
+    for name, kind in keys.items():
+        found = cast("bytes", await redis.type(name)).decode()
+        if found not in {kind, "none"}:
+            refuse(BadInput.QUEUE_KEY, name, found)
+            await redis.unlink(name)
 
 
 def _who_calls(call: Ring) -> tuple[str, str, str, bool]:
@@ -124,6 +155,10 @@ class Lanes:
             if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
                 await self._redis.script_load(_RING)
                 outcomes = await self._ring(rings)
+            if any(is_wrong_type(outcome) for outcome in outcomes):
+                for pool, lane in {(call.pool, call.lane) for call in rings}:
+                    await remove_wrong(self._redis, {key(pool, lane): "zset", _turns(pool, lane): "hash"})
+                outcomes = await self._ring(rings)
         except (RedisError, OSError) as away:
             log.warning("lanes.ring_failed error=%r", away)
             return False
@@ -137,7 +172,7 @@ class Lanes:
         job = serialize_job(JOB, (_ANY_RUN,), {}, None, now_ms(), serializer=dumps).decode()
         before, after = job.split(_ANY_RUN)
         for (pool, lane, tenant, first), calls in groupby(rings, _who_calls):
-            keys = [key(pool, lane), f"{key(pool, lane)}:turns"]
+            keys = [key(pool, lane), _turns(pool, lane)]
             common = [job_key_prefix, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
             pipeline.evalsha(_RING_SHA, 2, *keys, *common, *(call.member for call in calls))
         return await pipeline.execute(raise_on_error=False)
@@ -158,7 +193,12 @@ class Lanes:
         """Tell which of these calls do not stand in a lane."""
         if not members:
             return []
-        scores = cast("list[Any]", await self._redis.zmscore(key(pool, lane), list(members)))
+        try:
+            scores = cast("list[Any]", await self._redis.zmscore(key(pool, lane), list(members)))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return list(members)  # Whoever rings them again removes what stands there.
         return [member for member, score in zip(members, scores, strict=True) if score is None]
 
     async def positions(self, rings: Sequence[Ring]) -> dict[UUID, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
 
 from shared.settings import Settings
 
@@ -31,3 +32,8 @@ def connect_few(settings: Settings, connections: int) -> Redis:
     """Make a client that opens so many connections at most; a command waits for one, for as long as for a reply."""
     limits = {**_LIMITS, "max_connections": connections, "timeout": REPLY_TIMEOUT_SECONDS}
     return Redis(connection_pool=BlockingConnectionPool.from_url(settings.redis_url, **limits))
+
+
+def is_wrong_type(error: object) -> bool:
+    """Tell whether Redis refused a command because its key holds something else: a list where a stream should be."""
+    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")

@@ -239,6 +239,7 @@ async def test_a_lost_log_of_a_run_that_is_somebody_elses_is_left_alone(desk: De
 
 async def test_a_fenced_attempt_is_told_once_and_writes_nothing_more(desk: Desk) -> None:
     telling = desk.telling()
+    desk.mine = False
     await desk.log.append([Append(telling.run_id, BEFORE_ALL, [Entry(Id(2, 1), BEGUN)], TTL)])
 
     for text in ("a", "ab"):

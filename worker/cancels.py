@@ -11,6 +11,7 @@ from uuid import UUID
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from shared.bad_input import BadInput, refuse
 from shared.runs.cancel import CANCELS
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,16 @@ async def listen_for_cancels(redis: Redis, cancel: Callable[[UUID], None]) -> No
                 await channel.subscribe(CANCELS)
                 while True:
                     message = cast("dict[str, Any] | None", await channel.get_message(timeout=LISTEN_SECONDS))
-                    if message is not None:
-                        cancel(UUID(message["data"].decode()))
+                    if message is not None and (run_id := _run_of(message["data"])) is not None:
+                        cancel(run_id)
         except (RedisError, OSError) as away:
             log.warning("cancels.redis_away error=%r", away)
             await asyncio.sleep(BACK_OFF_SECONDS)
+
+
+def _run_of(data: bytes) -> UUID | None:
+    try:
+        return UUID(data.decode())
+    except ValueError:  # Anything that reaches this Redis can publish here.
+        refuse(BadInput.CANCEL, CANCELS, data)
+        return None

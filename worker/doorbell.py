@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
@@ -19,11 +19,13 @@ from uuid import UUID
 from arq import ArqRedis
 from arq.constants import job_key_prefix, retry_key_prefix
 from arq.worker import Worker, func
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from shared import redis
+from shared.bad_input import BadInput, refuse
 from shared.clock import new_id
-from shared.lanes import JOB, Lane, dumps, key, loads
+from shared.lanes import JOB, Lane, dumps, key, loads, remove_wrong, run_of
+from shared.redis import is_wrong_type
 from shared.settings import Settings
 from worker.allowance import busy_shares
 from worker.shares import Shares
@@ -40,7 +42,7 @@ BACK_OFF_SECONDS = 0.5
 UNWIND_SECONDS = 60
 """arq's own timeout is only a net below the deadline, which ends a run properly."""
 
-logging.getLogger("arq").setLevel(logging.ERROR)  # Its lines say nothing that ours do not.
+logging.getLogger("arq").setLevel(logging.CRITICAL)  # Its lines say nothing that ours do not.
 
 
 class Doorbell(Worker):
@@ -49,8 +51,12 @@ class Doorbell(Worker):
     def __init__(
         self, settings: Settings, answer: Callable[[UUID, Lane], Awaitable[None]], may_pop: Callable[[], bool]
     ) -> None:
-        async def job(context: dict[Any, Any], run_id: str) -> None:
-            await answer(UUID(run_id), self._popped_from[context["job_id"]])
+        async def job(context: dict[Any, Any], *_: Any, **__: Any) -> None:
+            member: str = context["job_id"]  # It names the run; what else the job says is nobody's business.
+            try:
+                await answer(run_of(member.encode()), self._popped_from[member])
+            except Exception:  # Whatever it is, the other slots go on.
+                log.exception("doorbell.job_failed job=%s", member)
 
         super().__init__(
             functions=[func(cast("Any", job), name=JOB)],
@@ -121,6 +127,11 @@ class Doorbell(Worker):
         if self._forgetting is None:
             self._forgetting = asyncio.create_task(self._forget())
 
+    async def finish_failed_job(self, job_id: str, *_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Refuse a job that is missing or cannot be read; a sweeper rings for its run again."""
+        refuse(BadInput.JOB, job_id, "missing, unreadable or already tried")
+        await self.finish_job(job_id)
+
     async def close(self) -> None:
         """Leave nothing of the jobs that ended."""
         if self._forgetting is not None:
@@ -141,13 +152,12 @@ class Doorbell(Worker):
         self._listed = self._shares.lanes()
         lanes = {self._keys[lane]: lane for lane in self._listed}
         most = min(POP_MOST, *(self._shares.room(lane) for lane in self._listed))
+        keys = [self._wake_key, *lanes]
         try:
-            keys = [self._wake_key, *lanes]
             popping = cast("Awaitable[Any]", self.pool.bzmpop(POP_SECONDS, len(keys), keys, min=True, count=most))
             popped = await popping
         except (RedisError, OSError) as away:
-            log.warning("doorbell.redis_away error=%r", away)
-            await asyncio.sleep(BACK_OFF_SECONDS)
+            await self._recover(away, keys)
             return None
         finally:
             self._listed = None
@@ -155,7 +165,19 @@ class Doorbell(Worker):
             return None
         name, members = cast("tuple[bytes, list[tuple[bytes, bytes]]]", popped)
         lane = lanes.get(name.decode())
-        return None if lane is None else (lane, [member.decode() for member, _ in members])
+        called = [] if lane is None else [member.decode() for member, _ in members if _calls_for_a_run(name, member)]
+        return (lane, called) if lane is not None and called else None
+
+    async def _recover(self, away: Exception, keys: Sequence[str]) -> None:
+        """After a pop that failed: remove a key that holds no lane, or wait a moment for Redis."""
+        if is_wrong_type(away):
+            try:
+                return await remove_wrong(self.pool, dict.fromkeys(keys, "zset"))
+            except (RedisError, OSError) as gone:
+                away = gone
+        log.warning("doorbell.redis_away error=%r", away)
+        await asyncio.sleep(BACK_OFF_SECONDS)
+        return None
 
     async def _look_at_the_loop(self) -> None:
         async for busy in busy_shares():
@@ -188,5 +210,17 @@ class Doorbell(Worker):
         self.tasks.pop(member, None)
         self._popped_from.pop(member, None)
         self._list_more()
-        if not task.cancelled() and (error := task.exception()):
-            log.error("doorbell.job_failed job=%s", member, exc_info=error)
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, OSError | RedisError) and not isinstance(error, ResponseError):
+            log.warning("doorbell.redis_away error=%r", error)
+        elif error is not None:  # `job` raises nothing: it is arq, about what it reads of the job.
+            refuse(BadInput.JOB, member, error)
+
+
+def _calls_for_a_run(lane: bytes, member: bytes) -> bool:
+    try:
+        run_of(member)
+    except ValueError:
+        refuse(BadInput.QUEUE_ENTRY, lane.decode(), member)
+        return False
+    return True

@@ -15,7 +15,8 @@ from uuid import UUID
 
 from redis.exceptions import RedisError
 
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, text_body
+from shared.bad_input import BadInput, refuse
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, key, text_body
 from shared.growth import growth
 
 log = logging.getLogger(__name__)
@@ -230,16 +231,22 @@ class Publisher:
             if not end.told.done():
                 end.told.set_result(None)
         for (telling, _), outcome in zip(sending, outcomes[: len(sending)], strict=True):
-            if outcome is Outcome.LOST:
-                await self._recover(telling)
+            if outcome in {Outcome.LOST, Outcome.FENCED}:
+                await self._recover(telling, outcome)
                 continue
             telling.sent(outcome)
             if telling.waits:
                 self._note(telling)
 
-    async def _recover(self, telling: Telling) -> None:
-        """After the log was lost, only PostgreSQL knows whether the run is still this attempt's."""
+    async def _recover(self, telling: Telling, outcome: Outcome) -> None:
+        """After the log was lost, or fenced, only PostgreSQL knows whether the run is still this attempt's.
+
+        If it is, then what fences its log is of no attempt, and whoever put it there must not end it.
+        """
         if await self._is_mine(telling.run_id, telling.attempt):
+            if outcome is Outcome.FENCED:
+                refuse(BadInput.LOG_KEY, key(telling.run_id), "an id above the attempt that holds the run")
+                await self._event_log.remove(telling.run_id)
             log.info("publisher.log_lost run=%s attempt=%d", telling.run_id, telling.attempt)
             telling.start_over()
             self._note(telling)

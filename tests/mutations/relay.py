@@ -31,7 +31,7 @@ MUTATIONS = [
     Mutation(
         "append although the log has lost what was before",
         "shared/event_log.py",
-        "    if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' end\n",
+        "    if older(top_a, top_n, wrote_a, wrote_n) then return 'lost' .. afresh end\n",
         "",
         "tests/test_event_log.py::test_a_log_that_lost_what_was_written_refuses_more_of_it",
     ),
@@ -230,5 +230,43 @@ MUTATIONS = [
         '"max_connections": connections, ',
         "",
         "tests/test_processes.py::test_readers_who_come_all_at_once_share_a_few_connections",
+    ),
+    Mutation(
+        "let a message that cannot be read break the connection of all streams",
+        "api/hub.py",
+        "        except Exception as error:  # noqa: BLE001  (whatever was published there)\n",
+        "        except ConnectionError as error:\n",
+        "tests/test_odd_items.py::test_who_hears_badly_does_not_end_the_connection_of_the_others",
+    ),
+    Mutation(
+        "let one key of another type keep all logs of a round trip from being read",
+        "shared/event_log.py",
+        """    if is_wrong_type(log):
+        refuse(BadInput.LOG_KEY, where, log)
+        return []
+""",
+        "",
+        "tests/test_odd_items.py::test_a_log_key_of_another_type_is_empty_to_readers_and_removed_by_the_writer",
+    ),
+    Mutation(
+        "believe a log that says that a later attempt has begun",
+        "worker/publisher.py",
+        "            if outcome in {Outcome.LOST, Outcome.FENCED}:\n",
+        "            if outcome is Outcome.LOST:\n",
+        "tests/test_odd_items.py::test_an_id_that_no_attempt_wrote_ends_no_attempt",
+    ),
+    Mutation(
+        "let a message that is no id end the worker",
+        "worker/cancels.py",
+        "    except ValueError:  # Anything that reaches this Redis can publish here.\n",
+        "    except KeyError:\n",
+        "tests/test_odd_items.py::test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it",
+    ),
+    Mutation(
+        "let a member of a lane that is no call end the worker",
+        "worker/doorbell.py",
+        " for member, _ in members if _calls_for_a_run(name, member)]",
+        " for member, _ in members]",
+        "tests/test_odd_items.py::test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it",
     ),
 ]

@@ -1,0 +1,334 @@
+"""What stands in Redis is input: an item that cannot be read is refused, counted and said once, and spoils no other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable
+from types import SimpleNamespace
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from api.feed import Event, Feed, Text
+from api.hub import Hub
+from api.relay import Relay
+from shared import bad_input
+from shared.bad_input import BadInput
+from shared.database import connect
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key
+from shared.lanes import Lane, Lanes, Ring
+from shared.lanes import key as lane_key
+from shared.metrics import REGISTRY
+from shared.settings import Settings
+from shared.tables import RunStatus
+from tests.client import Client, names, texts
+from tests.eventually import eventually, soon
+from tests.service import Service
+from worker.publisher import Publisher
+
+TTL = 60
+LANE = lane_key("default", Lane.INTERACTIVE)
+NO_IDS = [
+    b"garbage",
+    b"",
+    b"\xff\xfe",
+    b"\x00",
+    b'{"run_id": 1}',
+    b"1" * 100_000,
+    str(uuid4()).encode() + b"\nworker.dead",
+]
+NO_CALLS = [b"", b"garbage", b"\xff\xfe:1", str(uuid4()).encode(), b"%s:x" % str(uuid4()).encode(), b":1", b"{run}:1"]
+NO_JOBS = [b"", b"garbage", b"\xff\xfe", b"[]", b'{"f":[],"a":[],"k":{},"t":1,"et":1}', b'{"f":"answer","a":1,"k":2}']
+NO_ENTRIES = [
+    b"garbage",
+    b"\xff\xfe",
+    b"[1, 2]",
+    b"null",
+    b'{"text": 5}',
+    b'{"drop": -1, "append": "x"}',
+    b'{"event": "tool_call"}',
+    b'{"event": "message_complete", "usage": {}, "status": "succeeded", "last": 3}',
+    b'{"event": ["message_started"]}',
+    b"[" * 5000,
+]
+
+
+def refused(kind: BadInput) -> float:
+    """Read how many were refused in this process."""
+    return REGISTRY.get_sample_value("agent_relay_bad_input_total", {"kind": kind}) or 0
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncGenerator[Redis]:
+    """A Redis of the test's own."""
+    async with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+async def relay(redis: Redis, redis_url: str, database_url: str) -> AsyncGenerator[Relay]:
+    """A relay at work."""
+    engine = connect(Settings(database_url=database_url, redis_url=redis_url))
+    relay = Relay(engine, redis, EventLog(redis), keepalive_seconds=15)
+    relaying = asyncio.create_task(relay.run())
+    yield relay
+    assert not relaying.done()
+    relaying.cancel()
+    await engine.dispose()
+
+
+def running() -> Any:
+    """Make the row of a run at its first attempt."""
+    return SimpleNamespace(id=uuid4(), message_id=uuid4(), user_message_id=uuid4(), status=RunStatus.RUNNING, attempt=1)
+
+
+async def wrote(redis: Redis, run_id: UUID, *numbers: int) -> None:
+    """Append texts of the first attempt."""
+    for n in numbers:
+        before = Id(1, n - 1) if n > 1 else BEFORE_ALL
+        append = Append(run_id, before, [Entry(Id(1, n), {"text": f"text {n}"})], TTL)
+        assert await EventLog(redis).append([append]) == [Outcome.APPENDED]
+
+
+async def told(feed: Feed, whole: str) -> list[str]:
+    """Wait until a feed has a text; returns what a reader from the start is told."""
+    async with asyncio.timeout(10):
+        while not any(isinstance(item, Text) and item.whole == whole for item in feed.after(BEFORE_ALL)):
+            await feed.wait()
+    return [item.name if isinstance(item, Event) else item.whole for item in feed.after(BEFORE_ALL)]
+
+
+async def test_a_followed_channel_may_carry_anything(redis: Redis, relay: Relay) -> None:
+    run, other = running(), running()
+    before = refused(BadInput.LOG_ENTRY)
+    async with relay.follow(run) as feed, relay.follow(other) as bystander:
+        await wrote(redis, run.id, 1)
+        await told(feed, "text 1")
+        for garbage in NO_ENTRIES:
+            await redis.publish(key(run.id), b"1-2 " + garbage)
+        for garbage in (b"", b"\xff", b"1-2", b"x-y {}", b'-1-2 {"text": ""}', b'99999999999-1 {"text": "from afar"}'):
+            await redis.publish(key(run.id), garbage)
+        await wrote(redis, run.id, 2)
+        await wrote(redis, other.id, 1)
+
+        assert await told(feed, "text 2") == ["message_created", "text 2"]
+        assert await told(bystander, "text 1") == ["message_created", "text 1"]
+    assert refused(BadInput.LOG_ENTRY) - before >= len(NO_ENTRIES) + 6
+    assert relay.read == 0  # Nothing of it made anybody read a log again.
+
+
+async def test_an_entry_that_cannot_be_read_is_a_hole_and_no_more(redis: Redis, relay: Relay) -> None:
+    run, other = running(), running()
+    await wrote(redis, run.id, 1)
+    await redis.xadd(key(run.id), {b"e": b"garbage"}, id="1-2")
+    await redis.xadd(key(run.id), {b"other": b"field"}, id="1-3")
+    await wrote(redis, other.id, 1)
+    async with relay.follow(run) as feed, relay.follow(other) as bystander:
+        await told(feed, "text 1")
+        assert await told(bystander, "text 1") == ["message_created", "text 1"]
+        append = Append(run.id, Id(1, 3), [Entry(Id(1, 4), {"text": "text 4"})], TTL)
+        assert await EventLog(redis).append([append]) == [Outcome.APPENDED]
+
+        assert await told(feed, "text 4") == ["message_created", "gap", "text 4"]
+
+
+async def test_an_event_of_a_newer_version_keeps_its_place_and_is_not_shown(redis: Redis, relay: Relay) -> None:
+    run, before = running(), refused(BadInput.UNKNOWN_EVENT)
+    newer = Append(run.id, Id(1, 1), [Entry(Id(1, 2), {"event": "waiting", "requests": [{"prompt": "?"}]})], TTL)
+    await wrote(redis, run.id, 1)
+    await EventLog(redis).append([newer])
+    async with relay.follow(run) as feed:
+        await wrote(redis, run.id, 3)
+        assert await told(feed, "text 3") == ["message_created", "text 3"]
+        await EventLog(redis).append([Append(run.id, Id(1, 3), [Entry(Id(1, 4), {"event": "file"})], TTL)])
+        await wrote(redis, run.id, 5)
+
+        assert await told(feed, "text 5") == ["message_created", "text 5"]
+        assert feed.top == Id(1, 5)
+        assert feed.recall(Id(1, 1), await EventLog(redis).read(run.id)) == []
+    assert refused(BadInput.UNKNOWN_EVENT) > before
+
+
+@pytest.mark.parametrize("holds", ["a string", "a list", "an id of another form", "a stream that was trimmed"])
+async def test_a_log_key_of_another_type_is_empty_to_readers_and_removed_by_the_writer(
+    redis: Redis, relay: Relay, holds: str
+) -> None:
+    run, other = running(), running()
+    match holds:
+        case "a string":
+            await redis.set(key(run.id), "garbage")
+        case "a list":
+            await cast("Awaitable[int]", redis.lpush(key(run.id), "garbage"))
+        case "an id of another form":
+            await redis.xadd(key(run.id), {"e": "garbage"})  # Its id is a time.
+        case _:
+            await redis.xadd(key(run.id), {"e": "{}"}, id="9-9")
+            await redis.xtrim(key(run.id), maxlen=0)
+    await wrote(redis, other.id, 1)
+    async with relay.follow(run) as feed, relay.follow(other) as bystander:
+        assert await told(bystander, "text 1") == ["message_created", "text 1"]
+        outcomes = await EventLog(redis).append(
+            [
+                Append(run.id, BEFORE_ALL, [Entry(Id(1, 1), {"text": "text 1"})], TTL),
+                Append(other.id, Id(1, 1), [Entry(Id(1, 2), {"text": "text 2"})], TTL),
+            ]
+        )
+
+        assert outcomes == [Outcome.APPENDED, Outcome.APPENDED]
+        assert await told(feed, "text 1") == ["message_created", "text 1"]
+        assert await told(bystander, "text 2") == ["message_created", "text 2"]
+    assert [entry.id for entry in await EventLog(redis).read(run.id)] == [Id(1, 1)]
+
+
+async def test_a_log_that_was_replaced_under_a_writer_is_lost_to_it(redis: Redis) -> None:
+    run = running()
+    await wrote(redis, run.id, 1)
+    await redis.set(key(run.id), "garbage")
+
+    append = Append(run.id, Id(1, 1), [Entry(Id(1, 2), {"text": "text 2"})], TTL)
+    assert await EventLog(redis).append([append]) == [Outcome.LOST]
+    assert not await redis.exists(key(run.id))
+
+
+async def test_an_id_that_no_attempt_wrote_ends_no_attempt(redis: Redis) -> None:
+    async def is_mine(_run_id: UUID, _attempt: int) -> bool:
+        return True
+
+    publisher, fenced = Publisher(EventLog(redis), is_mine), list[UUID]()
+    publishing = asyncio.create_task(publisher.run())
+    run_id = uuid4()
+    telling = publisher.begin(run_id, 1, TTL, lambda: fenced.append(run_id))
+    telling.show("Hello")
+    await telling.flushed()
+    await redis.xadd(key(run_id), {"e": "garbage"}, id="7-0")
+
+    telling.show("Hello world")
+    await telling.flushed()
+
+    assert not fenced
+    assert [entry.text for entry in await EventLog(redis).read(run_id)] == ["Hello world"]
+    publishing.cancel()
+
+
+async def test_who_hears_badly_does_not_end_the_connection_of_the_others(redis: Redis) -> None:
+    heard, subscribed = list[str](), list[str]()
+
+    def hear(channel: str, _message: bytes) -> None:
+        if channel == "bad":
+            raise KeyError(channel)
+        heard.append(channel)
+
+    hub = Hub(redis, hear, subscribed.append)
+    hub.want("bad")
+    hub.want("good")
+    listening = asyncio.create_task(hub.run())
+    await soon(lambda: _is(len(subscribed) == 2))
+    for channel in ("bad", "good", "bad", "good"):
+        await redis.publish(channel, b"")
+    await soon(lambda: _is(len(heard) == 2))
+
+    assert len(subscribed) == 2  # Again after each reconnect.
+    listening.cancel()
+
+
+async def _is(so: bool) -> bool:
+    return so
+
+
+@pytest.mark.parametrize("wrong", [LANE, f"{LANE}:turns"])
+async def test_a_lane_key_of_another_type_is_removed(redis: Redis, wrong: str) -> None:
+    await cast("Awaitable[int]", redis.lpush(wrong, "garbage"))
+    call = Ring(uuid4(), 1, "default", Lane.INTERACTIVE, "acme")
+    lanes = Lanes(redis)
+
+    assert await lanes.absent("default", Lane.INTERACTIVE, [call.member]) == [call.member]
+    assert await lanes.ring([call])
+    assert await redis.zrange(LANE, 0, -1) == [call.member.encode()]
+
+
+async def test_a_kind_is_counted_each_time_and_said_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bad_input, "_said", {})
+    caplog.set_level(logging.WARNING)
+    before = refused(BadInput.CANCEL)
+    for number in range(1000):
+        bad_input.refuse(BadInput.CANCEL, "cancels", f"{number}\nworker.ready " + "x" * 10_000)
+    bad_input.refuse(BadInput.JOB, "arq:job:1", b"\xff")
+
+    assert refused(BadInput.CANCEL) - before == 1000
+    assert len(caplog.messages) == 2
+    assert all("\n" not in line and len(line) < 600 for line in caplog.messages)
+
+    monkeypatch.setattr(bad_input, "SAY_AGAIN_SECONDS", 0)
+    bad_input.refuse(BadInput.CANCEL, "cancels", "again")
+    assert caplog.messages[-1].endswith("unsaid=999")
+
+
+async def test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it(service: Service, redis: Redis) -> None:
+    service.worker().terminate()  # It has registered the agents.
+    api = service.api()
+    async with Client(api.url) as client:
+        accepted = [await client.run("first", agent_type="echo") for _ in NO_JOBS]
+        for run, garbage in zip(accepted, NO_JOBS, strict=True):
+            await redis.set(f"arq:job:{run['id']}:1", garbage)
+        missing = await client.run("job is missing", agent_type="echo")
+        odd = await client.run("job is a list", agent_type="echo")
+        await redis.delete(f"arq:job:{missing['id']}:1", f"arq:job:{odd['id']}:1")
+        await cast("Awaitable[int]", redis.lpush(f"arq:job:{odd['id']}:1", "garbage"))
+        await redis.zadd(LANE, dict.fromkeys(NO_CALLS, -1.0))
+        worker = service.worker()
+        eventually(lambda: _stands(worker.log, "kind=queue_entry"))
+        for run in (*accepted, missing, odd):  # A sweeper rings again for those whose jobs were spoilt.
+            assert (await client.ended(run["id"]))["status"] == "succeeded"
+
+        for garbage in NO_IDS:
+            await redis.publish("cancels", garbage)
+        eventually(lambda: _stands(worker.log, "kind=cancel"))
+        await redis.set(LANE, "garbage")
+        assert (await client.ask("hello", thread_id=await client.thread("echo"))).json()[
+            "response"
+        ] == "You said: hello"
+
+        slow = await client.run("tick 600", agent_type="slow")
+        async with client.following(slow["id"]) as stream:
+            async for event in stream:
+                if event["event"] == "text_delta":
+                    break
+        assert (await client.http.post(f"/runs/{slow['id']}/cancel?wait=30")).json()["status"] == "cancelled"
+
+    said = worker.log.read_text()
+    assert worker.process.poll() is None
+    assert said.count("kind=cancel ") == said.count("kind=queue_entry ") == said.count("kind=job ") == 1
+    assert "Traceback" not in said
+
+
+async def test_streams_go_on_over_garbage_in_the_log_of_a_run(service: Service, redis: Redis) -> None:
+    api = service.api()
+    worker = service.worker()
+    async with Client(api.url) as client:
+        first = await client.run("tick 2", agent_type="slow")
+        second = await client.run("tick 2", agent_type="slow")
+        async with client.following(first["id"]) as one, client.following(second["id"]) as other:
+            seen = [await anext(one), await anext(one), await anext(one)]
+            await redis.xadd(f"log:{first['id']}", {"e": "garbage"}, id="40-0")
+            await redis.publish(f"log:{first['id']}", b"\xff garbage")
+            seen += [event async for event in one]
+            bystander = [event async for event in other]
+        ended = await client.ended(first["id"])
+        log = await redis.xrange(f"log:{first['id']}")
+
+    assert ended["status"] == "succeeded"
+    assert ended["attempt"] == 1
+    assert names(seen)[-2:] == ["message_complete", "done"]
+    assert texts(seen)[-1] == ended["output"]
+    assert names(bystander) == ["message_created", "message_started", "text_delta", "message_complete", "done"]
+    assert log[-1][0] == b"2-0"
+    assert "Traceback" not in api.log.read_text() + worker.log.read_text()
+
+
+def _stands(log: Any, words: str) -> bool:
+    return words in log.read_text()
