@@ -299,7 +299,21 @@ async def test_a_database_that_is_away_is_told_to_all_and_not_asked_again() -> N
             await answer
     assert asked.alone == []
     asked.away = None
+    assert await asyncio.gather(*asking(group, ONE, TWO)) == [f"alone {ONE}", f"alone {TWO}"]
     assert await asyncio.gather(*asking(group, ONE, TWO)) == [f"together {ONE}", f"together {TWO}"]
+
+
+async def test_one_that_breaks_the_connection_of_its_group_fails_the_others_once() -> None:
+    breaks = OperationalError("", {}, Exception("the server closed the connection"))
+    asked = Asked(spoils={TWO: breaks})
+    asked.may_answer.set()
+    group = asked.group()
+
+    assert await asyncio.gather(*asking(group, ONE, TWO), return_exceptions=True) == [breaks, breaks]
+    for _ in range(2):
+        answers = await asyncio.gather(*asking(group, ONE, TWO, THREE), return_exceptions=True)
+        assert answers[1] is breaks
+        assert [str(answer).split()[1] for answer in (answers[0], answers[2])] == [str(ONE), str(THREE)]
 
 
 async def test_who_does_not_wait_any_more_stops_nobody() -> None:

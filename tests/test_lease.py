@@ -70,7 +70,7 @@ async def test_a_beat_brings_the_wish_to_cancel_also_without_redis(stage: Stage,
     run_id = await stage.query()
     await stage.claimed(run_id, lease.worker_id)
     stopped: list[Stop] = []
-    roster = Roster(stage.database, cast("Lanes", None))
+    roster = Roster(stage.database, cast("Lanes", None), 2)
     with roster.taking(run_id):
         roster.begin(cast("Attempt", SimpleNamespace(claimed=SimpleNamespace(run_id=run_id), stop=stopped.append)))
 
@@ -87,14 +87,13 @@ async def test_a_beat_brings_the_wish_to_cancel_also_without_redis(stage: Stage,
 
 async def test_a_lease_counts_from_before_the_beat_was_sent(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database's clock began with the statement, however late the answer comes."""
-    beat = Lease._beat  # pyright: ignore[reportPrivateUsage]
+    renew = Lease._renew  # pyright: ignore[reportPrivateUsage]
 
-    def late(self: Lease, connection: Any) -> list[Row]:
-        rows = beat(self, connection)
+    def late(self: Lease, connection: Any) -> None:
+        renew(self, connection)
         time.sleep(1.1)
-        return rows
 
-    monkeypatch.setattr(Lease, "_beat", late)
+    monkeypatch.setattr(Lease, "_renew", late)
     lease = lease_of(database_url, [], [], lease_seconds=1)
 
     await lease.acquire()

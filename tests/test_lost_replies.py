@@ -163,7 +163,7 @@ async def test_a_run_that_was_claimed_without_the_worker_knowing_is_let_go(
     stage: Stage, engine: AsyncEngine, link: Link
 ) -> None:
     run_id, worker_id, lanes = await stage.query(), await stage.worker(), Rung()
-    roster = Roster(engine, lanes)
+    roster = Roster(engine, lanes, 2)
     link.lose_reply(run_id.bytes)
 
     with pytest.raises(OperationalError), roster.taking(run_id):

@@ -61,7 +61,7 @@ class Desk:
         """Say whether the run is still this attempt's."""
         if self.database_failures:
             self.database_failures -= 1
-            raise RuntimeError("PostgreSQL is away")
+            raise OSError("PostgreSQL is away")
         return self.mine
 
     def telling(self, attempt: int = 1) -> Telling:
@@ -241,6 +241,7 @@ async def test_a_fenced_attempt_is_told_once_and_writes_nothing_more(desk: Desk)
     telling = desk.telling()
     desk.mine = False
     await desk.log.append([Append(telling.run_id, BEFORE_ALL, [Entry(Id(2, 1), BEGUN)], TTL)])
+    desk.mine = False
 
     for text in ("a", "ab"):
         telling.show(text)

@@ -90,7 +90,7 @@ def reasons(events: list[Event]) -> list[str]:
 
 def test_a_run_that_is_being_claimed_as_its_worker_stops_is_given_back(stage: Stage) -> None:
     stopped: list[Stop] = []
-    roster, run_id = Roster(stage.database, cast("Lanes", None)), new_id()
+    roster, run_id = Roster(stage.database, cast("Lanes", None), 2), new_id()
     with roster.taking(run_id):
         roster.stop_all(Stop.STOPPING)
         roster.begin(cast("Attempt", SimpleNamespace(claimed=SimpleNamespace(run_id=run_id), stop=stopped.append)))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -30,15 +29,13 @@ from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
-from pydantic_core import to_json
 
 from worker.catalog import Offer, ToolEvents
 from worker.merging import MergingModel
 from worker.retrying import RetryingModel
+from worker.storable import as_json, storable
 
 log = logging.getLogger(__name__)
-
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 class Listener(Protocol):
@@ -148,10 +145,8 @@ class Answer:
             self._listener.show(self._render(partial))
 
     def _render(self, output: Any) -> str:
-        """Say an output as text; NUL and lone surrogates, which no PostgreSQL text can hold, become U+FFFD."""
-        if self._offer.text_output:
-            return _UNSTORABLE.sub("\ufffd", str(output))
-        return to_json(output, inf_nan_mode="null").decode()
+        """Say an output as text that can be stored and published."""
+        return storable(str(output)) if self._offer.text_output else as_json(output)
 
     def _tell_tool(self, event: Any) -> None:
         """Tell calls and results of function tools, as far as the agent's setting goes."""
@@ -160,9 +155,9 @@ class Answer:
             return
         match event:
             case FunctionToolCallEvent(part=part):
-                detail = {"args": self._capped(part.args_as_json_str())}
+                detail = {"args": self._capped(_text_of(part.args_as_json_str, part.args))}
             case FunctionToolResultEvent(part=part):
-                detail = {"content": self._capped(part.model_response_str())}
+                detail = {"content": self._capped(_text_of(part.model_response_str, part.content))}
             case _:
                 return
         self._listener.tell(
@@ -176,10 +171,18 @@ class Answer:
 
     def _capped(self, text: str) -> str:
         """Cut what is too long for an event, and say so."""
-        data = text.encode(errors="replace")
+        data = text.encode()
         if len(data) <= self._tool_event_bytes:
             return data.decode()
         return data[: self._tool_event_bytes].decode(errors="ignore") + f"… ({len(data)} bytes)"
+
+
+def _text_of(say: Callable[[], str], value: Any) -> str:
+    """Say a tool's arguments or result as pydantic-ai does; what it cannot say is mended or left out."""
+    try:
+        return storable(say())
+    except Exception:  # noqa: BLE001  (serializers of foreign classes raise anything)
+        return storable(value) if isinstance(value, str) else as_json(value)
 
 
 def _demand_the_end(response: ModelResponse) -> None:

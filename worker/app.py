@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -33,6 +32,7 @@ from worker.lease import Lease
 from worker.nursery import Nursery
 from worker.publisher import Publisher
 from worker.roster import Roster
+from worker.storable import as_json, storable
 
 if TYPE_CHECKING:
     import httpx2
@@ -67,7 +67,7 @@ class App:
         self._redis = redis.connect(settings)
         event_log, lanes = EventLog(self._redis), Lanes(self._redis)
         self._publisher = Publisher(event_log, self._is_mine)
-        self._roster = Roster(self._database, lanes)
+        self._roster = Roster(self._database, lanes, settings.max_crashes)
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
@@ -195,8 +195,8 @@ async def _register(engine: AsyncEngine, pool: str, offers: dict[str, Offer]) ->
                 {
                     "agent_type": offer.agent_type,
                     "pool": pool,
-                    "description": offer.description,
-                    "output_schema": to_json(offer.output_schema).decode(),
+                    "description": storable(offer.description),
+                    "output_schema": as_json(storable(offer.output_schema)),
                     "text_output": offer.text_output,
                 },
             )

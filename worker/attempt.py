@@ -16,6 +16,7 @@ from worker.answer import Answer
 from worker.catalog import Offer
 from worker.lease import Held
 from worker.publisher import Publisher, Telling
+from worker.storable import storable
 
 UNWIND_SECONDS = 5.0
 """How long an agent that was told to stop may take; after that the run ends without it."""
@@ -92,7 +93,8 @@ class Attempt:
     def usage(self) -> dict[str, int]:
         """Requests and tokens, those of earlier attempts included."""
         used = self.answer.usage
-        return {"requests": used.requests, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        counts = {"requests": used.requests, "input_tokens": used.input_tokens, "output_tokens": used.output_tokens}
+        return {name: count if isinstance(storable(count), int) else 0 for name, count in counts.items()}
 
     @property
     def held(self) -> Held:
@@ -106,7 +108,7 @@ class Attempt:
             text=text,
             last_entry=self.telling.last_entry,
             usage=self.usage,
-            **kept,
+            **storable(kept),
         )
 
     def failed(self, code: FailureCode, message: str | None = None) -> Ending:

@@ -43,11 +43,17 @@ class BatchEnds:
         while await self._any.wait():
             self._any.clear()
             ended, self._ended = self._ended, {}
-            try:
-                for batch_id, capped in ended.items():
-                    if capped:
-                        await self._lanes.ring(await release(self._database, batch_id))
-            except (SQLAlchemyError, OSError) as away:
-                log.warning("batch_ends.database_away error=%r", away)
+            for batch_id, capped in ended.items():
+                if capped:
+                    await self._release(batch_id)
             await announce(self._redis, ended)
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _release(self, batch_id: UUID) -> None:
+        """Call for more runs of one batch; where that fails, the other batches still get theirs."""
+        try:
+            await self._lanes.ring(await release(self._database, batch_id))
+        except (SQLAlchemyError, OSError) as away:
+            log.warning("batch_ends.database_away batch=%s error=%r", batch_id, away)
+        except Exception:
+            log.exception("batch_ends.failed batch=%s", batch_id)

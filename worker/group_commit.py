@@ -38,9 +38,15 @@ class GroupCommit(Generic[Asked, Answered]):
         self._under_way: asyncio.Task[None] | None = None
         self._asking: set[asyncio.Task[None]] = set()
         """That one, and those that were held up."""
+        self._apart: set[UUID] = set()
+        """Whose group lost its connection, perhaps by one of them: until that has worked, each is asked alone."""
 
     async def ask(self, asked: Asked) -> Answered:
-        """Ask, and raise what asking alone raises."""
+        """Ask, and raise what asking alone raises; where the database was away, asking again is left to the caller."""
+        if (asked_id := self._id_of(asked)) in self._apart:
+            answer = await self._alone(asked)
+            self._apart.discard(asked_id)
+            return answer
         future: asyncio.Future[tuple[Answered] | None] = asyncio.get_running_loop().create_future()
         if not self._gathered:  # Whoever else asks in this turn of the loop, goes with it.
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -73,6 +79,8 @@ class GroupCommit(Generic[Asked, Answered]):
                 answers = [(found[asked_id],) if asked_id in found else None for asked_id in ids]
         except Exception as error:  # noqa: BLE001  (it is raised to who asked)
             spoilt = len(group) > 1 and not is_away(error)  # By one of them: alone, each gets what is its own.
+            if len(group) > 1 and not spoilt:
+                self._apart.update(self._id_of(asked) for asked, future in group if not future.done())
             for _, future in group:
                 if not future.done():
                     future.set_result(None) if spoilt else future.set_exception(error)

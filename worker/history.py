@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from pydantic_ai.messages import (
@@ -14,20 +15,53 @@ from pydantic_ai.messages import (
 )
 
 from shared.runs import Exchange
+from worker.storable import storable
+
+log = logging.getLogger(__name__)
 
 
 def history_of(exchanges: Sequence[Exchange]) -> list[ModelMessage]:
-    """Join the transcripts; where one was lost with its worker, the query and the partial answer stand for it."""
+    """Join the transcripts; where one is missing or cannot be read, the query and the answer stand for it."""
     history: list[ModelMessage] = []
     for exchange in exchanges:
-        if exchange.transcript is not None:
-            history += ModelMessagesTypeAdapter.validate_json(exchange.transcript)
-        else:
+        transcribed = _transcribed(exchange)
+        if transcribed is None:
             history.append(ModelRequest(parts=[UserPromptPart(exchange.query)]))
             history.append(ModelResponse(parts=[TextPart(exchange.answer or "")]))
+        else:
+            history += transcribed
     return history
 
 
-def transcript_of(messages: Sequence[ModelMessage]) -> str:
-    """Write the model's messages of one run, lossless."""
-    return ModelMessagesTypeAdapter.dump_json(list(messages)).decode()
+def transcript_of(messages: Sequence[ModelMessage]) -> str | None:
+    """Write the model's messages of one run as JSON that `ModelMessagesTypeAdapter` reads again.
+
+    Lossless where JSON can say everything in them; else as `storable` says it. None where even that cannot be read
+    again: the query and the answer stand for such a run in the thread's history.
+    """
+    try:
+        return _written(list(messages))
+    except Exception as error:  # noqa: BLE001  (what tools put into messages raises anything)
+        log.warning("history.mended error=%s", type(error).__name__)
+    try:
+        return _written(storable(list(messages)))
+    except Exception:
+        log.exception("history.not_written messages=%d", len(messages))
+        return None
+
+
+def _written(messages: list[ModelMessage]) -> str:
+    """Write messages, and see that they can be read again: numbers may be written that no reader takes."""
+    written = ModelMessagesTypeAdapter.dump_json(messages, warnings=False)
+    ModelMessagesTypeAdapter.validate_json(written)
+    return written.decode()
+
+
+def _transcribed(exchange: Exchange) -> list[ModelMessage] | None:
+    if exchange.transcript is None:
+        return None
+    try:
+        return ModelMessagesTypeAdapter.validate_json(exchange.transcript)
+    except Exception as error:  # noqa: BLE001  (another version wrote it, or another hand)
+        log.warning("history.not_read characters=%d error=%s", len(exchange.transcript), type(error).__name__)
+        return None

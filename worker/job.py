@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.database import is_away, is_ours
 from shared.failpoints import Failpoint, reached
-from shared.failures import FailureCode
+from shared.failures import FailureCode, failure
 from shared.lanes import Lanes, Ring
 from shared.runs import (
     Claim,
@@ -50,6 +50,7 @@ from worker.history import history_of, transcript_of
 from worker.isolation import Isolation
 from worker.publisher import Publisher
 from worker.roster import Roster
+from worker.storable import storable
 
 log = logging.getLogger(__name__)
 
@@ -153,20 +154,31 @@ class Job:
         """Have the agent answer, and say how that ended; None where the run is not to end here."""
         try:
             answered = await self._ask(attempt)
-        except (RunCancelled, Stopped) as cut:
-            return self._cut(attempt, cut)
-        except UsageLimitExceeded as error:
-            return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
-        except (ModelAPIError, FallbackExceptionGroup) as error:
-            return attempt.failed(FailureCode.MODEL_UNAVAILABLE, _unavailable(error))
-        except UnexpectedModelBehavior as error:
-            return attempt.failed(FailureCode.OUTPUT_INVALID, f"The model gave no valid output: {error.message}")
-        except Exception as error:  # noqa: BLE001  (whatever an agent raises)
-            return self._raised(attempt, error)
+        except asyncio.CancelledError:
+            raise  # This job is cancelled; where an agent raises it, `_ask` raises `Stopped`.
+        except BaseException as error:  # noqa: BLE001  (whatever an agent raises: a panic in Rust is no Exception)
+            try:
+                return self._broken_off(attempt, error)
+            except Exception as odd:  # noqa: BLE001  (an error whose own text or attributes raise)
+                return self._raised(attempt, odd)
         transcript = transcript_of(answered.messages)
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
 
-    def _raised(self, attempt: Attempt, error: Exception) -> Ending | None:
+    def _broken_off(self, attempt: Attempt, error: BaseException) -> Ending | None:
+        """Say what becomes of a run whose agent did not answer."""
+        match error:
+            case RunCancelled() | Stopped():
+                return self._cut(attempt, error)
+            case UsageLimitExceeded():
+                return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
+            case ModelAPIError() | FallbackExceptionGroup():
+                return attempt.failed(FailureCode.MODEL_UNAVAILABLE, _unavailable(error))
+            case UnexpectedModelBehavior():
+                return attempt.failed(FailureCode.OUTPUT_INVALID, f"The model gave no valid output: {error.message}")
+            case _:
+                return self._raised(attempt, error)
+
+    def _raised(self, attempt: Attempt, error: BaseException) -> Ending | None:
         """Say what becomes of a run whose agent raised: it failed, unless it was our own database that broke."""
         if is_ours(error) and attempt.claimed.attempt < AWAY_ATTEMPTS:
             log.warning("job.database_away run=%s", attempt.claimed.run_id)
@@ -242,6 +254,8 @@ class Job:
             self._roster.end_told(claimed.run_id)
         except (RedisError, OSError) as away:
             log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
+        except Exception:
+            log.exception("job.end_untold run=%s", claimed.run_id)  # It has ended: what follows is done all the same.
         if claimed.batch_id:
             self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
         passed_over = await self._while_it_lasts(
@@ -253,8 +267,18 @@ class Job:
             await self._lanes.ring([] if ring is None else [ring])
 
     async def _finish(self, claimed: Claim, ending: Ending) -> Any | None:
-        """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read."""
-        row = await self._while_it_lasts(claimed, lambda: self._ends.ask((claimed, ending)))
+        """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read.
+
+        What the database will not take is left out: then the run ends with nothing but the fact.
+        """
+        try:
+            row = await self._while_it_lasts(claimed, lambda: self._ends.ask((claimed, ending)))
+        except Exception as error:
+            if is_away(error):
+                raise
+            log.exception("job.end_not_taken run=%s status=%s", claimed.run_id, ending.status)
+            bare = _bare(ending, error)
+            row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, bare))
         return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))
 
     async def _while_it_lasts(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -277,6 +301,20 @@ class Job:
         """Leave the run to a worker that serves its agent."""
         log.warning("job.not_served run=%s agent=%s", claimed.run_id, claimed.agent_type)
         await give_back(self._database, claimed, claimed.usage, claimed.begun, delay_seconds=PASS_ON_SECONDS)
+
+
+def _bare(ending: Ending, error: Exception) -> Ending:
+    """Say that a run ended, with nothing of what its agent, its model or its tools said."""
+    if ending.status is RunStatus.CANCELLED:
+        return replace(ending, text=None, transcript=None, model=None)
+    message = f"The end of the run could not be stored: {type(error).__name__}."
+    return Ending(
+        status=RunStatus.FAILED,
+        text=None,
+        last_entry=ending.last_entry,
+        usage=ending.usage,
+        error=storable(failure(FailureCode.AGENT_ERROR, message)),
+    )
 
 
 def _unavailable(error: ModelAPIError | FallbackExceptionGroup) -> str:

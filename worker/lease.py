@@ -18,6 +18,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from shared.clock import new_id
@@ -27,6 +28,8 @@ from shared.settings import Settings
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
+EXIT_STATUS = 70
+"""Of a process that ends itself, for its supervisor to start another."""
 STATEMENT_TIMEOUT_MS = 2000
 HANGING_SECONDS = 3.0
 """A server that has not even told by then that a statement took too long does not answer at all."""
@@ -143,6 +146,14 @@ class Lease:
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
+        """Beat until told to stop; a beat that breaks in a way that is not foreseen ends the process."""
+        try:
+            self._beat_until_told()
+        except BaseException:
+            log.critical("lease.failed worker=%s: the process ends", self._worker_id, exc_info=True)
+            os._exit(EXIT_STATUS)
+
+    def _beat_until_told(self) -> None:
         connection: psycopg.Connection[Any] | None = None
         while not self._stop.is_set():
             sent = time.monotonic()
@@ -156,10 +167,10 @@ class Lease:
                         options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
                         **VANISHED,
                     )
-                rows = self._beat(connection)
+                self._renew(connection)
                 self._trusted_until = sent + self._settings.lease_seconds
-                self._call(self._on_beat, rows)
                 self._call(self._registered.set)
+                self._exchange(connection)
                 pause = self._settings.beat_seconds
             except psycopg.Error as error:
                 log.warning("lease.database_away error=%r", error)
@@ -171,6 +182,7 @@ class Lease:
             self._watch_the_loop()
         if connection is not None:
             try:
+                self._keep(connection)
                 connection.execute(_MARK_TOLD, {"ids": self._untold + self._told()})
                 with connection.transaction():
                     connection.execute(_END, {"id": self._worker_id})
@@ -181,19 +193,32 @@ class Lease:
                 log.warning("lease.not_released error=%r", error)
             connection.close()
 
-    def _beat(self, connection: psycopg.Connection[Any]) -> list[Row]:
-        """Renew the lease, store what changed, and bring back the runs that are held."""
+    def _renew(self, connection: psycopg.Connection[Any]) -> None:
+        """Renew the lease, or begin an incarnation."""
         lease = self._settings.lease_seconds
         renewal = {"id": self._worker_id, "lease": lease, "draining": self.draining}
         if self._worker_id is None or connection.execute(_BEAT, renewal).fetchone() is None:
             self._register(connection)
-        self._keep(connection)
+
+    def _exchange(self, connection: psycopg.Connection[Any]) -> None:
+        """Store what changed, and bring back the runs that are held; the lease does not depend on any of it."""
+        for step in (self._keep, self._mark_told, self._read_held):
+            try:
+                step(connection)
+            except psycopg.Error as error:
+                if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
+                    raise
+                log.warning("lease.step_failed step=%s error=%r", step.__name__, error)  # The next beat tries again.
+
+    def _mark_told(self, connection: psycopg.Connection[Any]) -> None:
         self._untold += self._told()
         if self._untold:
             connection.execute(_MARK_TOLD, {"ids": self._untold})
             self._untold = []
+
+    def _read_held(self, connection: psycopg.Connection[Any]) -> None:
         rows = connection.execute(_HELD, {"id": self._worker_id}).fetchall()
-        return [Row(*cast("tuple[UUID, int, bool]", row)) for row in rows]
+        self._call(self._on_beat, [Row(*cast("tuple[UUID, int, bool]", row)) for row in rows])
 
     def _register(self, connection: psycopg.Connection[Any]) -> None:
         """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
@@ -221,21 +246,40 @@ class Lease:
         log.info("lease.registered worker=%s", worker_id)
 
     def _keep(self, connection: psycopg.Connection[Any]) -> None:
-        """Store the partials and the usage that changed since the last beat."""
+        """Store the partials and the usage that changed since the last beat; one that cannot be stored is left out."""
         held = {run.run_id: run for run in self._held()}
         changed = [run for run in held.values() if self._kept.get(run.run_id) != run]
-        if changed:
-            connection.execute(
-                _KEEP,
-                {
-                    "ids": [run.run_id for run in changed],
-                    "attempts": [run.attempt for run in changed],
-                    "texts": [run.text for run in changed],
-                    "last_entries": [run.last_entry for run in changed],
-                    "usages": [Jsonb(run.usage) for run in changed],
-                },
-            )
+        try:
+            self._store(connection, changed)
+        except psycopg.OperationalError:  # The server's trouble, not that of one of them.
+            raise
+        except Exception as error:  # noqa: BLE001  (the driver raises what it likes of values that it cannot send)
+            log.warning("lease.keep_failed runs=%d error=%r", len(changed), error)
+            for run in changed:
+                self._store_alone(connection, run)
         self._kept = held
+
+    def _store_alone(self, connection: psycopg.Connection[Any], run: Held) -> None:
+        try:
+            self._store(connection, [run])
+        except psycopg.OperationalError:
+            raise
+        except Exception:
+            log.exception("lease.not_kept run=%s", run.run_id)
+
+    def _store(self, connection: psycopg.Connection[Any], changed: Sequence[Held]) -> None:
+        if not changed:
+            return
+        connection.execute(
+            _KEEP,
+            {
+                "ids": [run.run_id for run in changed],
+                "attempts": [run.attempt for run in changed],
+                "texts": [run.text for run in changed],
+                "last_entries": [run.last_entry for run in changed],
+                "usages": [Jsonb(run.usage) for run in changed],
+            },
+        )
 
     def _lapse(self) -> None:
         """Past the lease, have the loop stop its runs; a loop that does not answer takes the process with it."""
@@ -248,7 +292,7 @@ class Lease:
         self._call(answered.set)
         if not answered.wait(self._settings.lease_seconds):
             log.critical("lease.loop_blocked")
-            os._exit(70)
+            os._exit(EXIT_STATUS)
 
     def _watch_the_loop(self) -> None:
         """End a process whose loop is stuck: its runs are worth more elsewhere than its lease is here."""
@@ -259,7 +303,7 @@ class Lease:
             self._call(self._answered.set)
         elif now - self._asked > self._settings.stuck_loop_seconds:
             log.critical("lease.loop_stuck")
-            os._exit(70)
+            os._exit(EXIT_STATUS)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -2,6 +2,8 @@
 
 Nothing here waits for a reader, and an agent never waits for Redis: while a round trip is under way, newer texts
 replace those that wait. Without Redis an attempt goes on; what could not be told is told from the row at the end.
+
+A run whose log cannot be written is set aside: its attempt goes on without a log, and the others are served.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared.bad_input import BadInput, refuse
+from shared.database import is_away
 from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, key, text_body
 from shared.growth import growth
+from worker.storable import storable
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +53,8 @@ class Telling:
         """Whether Redis was away when this was sent last."""
         self._entered: tuple[str | None, int] = (None, 0)
         """The newest text that is an entry, and `last_entry`."""
-        self._fenced = False
+        self._closed = False
+        """Whether nothing more is written: the attempt is fenced, or its log was set aside."""
         self._on_fenced = fenced
         self._ttl_seconds = ttl_seconds
         self._changed = changed
@@ -62,7 +68,7 @@ class Telling:
 
     def tell(self, event: dict[str, Any]) -> None:
         """Tell an event; events keep their order and none is left out."""
-        self._waiting.append(event)
+        self._waiting.append(storable(event))
         self._stir()
 
     def show(self, text: str) -> None:
@@ -77,7 +83,7 @@ class Telling:
         self._stir()
 
     async def flushed(self) -> None:
-        """Wait until everything told stands in the log, the attempt is fenced, or Redis is away for too long."""
+        """Wait until everything told stands in the log, nothing more is written, or Redis is away for too long."""
         try:
             await asyncio.wait_for(self._quiet.wait(), GIVE_UP_SECONDS)
         except TimeoutError:
@@ -99,7 +105,7 @@ class Telling:
 
     def next(self) -> Append | None:
         """Take what is to be sent now: what was sent before and not answered for, or what waits."""
-        if self._sending is None and self._waiting and not self._fenced:
+        if self._sending is None and self._waiting and not self._closed:
             self._sending = self._number()
         return self._sending
 
@@ -107,14 +113,19 @@ class Telling:
         """Take note of what became of it."""
         self.stuck = False
         if outcome is Outcome.FENCED:
-            self._fenced = True
-            self._waiting.clear()
+            self._close()
             self._on_fenced()
         elif self._sending is not None:
             self._wrote = self._sending.entries[-1].id
         self._sending = None
         if not self._waiting:
             self._quiet.set()
+
+    def set_aside(self) -> None:
+        """Write nothing more: this log cannot be written. The row shows what there is, and tells the end."""
+        self._sending = None
+        self._close()
+        self._quiet.set()
 
     def start_over(self) -> None:
         """Send again what the log lost the beginning of, with the whole text and under new ids.
@@ -146,9 +157,13 @@ class Telling:
         self._entered = text, self.last_entry
         return Append(self.run_id, self._wrote, entries, self._ttl_seconds) if entries else None
 
+    def _close(self) -> None:
+        self._closed = True
+        self._number()
+
     def _stir(self) -> None:
-        if self._fenced:
-            self._waiting.clear()
+        if self._closed:
+            self._number()  # The row says which entry its text would be.
             return
         self._quiet.clear()
         self._changed(self)
@@ -162,12 +177,6 @@ class _End:
     told: asyncio.Future[None]
 
 
-def _give_up(ends: Iterable[_End], error: Exception) -> None:
-    for end in ends:
-        if not end.told.done():
-            end.told.set_exception(error)
-
-
 class Publisher:
     """All tellings of a process, one round trip after the other."""
 
@@ -177,9 +186,11 @@ class Publisher:
         self._changed: dict[Telling, None] = {}
         self._ends: list[_End] = []
         self._stirred = asyncio.Event()
+        self._in_doubt: dict[Telling, asyncio.Task[None]] = {}
+        """Questions to PostgreSQL about runs whose logs do not say what they should; the others do not wait for it."""
 
     def begin(self, run_id: UUID, attempt: int, ttl_seconds: int, fenced: Callable[[], None]) -> Telling:
-        """Open the telling of an attempt; `fenced` is called when a later one, or the end, stands in the log."""
+        """Open the telling of an attempt; `fenced` is called once the run is no longer this attempt's."""
         return Telling(run_id, attempt, ttl_seconds, changed=self._note, fenced=fenced)
 
     async def tell_end(self, run: Any, ttl_seconds: int) -> None:
@@ -204,14 +215,36 @@ class Publisher:
                 await self._publish(list(tellings), ends)
             except (RedisError, OSError) as away:
                 log.warning("publisher.redis_away error=%r", away)
-                _give_up(ends, away)
-                await self._later(tellings)
-            except Exception as error:
-                log.exception("publisher.failed")
-                _give_up(ends, error)
-                await self._later(tellings)
+                await self._later(tellings, ends, away)
+            except Exception:
+                log.exception("publisher.failed runs=%d", len(tellings) + len(ends))
+                await self._publish_one_by_one(tellings, ends)
 
-    async def _later(self, tellings: Collection[Telling]) -> None:
+    async def _publish_one_by_one(self, tellings: Collection[Telling], ends: Collection[_End]) -> None:
+        """Publish what failed together, and set aside what fails alone, too."""
+        try:
+            for telling in tellings:
+                try:
+                    await self._publish([telling], [])
+                except (RedisError, OSError):
+                    raise
+                except Exception:
+                    log.exception("publisher.set_aside run=%s", telling.run_id)
+                    telling.set_aside()
+            for end in ends:
+                try:
+                    await self._publish([], [end])
+                except (RedisError, OSError):
+                    raise
+                except Exception as error:
+                    log.exception("publisher.end_not_written run=%s", end.append.run_id)
+                    _answer(end, error)
+        except (RedisError, OSError) as away:
+            await self._later(tellings, ends, away)
+
+    async def _later(self, tellings: Collection[Telling], ends: Iterable[_End], away: Exception) -> None:
+        for end in ends:
+            _answer(end, away)
         for telling in tellings:
             telling.stuck = True
         await asyncio.sleep(BACK_OFF_SECONDS)
@@ -223,32 +256,61 @@ class Publisher:
         self._stirred.set()
 
     async def _publish(self, tellings: list[Telling], ends: list[_End]) -> None:
-        sending = [(telling, append) for telling in tellings if (append := telling.next())]
+        sending = [
+            (telling, append) for telling in tellings if telling not in self._in_doubt and (append := telling.next())
+        ]
         if not sending and not ends:
             return
         outcomes = await self._event_log.append([append for _, append in sending] + [end.append for end in ends])
         for end in ends:
-            if not end.told.done():
-                end.told.set_result(None)
+            _answer(end)
         for (telling, _), outcome in zip(sending, outcomes[: len(sending)], strict=True):
             if outcome in {Outcome.LOST, Outcome.FENCED}:
-                await self._recover(telling, outcome)
+                self._in_doubt[telling] = asyncio.create_task(self._settle(telling, outcome))
                 continue
             telling.sent(outcome)
             if telling.waits:
                 self._note(telling)
 
-    async def _recover(self, telling: Telling, outcome: Outcome) -> None:
-        """After the log was lost, or fenced, only PostgreSQL knows whether the run is still this attempt's.
-
-        If it is, then what fences its log is of no attempt, and whoever put it there must not end it.
-        """
-        if await self._is_mine(telling.run_id, telling.attempt):
-            if outcome is Outcome.FENCED:
-                refuse(BadInput.LOG_KEY, key(telling.run_id), "an id above the attempt that holds the run")
-                await self._event_log.remove(telling.run_id)
+    async def _settle(self, telling: Telling, outcome: Outcome) -> None:
+        """After the log was lost, or fenced, only PostgreSQL knows whether the run is still this attempt's."""
+        try:
+            is_mine = await self._ask(telling, outcome)
+        except Exception:
+            log.exception("publisher.set_aside run=%s", telling.run_id)
+            telling.set_aside()
+            return
+        finally:
+            del self._in_doubt[telling]
+        if is_mine:
             log.info("publisher.log_lost run=%s attempt=%d", telling.run_id, telling.attempt)
             telling.start_over()
             self._note(telling)
         else:
             telling.sent(Outcome.FENCED)
+
+    async def _ask(self, telling: Telling, outcome: Outcome) -> bool:
+        """Ask until there is an answer; a log that is fenced by no attempt is removed, it must not end the run."""
+        while True:
+            try:
+                is_mine = await self._is_mine(telling.run_id, telling.attempt)
+                if is_mine and outcome is Outcome.FENCED:
+                    refuse(BadInput.LOG_KEY, key(telling.run_id), "an id above the attempt that holds the run")
+                    await self._event_log.remove(telling.run_id)
+            except (SQLAlchemyError, RedisError, OSError) as error:
+                if isinstance(error, SQLAlchemyError) and not is_away(error):
+                    raise
+                log.warning("publisher.undecided run=%s error=%r", telling.run_id, error)
+                telling.stuck = True
+            else:
+                return is_mine
+            await asyncio.sleep(BACK_OFF_SECONDS)
+
+
+def _answer(end: _End, error: Exception | None = None) -> None:
+    if end.told.done():
+        return
+    if error is None:
+        end.told.set_result(None)
+    else:
+        end.told.set_exception(error)

@@ -19,16 +19,22 @@ from worker.lease import Held, Row
 
 log = logging.getLogger(__name__)
 
+REMEMBERED = 1000
+"""Orphans that are remembered."""
+
 
 class Roster:
     """Every run from just before it is claimed until just after its end."""
 
-    def __init__(self, database: AsyncEngine, lanes: Lanes) -> None:
+    def __init__(self, database: AsyncEngine, lanes: Lanes, max_crashes: int) -> None:
         self._database = database
         self._lanes = lanes
+        self._max_crashes = max_crashes
         self._attempts: dict[UUID, Attempt | None] = {}
         """None while a run is being claimed."""
         self._orphans: set[tuple[UUID, int]] = set()
+        self._let_go: deque[UUID] = deque(maxlen=REMEMBERED)
+        """Runs that were orphans here before."""
         self._told: deque[UUID] = deque()
         self._letting_go: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -57,7 +63,14 @@ class Roster:
 
     def held(self) -> list[Held]:
         """Say what the next beat is to store; called from the beat's thread."""
-        return [attempt.held for attempt in list(self._attempts.values()) if attempt is not None]
+        held: list[Held] = []
+        for attempt in list(self._attempts.values()):
+            if attempt is not None:
+                try:
+                    held.append(attempt.held)
+                except Exception:
+                    log.exception("roster.not_held run=%s", attempt.claimed.run_id)
+        return held
 
     def told(self) -> list[UUID]:
         """Take the runs whose ends were told since the last beat; called from the beat's thread."""
@@ -81,13 +94,16 @@ class Roster:
         self._orphans = unknown
 
     async def _give_back_orphan(self, run_id: UUID, attempt: int) -> None:
-        log.warning("roster.orphan run=%s attempt=%d", run_id, attempt)
+        """Let the run wait again. The second time that happens here, no reply was lost: it counts as a crash."""
+        again = run_id in self._let_go
+        log.warning("roster.orphan run=%s attempt=%d counts_as_crash=%s", run_id, attempt, again)
         try:
-            ring = await let_go(self._database, run_id, attempt)
+            ring = await let_go(self._database, run_id, attempt, max_crashes=self._max_crashes if again else None)
         except SQLAlchemyError as away:
             log.warning("roster.database_away run=%s error=%r", run_id, away)  # The next beat brings it again.
             return
         if ring is not None:
+            self._let_go.append(run_id)
             await self._lanes.ring([ring])
 
     def stop(self, run_id: UUID, reason: Stop) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.database import transact
+from shared.failures import FailureCode, failure
 from shared.lanes import Ring
 from shared.runs.claim import Claim
 from shared.tables import Begun, RunStatus
@@ -120,9 +121,13 @@ _GIVE_BACK = text(f"""
 _LET_GO = text(f"""
     WITH touched AS (
         UPDATE runs
-        SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
-            finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN now() END,
-            worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
+        SET status = CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                          WHEN crashes + :crashes >= CAST(:max_crashes AS int) THEN 'failed' ELSE 'queued' END,
+            error = CASE WHEN cancel_requested_at IS NULL AND crashes + :crashes >= CAST(:max_crashes AS int)
+                         THEN CAST(:worker_crashed AS jsonb) END,
+            finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR crashes + :crashes >= CAST(:max_crashes AS int)
+                               THEN now() END,
+            crashes = crashes + :crashes, worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
         WHERE id = :run_id AND attempt = :attempt AND status = 'running'
         RETURNING *
     ), interrupted AS ({INTERRUPTED})
@@ -218,12 +223,20 @@ async def give_back(
     return ring_of(rows[0], first=True) if rows else None
 
 
-async def let_go(database: AsyncEngine, run_id: UUID, attempt: int) -> Ring | None:
-    """Let a run wait again that its worker holds without knowing; None where that is over, or it was to be cancelled.
+async def let_go(database: AsyncEngine, run_id: UUID, attempt: int, *, max_crashes: int | None = None) -> Ring | None:
+    """Let a run wait again that its worker holds without knowing; None where that is over, or the run ends by this.
 
-    Then it has ended by this; a sweeper tells it, and calls for the thread's next.
+    With `max_crashes` this counts as a crash, and the run ends where that is the last that it may have. It also ends
+    where it was to be cancelled. A sweeper tells the end, and calls for the thread's next.
     """
-    rows = await transact(database, _LET_GO, {"run_id": run_id, "attempt": attempt})
+    values = {
+        "run_id": run_id,
+        "attempt": attempt,
+        "crashes": 0 if max_crashes is None else 1,
+        "max_crashes": max_crashes,
+        "worker_crashed": to_json(failure(FailureCode.WORKER_CRASHED)).decode(),
+    }
+    rows = await transact(database, _LET_GO, values)
     return ring_of(rows[0]) if rows and rows[0].status == RunStatus.QUEUED else None
 
 

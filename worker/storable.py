@@ -1,0 +1,142 @@
+"""Make what agents, models and tools produce fit to be stored and published.
+
+Python holds more than JSON, UTF-8 and PostgreSQL can: lone surrogates, NUL, NaN, integers of any length, objects of any
+class, structures that contain themselves. None of that may fail a run that pydantic-ai itself finishes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from datetime import date, time, timedelta
+from types import NoneType
+from typing import Any, cast
+
+from pydantic import BaseModel
+from pydantic_core import to_json, to_jsonable_python
+
+DEEPEST = 100
+"""Levels of nesting that are kept; every JSON reader in use takes more."""
+LONGEST_INTEGER_BITS = 12_000
+"""Python refuses to read integers of more than 4,300 digits."""
+_KEPT_IN_MESSAGES = (bytes, date, time, timedelta)
+"""What pydantic-ai's own format says in its own way."""
+_SCALARS = (NoneType, bool, str, int, float)
+_ARRAYS = (list, tuple, AbstractSet, deque)
+
+
+def storable(value: Any) -> Any:
+    """Return a value as JSON can say it: text, numbers, lists and dicts with text as keys.
+
+    - Text: the two halves of a surrogate pair are joined; a lone half and NUL become U+FFFD.
+    - `NaN` and infinities become null.
+    - Anything JSON has no form for is replaced by its type in angle brackets (`<pandas.DataFrame>`): objects,
+      iterators, overlong integers, and what contains itself or is nested more than 100 levels deep.
+    - Messages of pydantic-ai stay messages, so that `ModelMessagesTypeAdapter` can write them.
+
+    Never raises, and does not change the value.
+    """
+    return _storable(value, frozenset())
+
+
+def as_json(value: Any) -> str:
+    """Write a value as JSON text; `storable` says what happens to what JSON cannot say."""
+    try:
+        return to_json(value, inf_nan_mode="null").decode()
+    except Exception:  # noqa: BLE001  (serializers of foreign classes raise anything)
+        return to_json(storable(value), bytes_mode="base64", fallback=_name).decode()
+
+
+def _storable(value: Any, above: frozenset[int]) -> Any:
+    """`above` are the ids of the containers around the value."""
+    try:
+        return _converted(type(value), value, above)
+    except Exception:  # noqa: BLE001  (foreign classes raise anything, whatever is asked of them)
+        return _name(value)
+
+
+def _converted(kind: type, value: Any, above: frozenset[int]) -> Any:
+    if issubclass(kind, _SCALARS):
+        return _scalar(kind, value)
+    if issubclass(kind, Iterator) or id(value) in above or len(above) >= DEEPEST:
+        return _name(value)
+    inside = above | {id(value)}
+    if _is_of_pydantic_ai(kind):
+        return _message(value, inside)
+    if issubclass(kind, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {_key(key): _storable(item, inside) for key, item in items}
+    if issubclass(kind, _ARRAYS):
+        return [_storable(item, inside) for item in value]
+    return _converted_object(value, inside)
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    if value is None or kind is bool:
+        return value
+    if issubclass(kind, str):
+        return _text(value)
+    if issubclass(kind, int):
+        return int(value) if int.bit_length(value) <= LONGEST_INTEGER_BITS else _name(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _converted_object(value: Any, inside: frozenset[int]) -> Any:
+    """Convert as pydantic does; where a part of the object cannot be converted, convert its fields one by one."""
+    try:
+        return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside)
+    except Exception:  # Serializers of foreign classes raise anything.
+        if isinstance(value, BaseModel):
+            return _storable(dict(value), inside)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return _storable({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, inside)
+        raise
+
+
+def _message(value: Any, inside: frozenset[int]) -> Any:
+    """Copy a message, or a part of one, with fields that can be stored."""
+    copied = copy.copy(value)
+    for field in dataclasses.fields(value):
+        held = getattr(value, field.name)
+        if isinstance(held, _KEPT_IN_MESSAGES):
+            continue
+        said = _storable(held, inside)
+        if said is None and held is not None and field.default is not dataclasses.MISSING:
+            said = field.default  # A number that is none, where null may not stand.
+        object.__setattr__(copied, field.name, said)
+    return copied
+
+
+def _is_of_pydantic_ai(kind: type) -> bool:
+    return dataclasses.is_dataclass(kind) and any(base.__module__.startswith("pydantic_ai.") for base in kind.__mro__)
+
+
+def _text(text: str) -> str:
+    text = str.__str__(text)
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.replace("\0", "\ufffd")
+
+
+def _key(key: Any) -> str:
+    if isinstance(key, str):
+        return _text(key)
+    try:
+        (said,) = to_jsonable_python({key: None}, bytes_mode="base64")
+    except Exception:  # noqa: BLE001  (foreign classes raise anything)
+        return _name(key)
+    return _text(said)
+
+
+def _name(value: Any) -> str:
+    """Name the type of a value, to stand in its place."""
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return _text(f"<{name}>")
