@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
 from api import agents, dead_letters, docs, health, problems, query, runs, threads, webhooks
+from api.asking import WARNING
 from api.batches import routes as batches
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
@@ -45,6 +46,7 @@ _EXPOSED = [
     "ETag",
     "Retry-After",
     "Preference-Applied",
+    WARNING,
 ]
 
 

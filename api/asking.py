@@ -23,9 +23,13 @@ LOOK_UP_SECONDS = 1.0
 """How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
 
 
+WARNING = "Warning"
+NOT_SERVED = '199 agent-relay "No living worker serves this agent; the query waits for one."'
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The row of the run that was asked for, and headers that tell whether this call made it."""
+    """The row of the run that was asked for, and headers that tell whether this call made it, and of its agent."""
 
     run: Any
     headers: dict[str, str] = field(default_factory=dict[str, str])
@@ -37,7 +41,8 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     Raises:
         Refused: 422, the deadline is further away than this service allows.
         NotFound: what the key created is gone.
-        Refusal: there is no such thread or agent, the thread is busy, the queue is full, or a webhook may not go there.
+        Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy, the
+            queue is full, or a webhook may not go there.
     """
     deadline = new.deadline_s or service.settings.run_deadline_seconds
     check_deadline(service.settings, deadline)
@@ -57,13 +62,19 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     try:
         accepted = await once(lambda: accept(service.database, asked, key, service.admission))
     except Repeated as repeated:
-        return Asked(await owned_run(service.database, caller, repeated.created), REPLAYED)
+        run = await owned_run(service.database, caller, repeated.created)
+        return Asked(run, REPLAYED | warned_of(run))
     reached(Failpoint.RUN_ACCEPTED)
     await service.lanes.ring([accepted.ring])
     reached(Failpoint.RUN_RUNG)
     if accepted.superseded:
         await announce(service, accepted.superseded)
-    return Asked(accepted.run)
+    return Asked(accepted.run, warned_of(accepted.run))
+
+
+def warned_of(row: Any) -> dict[str, str]:
+    """Make the header that warns of a run or a batch which no living worker can take now."""
+    return {WARNING: NOT_SERVED} if row.served is False else {}
 
 
 def check_deadline(settings: Settings, seconds: float) -> None:

@@ -13,7 +13,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -22,6 +24,7 @@ from api.request_id import request_id_of
 from shared.clock import new_id
 from shared.database import is_away
 from shared.errors import (
+    AgentNotServed,
     BatchUnfinished,
     KeyInUse,
     KeyReused,
@@ -41,7 +44,13 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
 FULL_RETRY_AFTER_SECONDS = 5
 """A full queue moves as runs end, which takes longer than most outages."""
+UNSERVED_RETRY_AFTER_SECONDS = 10
+"""Somebody has to start a worker."""
 MOST_ERRORS = 100
+MOST_NAMED = 20
+"""Agents that a problem lists at most."""
+
+_AGENTS = text("SELECT agent_type FROM agents ORDER BY agent_type")
 
 FAILURE_STATUS: dict[FailureCode, int] = {
     FailureCode.MODEL_UNAVAILABLE: 502,
@@ -87,8 +96,9 @@ _MEANINGS = {
     " tenant's batches more would be unfinished than may (`tenant_batches_full`): try again after `Retry-After`"
     " seconds.",
     502: "The run failed: `code` says how, `run_id` which.",
-    503: "A dependency is down (`service_unavailable`), or the service is full (`queue_full`, `queue_slow`,"
-    " `batches_full`): try again after `Retry-After` seconds.",
+    503: "A dependency is down (`service_unavailable`), the service is full (`queue_full`, `queue_slow`,"
+    " `batches_full`), or no living worker has served the agent for a while (`agent_not_served`): try again after"
+    " `Retry-After` seconds.",
     504: "The run did not end before its deadline (`deadline_exceeded`).",
 }
 
@@ -242,30 +252,56 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _refusal(request: Request, error: Exception) -> Response:
     match error:
+        case UnknownAgent():
+            refused = await unknown_agent(request.app.state.parts.database, error)
+        case WebhookRefused(code=code):
+            refused = invalid("/webhook_url", code, str(error))
+        case KeyReused():
+            wrong = FieldError(pointer="header:Idempotency-Key", code="idempotency_key_reused", message=str(error))
+            refused = Refused(422, str(error), code="idempotency_key_reused", errors=[wrong])
         case NotFound():
             refused = Refused(404, str(error))
-        case UnknownAgent():
-            refused = invalid("/agent_type", "unknown_agent", str(error))
         case BatchUnfinished():
             refused = Refused(409, str(error), code="batch_unfinished")
         case NothingFailed():
             refused = Refused(409, str(error), code="nothing_failed")
-        case WebhookRefused(code=code):
-            refused = invalid("/webhook_url", code, str(error))
         case ThreadBusy(run_id=run_id):
             refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
-        case KeyReused():
-            wrong = FieldError(pointer="header:Idempotency-Key", code="idempotency_key_reused", message=str(error))
-            refused = Refused(422, str(error), code="idempotency_key_reused", errors=[wrong])
+        case _:
+            refused = _refused_for_now(error)
+    return respond(request, refused)
+
+
+def _refused_for_now(error: Exception) -> Refused:
+    match error:
         case KeyInUse():
-            headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-            refused = Refused(409, str(error), code="idempotency_key_in_use", headers=headers)
+            status, code, seconds = 409, "idempotency_key_in_use", RETRY_AFTER_SECONDS
+        case AgentNotServed():
+            status, code, seconds = 503, "agent_not_served", UNSERVED_RETRY_AFTER_SECONDS
         case QueueFull(limit=limit):
-            status = 429 if error.is_of_caller else 503
-            refused = Refused(status, str(error), code=limit, headers={"Retry-After": str(FULL_RETRY_AFTER_SECONDS)})
+            status, code, seconds = 429 if error.is_of_caller else 503, limit, FULL_RETRY_AFTER_SECONDS
         case _:
             raise error
-    return respond(request, refused)
+    return Refused(status, str(error), code=code, headers={"Retry-After": str(seconds)})
+
+
+async def unknown_agent(database: AsyncEngine, error: UnknownAgent, pointer: str = "/agent_type") -> Refused:
+    """Refuse a query for an agent that is not known, and name some that are."""
+    try:
+        known = await _known_agents(database)
+    except (SQLAlchemyError, OSError) as away:
+        log.warning("problems.database_away error=%r", away)
+        known = "See `GET /agents`."
+    return invalid(pointer, "unknown_agent", f"{error} {known}")
+
+
+async def _known_agents(database: AsyncEngine) -> str:
+    async with database.connect() as connection:
+        names = (await connection.scalars(_AGENTS)).all()
+    if not names:
+        return "No agent is known: no worker has started on this database yet."
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"Known agents: {', '.join(names[:MOST_NAMED])}{more}."
 
 
 async def _validation(request: Request, error: Exception) -> Response:

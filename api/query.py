@@ -25,7 +25,7 @@ from api.run_rows import owned_run
 from api.runs import shown
 from api.strict import StrictRoute
 from shared.failures import SENTENCES, FailureCode
-from shared.resources import Run
+from shared.resources import Run, output_of
 from shared.tables import TERMINAL, RunStatus
 
 router = APIRouter(prefix="/agent", tags=["ask"], route_class=StrictRoute)
@@ -75,7 +75,13 @@ async def query(
         return JSONResponse((await shown(service, row)).model_dump(mode="json"), 202, headers)
     if row.status != RunStatus.SUCCEEDED:
         raise _failed(row, asked.headers)
-    answer = Answer(thread_id=row.thread_id, message_id=row.message_id, run_id=row.id, response=row.output)
+    answer = Answer(
+        thread_id=row.thread_id,
+        message_id=row.message_id,
+        run_id=row.id,
+        response=row.output,
+        output=output_of(row.output, text_output=row.text_output),
+    )
     return JSONResponse(answer.model_dump(mode="json"), 200, headers)
 
 

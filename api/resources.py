@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
 from shared.resources import Metadata, Resource, RunError
@@ -29,7 +29,7 @@ class Request(BaseModel):
 
 
 class Agent(Resource):
-    """An agent that workers serve."""
+    """An agent that workers have registered."""
 
     agent_type: str
     """The name to ask it by."""
@@ -37,6 +37,9 @@ class Agent(Resource):
     """What it is for."""
     output_schema: dict[str, Any]
     """JSON Schema of its output."""
+    served: bool
+    """Whether a living worker serves it. A query for one that is not served waits, or is refused as `agent_not_served`
+    once no worker has served it for a while."""
 
 
 class NewThread(Request):
@@ -146,6 +149,8 @@ class Answer(Resource):
     """The run that gave it."""
     response: str
     """The validated output as JSON text (of a text agent: the text)."""
+    output: JsonValue
+    """The same as the value itself (of a text agent: the text)."""
 
 
 class StreamTicket(Resource):

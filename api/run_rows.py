@@ -12,12 +12,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.identity import Owner
 from shared.errors import NotFound
+from shared.served import served
 from shared.tables import RunStatus
 
-_VISIBLE = """
-    SELECT runs.* FROM runs LEFT JOIN threads ON threads.id = thread_id
+_VISIBLE = f"""
+    SELECT runs.*, CASE WHEN status = 'queued' THEN {served("runs.agent_type")} END AS served
+    FROM runs LEFT JOIN threads ON threads.id = thread_id
     WHERE runs.tenant = :tenant AND runs.user_id = :user_id AND threads.deleted_at IS NULL
-"""
+"""  # noqa: S608  (constants)
 
 _ONE = text(f"{_VISIBLE} AND runs.id = :id")
 

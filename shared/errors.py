@@ -22,8 +22,15 @@ class UnknownAgent(Refusal):
     """No worker has registered an agent of that name."""
 
     def __init__(self, agent_type: str) -> None:
-        super().__init__("No worker serves an agent of that name.")
+        super().__init__("No worker has registered an agent of that name.")
         self.agent_type = agent_type
+
+
+class AgentNotServed(Refusal):
+    """The agent is known, but no living worker has served it for a while."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"No worker has served this agent for {seconds:g} seconds; retry once a worker serves it.")
 
 
 class ThreadBusy(Refusal):

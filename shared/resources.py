@@ -70,6 +70,8 @@ class Run(Resource):
     """The id of the answer, fixed from the beginning."""
     queue_position: int | None
     """How many runs are before it while it is queued, where that is known."""
+    served: bool | None
+    """While it is queued: whether a living worker serves its agent; if none does, it waits for one. Else null."""
     metadata: Metadata
     """What you gave with the query."""
     retry_of: UUID | None
@@ -95,12 +97,13 @@ def run_of(row: Any, queue_position: int | None = None) -> Run:
         query=row.query,
         status=RunStatus(row.status),
         attempt=row.attempt,
-        output=_output(row.output, text_output=row.text_output),
-        partial_output=_output(row.partial_output, text_output=row.text_output),
+        output=output_of(row.output, text_output=row.text_output),
+        partial_output=output_of(row.partial_output, text_output=row.text_output),
         error=None if row.error is None else RunError(**row.error),
         usage=Usage(**row.usage),
         message_id=row.message_id,
         queue_position=queue_position,
+        served=getattr(row, "served", None),
         metadata=row.metadata,
         retry_of=row.retry_of,
         batch_id=row.batch_id,
@@ -111,7 +114,8 @@ def run_of(row: Any, queue_position: int | None = None) -> Run:
     )
 
 
-def _output(text: str | None, *, text_output: bool) -> JsonValue:
+def output_of(text: str | None, *, text_output: bool) -> JsonValue:
+    """Show an output, which is kept as JSON text, or of a text agent as the text, as the value itself."""
     return text if text is None or text_output else from_json(text)
 
 
@@ -143,6 +147,8 @@ class Batch(Resource):
     """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
     counts: Counts
     """How far it is, exactly."""
+    served: bool | None
+    """Until it has ended: whether a living worker serves its agent; if none does, it waits for one. Then null."""
     metadata: Metadata
     """What you gave with it."""
     retry_of: UUID | None
@@ -173,6 +179,7 @@ def batch_of(row: Any) -> Batch:
         agent_type=row.agent_type,
         status=BatchStatus(row.status),
         counts=counts_of(row),
+        served=getattr(row, "served", None),
         metadata=row.metadata,
         retry_of=row.retry_of,
         created_at=row.created_at,

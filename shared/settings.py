@@ -190,6 +190,8 @@ class Settings(BaseSettings):
     """Runs of a tenant that may wait before more are refused with 429."""
     max_queued: int = Field(default=10_000, ge=0)
     """Runs that may wait before more are refused with 503."""
+    agent_unserved_seconds: float = Field(default=60, ge=0, le=86_400)
+    """A query for an agent that no living worker has served for so long is refused with 503; 0 accepts it."""
     max_queued_seconds: float = Field(default=0, ge=0)
     """For so long a run may have waited for a slot before more for its pool are refused with 503."""
     max_running_per_user: int = Field(default=0, ge=0)

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 
-from api.asking import LOOK_UP_SECONDS
+from api.asking import LOOK_UP_SECONDS, warned_of
 from api.batches.resources import BODY, BatchId
 from api.batches.results import Results
 from api.batches.rows import owned_batch, owned_batches
@@ -21,7 +21,7 @@ from api.docs import RESULTS
 from api.idempotency import REPLAYED, IdempotencyKey, KeyHeader, key_of, once
 from api.identity import Caller
 from api.pages import Cursor, Limit, Page, page, place_of
-from api.problems import Refused, invalid, responses
+from api.problems import Refused, invalid, responses, unknown_agent
 from api.run_cancel import tell_workers
 from api.stream import Stream
 from api.strict import StrictRoute, media_type_of
@@ -109,10 +109,10 @@ async def create_batch(
             async with service.intake.storing:
                 accepted = await once(lambda: accept(service.database, asked, items, service.admission, key))
         except UnknownAgent as unknown:
-            raise invalid(f"{at}agent_type", "unknown_agent", str(unknown)) from None
+            raise await unknown_agent(service.database, unknown, f"{at}agent_type") from None
         except Repeated as repeated:
             row = await owned_batch(service.database, caller, repeated.created)
-            response.headers.update({**REPLAYED, "Location": _url(row.id)})
+            response.headers.update({**REPLAYED, **warned_of(row), "Location": _url(row.id)})
             return batch_of(row)
     return await _begun(service, accepted, response)
 
@@ -204,7 +204,7 @@ async def retry_batch(
         accepted = await once(lambda: retry(service.database, batch_id, run_seconds, service.admission, key))
     except Repeated as repeated:
         row = await owned_batch(service.database, caller, repeated.created)
-        response.headers.update({**REPLAYED, "Location": _url(row.id)})
+        response.headers.update({**REPLAYED, **warned_of(row), "Location": _url(row.id)})
         return batch_of(row)
     return await _begun(service, accepted, response)
 
@@ -212,7 +212,7 @@ async def retry_batch(
 async def _begun(service: Parts, accepted: Accepted, response: Response) -> Batch:
     """Ring for workers, now that the batch is committed, and show it as it was then."""
     await service.lanes.ring(accepted.rings())
-    response.headers["Location"] = _url(accepted.batch.id)
+    response.headers.update({**warned_of(accepted.batch), "Location": _url(accepted.batch.id)})
     return batch_of(accepted.batch)
 
 

@@ -12,13 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.identity import Owner
 from shared.errors import NotFound
+from shared.served import served
 
 # Ends are counted in the row; what runs is counted here, and that is never more than workers have slots.
-_COUNTED = """
+_COUNTED = f"""
     SELECT batches.*, CASE WHEN finished_at IS NULL THEN (
         SELECT count(*) FROM runs WHERE batch_id = batches.id AND runs.status = 'running'
-    ) ELSE 0 END AS running FROM batches
-"""
+    ) ELSE 0 END AS running,
+    CASE WHEN finished_at IS NULL THEN {served("batches.agent_type")} END AS served
+    FROM batches
+"""  # noqa: S608  (constants)
 
 _ONE = text(f"{_COUNTED} WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL")
 

@@ -15,10 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.batches.manifest import Manifest
 from shared.clock import new_id, new_ids
 from shared.database import store
-from shared.errors import UnknownAgent
+from shared.errors import AgentNotServed, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane, Ring
 from shared.runs.admission import Admission
+from shared.served import not_served_for_long, served
 
 IDS_A_RUN = 3
 """The run's, its query's and its answer's."""
@@ -57,20 +58,23 @@ class Accepted:
             yield Ring(UUID(int=number), 1, self.batch.pool, Lane.BATCH, self.batch.tenant)
 
 
-_INSERT = text("""
+_INSERT = text(f"""
     WITH agent AS (
-        SELECT agent_type, pool, text_output FROM agents WHERE agent_type = :agent_type
+        SELECT agent_type, pool, text_output, {served("agents.agent_type")} AS served,
+            {not_served_for_long("agents.agent_type")} AS not_served
+        FROM agents WHERE agent_type = :agent_type
     ), batch AS (
         INSERT INTO batches (id, tenant, user_id, agent_type, metadata, max_running, run_seconds, webhook_url, total,
                              deadline_at)
         SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS jsonb), CAST(:max_running AS int), :run_seconds,
                :webhook_url, :total, now() + make_interval(secs => :deadline_seconds)
-        FROM agent
+        FROM agent WHERE served OR NOT not_served
         RETURNING *
     )
-    SELECT batch.*, 0 AS running, pool, text_output, CAST(pg_current_xact_id() AS text) AS transaction_id
-    FROM batch, agent
-""")
+    SELECT batch.*, 0 AS running, pool, text_output, served, not_served,
+        CAST(pg_current_xact_id() AS text) AS transaction_id
+    FROM agent LEFT JOIN batch ON true
+""")  # noqa: S608  (constants)
 
 _COPY = """
     COPY runs (id, user_message_id, message_id, due_at, tenant, user_id, agent_type, pool, text_output, lane, batch_id,
@@ -89,6 +93,7 @@ async def accept(
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         UnknownAgent: no worker has registered the agent.
+        AgentNotServed: no worker has served it for a while.
         QueueFull: it does not fit in.
     """
     batch_id, ids = new_id(), new_ids(IDS_A_RUN * len(items))
@@ -111,11 +116,14 @@ async def accept(
                 "webhook_url": asked.webhook_url,
                 "total": len(items),
                 "deadline_seconds": asked.deadline_seconds,
+                "unserved_seconds": admission.unserved_seconds,
             },
         )
         batch = result.one_or_none()
         if batch is None:
             raise UnknownAgent(asked.agent_type)
+        if batch.id is None:
+            raise AgentNotServed(admission.unserved_seconds)
         await _copy(connection, batch, ids, items)
         return Accepted(batch, ids)
 

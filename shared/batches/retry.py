@@ -10,30 +10,34 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.batches.accept import IDS_A_RUN, Accepted
 from shared.clock import new_id, new_ids
 from shared.database import store
-from shared.errors import BatchUnfinished, NothingFailed, UnknownAgent
+from shared.errors import AgentNotServed, BatchUnfinished, NothingFailed, UnknownAgent
 from shared.idempotency import Key, keep
 from shared.lanes import Lane
 from shared.runs.admission import Admission
+from shared.served import not_served_for_long, served
 
 _LAST_BITS = 48
 """`new_ids` leaves all bits before these the same."""
 
 _READ = text("SELECT tenant, agent_type, failed, finished_at FROM batches WHERE id = :batch_id")
 
-_INSERT = text("""
+_INSERT = text(f"""
     WITH agent AS (
-        SELECT agent_type, pool, text_output FROM agents WHERE agent_type = :agent_type
+        SELECT agent_type, pool, text_output, {served("agents.agent_type")} AS served,
+            {not_served_for_long("agents.agent_type")} AS not_served
+        FROM agents WHERE agent_type = :agent_type
     ), batch AS (
         INSERT INTO batches (id, tenant, user_id, agent_type, metadata, retry_of, max_running, run_seconds, webhook_url,
                              total, deadline_at)
         SELECT :id, tenant, user_id, agent_type, metadata, batches.id, max_running, :run_seconds, webhook_url,
                failed, now() + (deadline_at - created_at)
-        FROM batches JOIN agent USING (agent_type) WHERE batches.id = :batch_id
+        FROM batches JOIN agent USING (agent_type) WHERE batches.id = :batch_id AND (served OR NOT not_served)
         RETURNING *
     )
-    SELECT batch.*, 0 AS running, pool, text_output, CAST(pg_current_xact_id() AS text) AS transaction_id
-    FROM batch, agent
-""")
+    SELECT batch.*, 0 AS running, pool, text_output, served, not_served,
+        CAST(pg_current_xact_id() AS text) AS transaction_id
+    FROM agent LEFT JOIN batch ON true
+""")  # noqa: S608  (constants)
 
 _INSERT_RUNS = text("""
     INSERT INTO runs (id, user_message_id, message_id, due_at, tenant, user_id, agent_type, pool, text_output, lane,
@@ -63,7 +67,8 @@ async def retry(
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         BatchUnfinished: it has not ended.
         NothingFailed: it has no failed items.
-        UnknownAgent: no worker has registered the agent any more.
+        UnknownAgent: no worker has registered the agent.
+        AgentNotServed: no worker has served it for a while.
         QueueFull: it does not fit in.
     """
     new = {"id": new_id(), "batch_id": batch_id}
@@ -81,10 +86,13 @@ async def retry(
 
     async def write_rows(connection: AsyncConnection, agent_type: str, count: int) -> Accepted:
         ids = new_ids(IDS_A_RUN * count)
-        result = await connection.execute(_INSERT, {**new, "agent_type": agent_type, "run_seconds": run_seconds})
+        asked = {"run_seconds": run_seconds, "unserved_seconds": admission.unserved_seconds}
+        result = await connection.execute(_INSERT, {**new, **asked, "agent_type": agent_type})
         batch = result.one_or_none()
         if batch is None:
             raise UnknownAgent(agent_type)
+        if batch.id is None:
+            raise AgentNotServed(admission.unserved_seconds)
         await connection.execute(
             _INSERT_RUNS,
             {

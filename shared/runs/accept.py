@@ -57,7 +57,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The run's row, and the ring that calls a worker for it; ring after the commit."""
+    """The run's row, with whether its agent is `served`, and the ring that calls a worker; ring after the commit."""
 
     run: Any
     ring: Ring
@@ -90,7 +90,7 @@ _INSERT = text(f"""
                CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
         FROM agents, room
         WHERE agent_type = :agent_type
-          AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow) IS NOT TRUE
+          AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow OR agent_not_served) IS NOT TRUE
         RETURNING *
     ), message AS (
         INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
@@ -112,6 +112,7 @@ async def accept(
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
         UnknownAgent: no worker has registered the agent.
+        AgentNotServed: no worker has served the agent for a while; without `admission`, that is no reason.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
         QueueFull: as many runs wait as may; without `admission`, any number may.
     """

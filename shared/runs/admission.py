@@ -15,7 +15,8 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.errors import Limit, QueueFull
+from shared.errors import AgentNotServed, Limit, QueueFull
+from shared.served import not_served_for_long, served
 from shared.settings import Settings
 
 NEAR = 50
@@ -45,7 +46,8 @@ FULL = f"""
                   WHERE earlier.thread_id = old.thread_id AND earlier.seq < old.seq
                     AND earlier.status IN ('queued', 'running')
               )
-        ) AS queue_slow
+        ) AS queue_slow,
+        served, NOT served AND {not_served_for_long(":agent_type")} AS agent_not_served
     FROM (
         SELECT count(*) AS of_user FROM (
             SELECT FROM runs WHERE {_QUEUED} AND tenant = :tenant AND user_id = :user_id LIMIT :most_of_user) AS them
@@ -54,15 +56,17 @@ FULL = f"""
             SELECT FROM runs WHERE {_QUEUED} AND tenant = :tenant LIMIT :most_of_tenant) AS them
     ) AS of_tenant, (
         SELECT count(*) AS queued FROM (SELECT FROM runs WHERE {_QUEUED} LIMIT :most) AS them
-    ) AS queued
+    ) AS queued, (
+        SELECT {served(":agent_type")} AS served
+    ) AS of_agent
 """  # noqa: S608  (constants)
-"""Which limits are reached, each a column of its name; null where there is none.
+"""Which limits are reached, each a column of its name; null where there is none. And whether the agent is served.
 
 The age is that of a run that waits for nothing but a slot, since it was rung: it is due, the first of its thread, and
 needs no process of its own. Only those of the asked agent's pool count: others do not take its slots.
 """
 
-NO_LIMITS = {"most_of_user": 0, "most_of_tenant": 0, "most": 0, "oldest_seconds": 0.0}
+NO_LIMITS = {"most_of_user": 0, "most_of_tenant": 0, "most": 0, "oldest_seconds": 0.0, "unserved_seconds": 0.0}
 
 _TAKE_TURNS = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
@@ -100,6 +104,7 @@ class Admission:
         self._room = 0
         """In the queue, by what this process has seen of it and stored since."""
         self._looked_at = 0.0
+        self.unserved_seconds = settings.agent_unserved_seconds
 
     async def admit(
         self, connection: AsyncConnection, tenant: str, user_id: UUID, store: Callable[[dict[str, Any]], Awaitable[Any]]
@@ -107,12 +112,19 @@ class Admission:
         """Have a run stored by a statement that is guarded by `FULL` and returns its columns, too; returns the row.
 
         Raises:
+            AgentNotServed: no worker has served the agent for a while.
             QueueFull: a limit is reached.
         """
         settings = self._settings
         look = self._room <= 0 or time.monotonic() - self._looked_at > LOOK_SECONDS
-        limits = {"most": settings.max_queued if look else 0, "oldest_seconds": settings.max_queued_seconds}
+        limits = {
+            "most": settings.max_queued if look else 0,
+            "oldest_seconds": settings.max_queued_seconds,
+            "unserved_seconds": self.unserved_seconds,
+        }
         row = await self._in_turn(connection, tenant, user_id, lambda quotas: store(limits | quotas))
+        if row.agent_not_served:
+            raise AgentNotServed(self.unserved_seconds)
         if look:
             self._room, self._looked_at = settings.max_queued - row.queued, time.monotonic()
         self._room -= 1

@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 RUNNING = "tests/test_running.py::"
 ADMISSION = "tests/test_admission.py::"
+SERVED = "tests/test_served.py::"
 REFUSED = ADMISSION + "test_full_queues_refuse_and_store_nothing"
 
 MUTATIONS = [
@@ -48,8 +49,8 @@ MUTATIONS = [
     Mutation(
         "a full service told as the caller's fault",
         "api/problems.py",
-        "status = 429 if error.is_of_caller else 503",
-        "status = 429",
+        "429 if error.is_of_caller else 503",
+        "429",
         REFUSED,
     ),
     Mutation(
@@ -169,5 +170,26 @@ MUTATIONS = [
         "_RUNNING = \"status = 'running' AND lane = 'interactive'\"",
         "_RUNNING = \"status = 'running'\"",
         RUNNING + "test_runs_of_batches_neither_count_nor_are_passed_over",
+    ),
+    Mutation(
+        "an agent that nobody serves accepts queries for ever",
+        "shared/runs/admission.py",
+        "        if row.agent_not_served:\n            raise AgentNotServed(self.unserved_seconds)\n",
+        "",
+        SERVED + "test_an_agent_that_has_not_been_served_for_a_minute_is_refused",
+    ),
+    Mutation(
+        "a worker that ended a moment ago does not count",
+        "shared/served.py",
+        "(ended_at IS NULL OR ended_at > {long_ago})",
+        "ended_at IS NULL",
+        SERVED + "test_a_restart_of_the_only_worker_refuses_nothing",
+    ),
+    Mutation(
+        "a lease that vouches for agents that its worker does not serve",
+        "shared/served.py",
+        "(workers.agents IS NULL OR served_agent.agent_type = ANY(workers.agents))",
+        "true",
+        SERVED + "test_who_serves_an_agent",
     ),
 ]
