@@ -1,6 +1,7 @@
 """What stands in Redis or PostgreSQL is input: an item that cannot be read is refused, and spoils no other.
 
-It is counted, and said in a line of the log: one a minute for each kind at most, with how many went without one.
+It is counted, and said in a line of the log: one a minute for each kind at most, with how many went without one. So is
+a step of a background loop that fails.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import logging
 import time
 from enum import StrEnum
 
-from shared.metrics import BAD_INPUT
+from shared.metrics import BAD_INPUT, FAILED_STEPS
 
 SAY_AGAIN_SECONDS = 60.0
 LONGEST_QUOTE = 200
@@ -42,8 +43,8 @@ class BadInput(StrEnum):
     """A row of the database that cannot be shown, ended or erased as others of its kind."""
 
 
-_said: dict[BadInput, tuple[float, int]] = {}
-"""When each kind was said last, and how often it was refused since."""
+_said: dict[str, tuple[float, int]] = {}
+"""When each kind was said last, and how often it happened since."""
 
 
 def refuse(kind: BadInput, where: str, what: object) -> None:
@@ -52,13 +53,29 @@ def refuse(kind: BadInput, where: str, what: object) -> None:
     `where` names the key, channel or row, and `what` is the item or the error; both are quoted and cut.
     """
     BAD_INPUT.labels(kind).inc()
+    if (unsaid := _may_say(kind)) is not None:
+        log.warning("bad_input.refused kind=%s where=%s what=%s unsaid=%d", kind, _quote(where), _quote(what), unsaid)
+
+
+def failed(part: str, step: str, error: BaseException) -> None:
+    """Count a step of a loop that raised what nobody foresaw, and say it, as rarely, with its traceback.
+
+    The loop goes on, and so do its other steps.
+    """
+    FAILED_STEPS.labels(f"{part}.{step}").inc()
+    if (unsaid := _may_say(f"{part}.{step}")) is not None:
+        log.error("%s.failed step=%s unsaid=%d", part, step, unsaid, exc_info=error)
+
+
+def _may_say(kind: str) -> int | None:
+    """Tell how often it happened unsaid if it may be said now, else None."""
     now = time.monotonic()
     said_at, unsaid = _said.get(kind, (float("-inf"), 0))
     if now - said_at < SAY_AGAIN_SECONDS:
         _said[kind] = (said_at, unsaid + 1)
-        return
+        return None
     _said[kind] = (now, 0)
-    log.warning("bad_input.refused kind=%s where=%s what=%s unsaid=%d", kind, _quote(where), _quote(what), unsaid)
+    return unsaid
 
 
 def _quote(what: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import select
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
@@ -11,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
+from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine, TextClause, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.engine import ExceptionContext
@@ -20,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only, greenlet_spawn
 
+from shared.bad_input import BadInput, refuse
 from shared.metrics import database_error
 from shared.pulse import Pulse
 from shared.settings import Settings
@@ -46,6 +49,22 @@ _CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)
 """Of a socket: nothing more will come. Linux has a name for it; elsewhere a hang-up says the same."""
 POOL_TIMEOUT_SECONDS = 10
 """How long a call may wait for its turn; a burst is not an outage."""
+
+
+_ABOUT_ROWS = {"21", "22", "23", "27", "38", "39", "54", "P0"}
+"""The classes of SQLSTATEs that speak of data, constraints and triggers."""
+
+
+def _loads(data: str | bytes) -> Any:
+    """Read a JSON value; one that PostgreSQL can hold and Python cannot read is null, and spoils no other row."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as unreadable:
+        refuse(BadInput.ROW, "jsonb", unreadable)
+        return None
+
+
+set_json_loads(_loads)
 
 
 def connect(settings: Settings, connections: int | None = None) -> AsyncEngine:
@@ -134,6 +153,15 @@ def _compiled(statement: TextClause) -> bytes:
 def is_ours(error: BaseException) -> bool:
     """Tell whether an error, wherever it is caught, says that a connection of this module's making broke."""
     return getattr(error, _OURS, False)
+
+
+def is_about_rows(error: BaseException) -> bool:
+    """Tell whether PostgreSQL refused a statement for what stands in its rows, as against how PostgreSQL is.
+
+    Over other rows, the same statement may well succeed.
+    """
+    state: str | None = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return isinstance(error, DBAPIError) and state is not None and state[:2] in _ABOUT_ROWS
 
 
 def is_away(error: BaseException) -> bool:

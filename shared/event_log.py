@@ -344,8 +344,17 @@ class EventLog:
         await self._redis.unlink(key(run_id))
 
     async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
-        """Append the ends of these runs, from their rows; those that stand there already are left as they are."""
-        await self.append([end_of(run, ttl_seconds) for run in runs])
+        """Append the ends of these runs, from their rows; those that stand there already are left as they are.
+
+        A row whose end this version cannot write is left out.
+        """
+        ends: list[Append] = []
+        for run in runs:
+            try:
+                ends.append(end_of(run, ttl_seconds))
+            except Exception as error:  # noqa: BLE001  (whatever stands in the row)
+                refuse(BadInput.ROW, f"runs {run.id}", error)
+        await self.append(ends)
 
 
 def _read(where: str, log: Any) -> list[Entry]:

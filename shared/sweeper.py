@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from redis.exceptions import RedisError
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.aside import Aside, among
+from shared.bad_input import failed
 from shared.batches import cancel_some, release, with_room
-from shared.database import transact
+from shared.database import is_away, transact
 from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
 from shared.judge import Judge
@@ -88,49 +92,81 @@ _MARK_TOLD = text("UPDATE runs SET end_told = true WHERE id = ANY(CAST(:ids AS u
 
 _CANCELLING = text("SELECT id FROM batches WHERE finished_at IS NULL AND status = 'cancelling'")
 
-_ERASE = (
-    text(f"""
-        DELETE FROM threads WHERE id IN (
-            SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute'
+
+@dataclass(frozen=True, slots=True)
+class _Old:
+    """Rows of a table that nobody needs any more."""
+
+    candidates: TextClause
+    erase: TextClause
+
+    @classmethod
+    def of(cls, table: str, chosen: str) -> _Old:
+        """Take the query that chooses some of them."""
+        return cls(text(chosen), text(f"DELETE FROM {table} WHERE id IN ({chosen})"))  # noqa: S608  (constants)
+
+
+_OLD = (
+    _Old.of(
+        "threads",
+        f"""
+            SELECT id FROM threads WHERE deleted_at < now() - interval '1 minute' AND {among("id")}
               AND NOT EXISTS (SELECT FROM runs WHERE thread_id = threads.id
                               AND (status IN ('queued', 'running') OR NOT {none_waits("runs")}))
-            LIMIT 100 FOR UPDATE SKIP LOCKED)
-    """),  # noqa: S608  (a constant)
-    text(f"""
-        DELETE FROM runs WHERE id IN (
+            LIMIT 100 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608  (constants)
+    ),
+    _Old.of(
+        "runs",
+        f"""
             SELECT id FROM runs
             WHERE thread_id IS NULL AND finished_at < now() - make_interval(secs => :retention_seconds)
-              AND batch_id IS NULL AND {none_waits("runs")}
-            ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED)
-    """),  # noqa: S608  (a constant)
-    text("""
-        DELETE FROM webhook_deliveries WHERE id IN (
+              AND batch_id IS NULL AND {none_waits("runs")} AND {among("id")}
+            ORDER BY finished_at LIMIT 500 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608  (constants)
+    ),
+    _Old.of(
+        "webhook_deliveries",
+        f"""
             SELECT id FROM webhook_deliveries
             WHERE status <> 'pending' AND created_at < now() - make_interval(secs => :delivery_seconds)
-            ORDER BY created_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
-    """),
-    text("""
-        DELETE FROM idempotency_keys WHERE (tenant, user_id, route, key) IN (
-            SELECT tenant, user_id, route, key FROM idempotency_keys WHERE expires_at < now()
-            ORDER BY expires_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
-    """),
-    text(f"""
-        UPDATE batches SET deleted_at = now()
-        WHERE finished_at < now() - make_interval(secs => :retention_seconds) AND deleted_at IS NULL
-          AND {none_waits("batches")}
-    """),  # noqa: S608  (a constant)
-    text("""
-        DELETE FROM runs WHERE id IN (
+              AND {among("id")}
+            ORDER BY created_at LIMIT 5000 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608  (a constant)
+    ),
+    _Old.of(
+        "runs",
+        f"""
             SELECT runs.id FROM batches JOIN runs ON batch_id = batches.id
-            WHERE deleted_at < now() - interval '1 minute' LIMIT 500 FOR UPDATE OF runs SKIP LOCKED)
-    """),
-    text("""
-        DELETE FROM batches
-        WHERE deleted_at < now() - interval '1 minute'
-          AND NOT EXISTS (SELECT FROM runs WHERE batch_id = batches.id)
-    """),
-    text("DELETE FROM workers WHERE ended_at < now() - interval '1 day'"),
+            WHERE deleted_at < now() - interval '1 minute' AND {among("runs.id")}
+            LIMIT 500 FOR UPDATE OF runs SKIP LOCKED
+        """,  # noqa: S608  (a constant)
+    ),
+    _Old.of(
+        "batches",
+        f"""
+            SELECT id FROM batches
+            WHERE deleted_at < now() - interval '1 minute' AND {among("id")}
+              AND NOT EXISTS (SELECT FROM runs WHERE batch_id = batches.id)
+            LIMIT 500 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608  (a constant)
+    ),
 )
+"""Each is erased for itself, and a row that cannot be is left out."""
+
+_HIDE_OLD_BATCHES = text(f"""
+    UPDATE batches SET deleted_at = now()
+    WHERE finished_at < now() - make_interval(secs => :retention_seconds) AND deleted_at IS NULL
+      AND {none_waits("batches")}
+""")  # noqa: S608  (a constant)
+
+_ERASE_KEYS = text("""
+    DELETE FROM idempotency_keys WHERE (tenant, user_id, route, key) IN (
+        SELECT tenant, user_id, route, key FROM idempotency_keys WHERE expires_at < now()
+        ORDER BY expires_at LIMIT 5000 FOR UPDATE SKIP LOCKED)
+""")
+
+_ERASE_WORKERS = text("DELETE FROM workers WHERE ended_at < now() - interval '1 day'")
 
 
 @dataclass(slots=True)
@@ -155,6 +191,8 @@ class Sweeper:
         self._hurry = asyncio.Event()
         """Set when somebody was declared dead: its runs need not wait for the next sweep."""
         self._looks: dict[str, _Look] = {}
+        self._aside: defaultdict[str, Aside] = defaultdict(Aside)
+        """What each step leaves alone for now."""
 
     async def run(self) -> None:
         """Judge and sweep for ever, at a pace that keeps processes out of step."""
@@ -165,8 +203,8 @@ class Sweeper:
                     await self.sweep()
                 except (SQLAlchemyError, OSError) as away:
                     log.warning("sweeper.database_away error=%r", away)
-                except Exception:
-                    log.exception("sweeper.failed")
+                except Exception as error:  # noqa: BLE001  (whatever it is, the next sweep is due)
+                    failed("sweeper", "look", error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(SWEEP_SECONDS * random.uniform(0.75, 1.25)):  # noqa: S311
                         await self._hurry.wait()
@@ -177,47 +215,41 @@ class Sweeper:
     async def sweep(self) -> None:
         """Look whether there is anything to do, and do it."""
         seen = (await transact(self._database, _LOOK, {"untold_seconds": UNTOLD_SECONDS}))[0]
-        if seen.held_by_the_dead or seen.overdue:
-            await self.take_back()
-        if seen.cancelling:
-            await self._go_on_cancelling()
-        if seen.capped or seen.passed_over:
-            await self._release()
-        try:
-            if seen.waiting:
-                await self._ring_absent()
-            if seen.untold:
-                await self._tell_untold()
-        except (RedisError, OSError) as away:
-            log.warning("sweeper.redis_away error=%r", away)
-        if random.random() * ERASE_SECONDS < SWEEP_SECONDS:  # noqa: S311
-            await self.erase()
+        steps: dict[str, tuple[bool, Callable[[], Awaitable[object]]]] = {
+            "take_back": (seen.held_by_the_dead or seen.overdue, self.take_back),
+            "cancel": (seen.cancelling, self._go_on_cancelling),
+            "release": (seen.capped or seen.passed_over, self._release),
+            "ring_again": (seen.waiting, self._ring_absent),
+            "tell_ends": (seen.untold, self._tell_untold),
+            "erase": (random.random() * ERASE_SECONDS < SWEEP_SECONDS, self.erase),  # noqa: S311
+        }
+        for name, (is_wanted, step) in steps.items():
+            if is_wanted:
+                await _try(name, step)
 
     async def take_back(self) -> list[Ring]:
         """Have runs that nobody answers any more wait again, or end; and tell both. Returns what waits again."""
-        ended, taken = await take_back(self._database, self._settings.max_crashes)
-        ended += await expire(self._database)
+        ended, taken = await take_back(self._database, self._settings.max_crashes, self._aside["take_back"])
+        ended += await expire(self._database, self._aside["expire"])
         for run_id in (*(run.id for run in ended), *(ring.run_id for ring in taken)):
             log.warning("sweeper.took_back run=%s", run_id)
             reached(Failpoint.RUNS_TAKEN_BACK)
-        behind = [
-            ring
-            for thread_id in {run.thread_id for run in ended} - {None}
-            if (ring := await next_in_thread(self._database, thread_id))
-        ]
-        await self._lanes.ring([*taken, *behind])
-        try:
-            await self._tell(ended)
-        except (RedisError, OSError) as away:
-            log.warning("sweeper.redis_away error=%r", away)
+        await self._lanes.ring(taken)
+        for thread_id in {run.thread_id for run in ended} - {None}:
+            await _try("next_in_thread", partial(self._ring_next, thread_id))
+        await _try("tell_ends", partial(self._tell, ended))
         return taken
+
+    async def _ring_next(self, thread_id: UUID) -> None:
+        if ring := await next_in_thread(self._database, thread_id):
+            await self._lanes.ring([ring])
 
     async def _ring_absent(self) -> None:
         async with self._database.connect() as connection:
             pools = (await connection.scalars(text("SELECT DISTINCT pool FROM agents"))).all()
         for pool in pools:
             for lane in Lane:
-                await self._ring_absent_in(pool, lane)
+                await _try("ring_again", partial(self._ring_absent_in, pool, lane))
 
     async def _ring_absent_in(self, pool: str, lane: Lane) -> None:
         """Ring again what stands in no lane now and did not a sweep ago: what was popped just now is being claimed.
@@ -251,14 +283,23 @@ class Sweeper:
         async with self._database.connect() as connection:
             batch_ids = (await connection.scalars(_CANCELLING)).all()
         for batch_id in batch_ids:
-            if step := await cancel_some(self._database, batch_id):
-                await self._lanes.silence(step.silenced)
+            await _try("cancel", partial(self._cancel_some, batch_id))
+
+    async def _cancel_some(self, batch_id: UUID) -> None:
+        if step := await cancel_some(self._database, batch_id):
+            await self._lanes.silence(step.silenced)
 
     async def _release(self) -> None:
         """Make more runs due in batches that have room for them, and of users and tenants that have."""
-        await self._lanes.ring(await self._quota.release_forgotten(self._database))
+        await _try("release", self._release_forgotten)
         for batch_id in await with_room(self._database):
-            await self._lanes.ring(await release(self._database, batch_id))
+            await _try("release", partial(self._release_some, batch_id))
+
+    async def _release_forgotten(self) -> None:
+        await self._lanes.ring(await self._quota.release_forgotten(self._database))
+
+    async def _release_some(self, batch_id: UUID) -> None:
+        await self._lanes.ring(await release(self._database, batch_id))
 
     async def _tell_untold(self) -> None:
         async with self._database.connect() as connection:
@@ -276,10 +317,23 @@ class Sweeper:
             "retention_seconds": self._settings.run_retention_days * 86_400,
             "delivery_seconds": self._settings.webhook_retention_days * 86_400,
         }
-        for statement in _ERASE:
-            values = {name: seconds for name, seconds in lives.items() if f":{name}" in statement.text}
-            async with self._database.begin() as connection:
-                await connection.execute(statement, values)
+        for old in _OLD:
+            run = self._aside[old.erase.text].run
+            await _try("erase", partial(run, self._database, old.erase, old.candidates, lives))
+        for statement in (_HIDE_OLD_BATCHES, _ERASE_KEYS, _ERASE_WORKERS):
+            await _try("erase", partial(transact, self._database, statement, lives))
+
+
+async def _try(name: str, step: Callable[[], Awaitable[object]]) -> None:
+    """Make one step; the next is made whatever this one raises, but for a database that is away, which all need."""
+    try:
+        await step()
+    except RedisError as away:
+        log.warning("sweeper.redis_away step=%s error=%r", name, away)
+    except Exception as error:
+        if is_away(error):
+            raise
+        failed("sweeper", name, error)
 
 
 async def mark_told(database: AsyncEngine, run_ids: Sequence[UUID]) -> None:

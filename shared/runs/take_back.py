@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.aside import Aside, among
 from shared.database import transact
 from shared.failures import FailureCode, failure
 from shared.lanes import Ring
@@ -33,6 +34,21 @@ _ENDED = f"""
     SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """  # noqa: S608  (constants)
 
+_OF_THE_DEAD = f"""
+    SELECT runs.id FROM runs JOIN workers ON workers.id = worker_id
+    WHERE status = 'running' AND workers.ended_at IS NOT NULL AND {among("runs.id")}
+    ORDER BY runs.id LIMIT {BATCH} FOR UPDATE OF runs SKIP LOCKED
+"""  # noqa: S608  (constants)
+
+_OVERDUE = f"""
+    SELECT id FROM runs
+    WHERE status IN ('queued', 'running')
+      AND deadline_at <= now()
+          - CASE status WHEN 'running' THEN {OVERDUE_SECONDS} ELSE 0 END * interval '1 second'
+      AND {among("id")}
+    ORDER BY deadline_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
+"""  # noqa: S608  (constants)
+
 _TAKE_BACK = text(f"""
     WITH touched AS (
         UPDATE runs
@@ -45,11 +61,7 @@ _TAKE_BACK = text(f"""
             finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR deadline_at <= now()
                                     OR crashes + 1 >= :max_crashes THEN now() END,
             crashes = crashes + 1, begun = 'worker_lost', worker_id = NULL, ring = ring + 1, rung_at = now()
-        WHERE id IN (
-            SELECT runs.id FROM runs JOIN workers ON workers.id = worker_id
-            WHERE status = 'running' AND workers.ended_at IS NOT NULL
-            ORDER BY runs.id LIMIT {BATCH} FOR UPDATE OF runs SKIP LOCKED
-        )
+        WHERE id IN ({_OF_THE_DEAD})
     {_ENDED}
 """)  # noqa: S608  (constants of this file)
 
@@ -59,13 +71,7 @@ _EXPIRE = text(f"""
         SET status = CASE WHEN cancel_requested_at IS NULL THEN 'failed' ELSE 'cancelled' END,
             error = CASE WHEN cancel_requested_at IS NULL THEN CAST(:deadline_exceeded AS jsonb) END,
             finished_at = now()
-        WHERE id IN (
-            SELECT id FROM runs
-            WHERE status IN ('queued', 'running')
-              AND deadline_at <= now()
-                  - CASE status WHEN 'running' THEN {OVERDUE_SECONDS} ELSE 0 END * interval '1 second'
-            ORDER BY deadline_at LIMIT {BATCH} FOR UPDATE SKIP LOCKED
-        )
+        WHERE id IN ({_OVERDUE})
     {_ENDED}
 """)  # noqa: S608  (constants of this file)
 
@@ -80,27 +86,27 @@ async def declare_dead(database: AsyncEngine, worker_id: UUID) -> None:
     await transact(database, _DECLARE_DEAD, {"worker_id": worker_id})
 
 
-async def take_back(database: AsyncEngine, max_crashes: int) -> tuple[list[Any], list[Ring]]:
+async def take_back(
+    database: AsyncEngine, max_crashes: int, aside: Aside | None = None
+) -> tuple[list[Any], list[Ring]]:
     """Take the runs of dead workers: back to wait, or to their end where budget, time or a wish to cancel says so.
 
     Returns the rows of those that ended, and the rings of those that wait again.
     """
-    touched = await transact(
-        database,
-        _TAKE_BACK,
-        {
-            "max_crashes": max_crashes,
-            "worker_crashed": _json(FailureCode.WORKER_CRASHED),
-            "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
-        },
-    )
+    values = {
+        "max_crashes": max_crashes,
+        "worker_crashed": _json(FailureCode.WORKER_CRASHED),
+        "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
+    }
+    touched = await (aside or Aside()).run(database, _TAKE_BACK, text(_OF_THE_DEAD), values)
     waiting = [ring_of(row, first=True) for row in touched if row.status == "queued"]
     return [row for row in touched if row.status != "queued"], waiting
 
 
-async def expire(database: AsyncEngine) -> list[Any]:
+async def expire(database: AsyncEngine, aside: Aside | None = None) -> list[Any]:
     """End the runs whose deadline has passed while nobody, or nobody alive, answered them; returns their rows."""
-    return await transact(database, _EXPIRE, {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)})
+    values = {"deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED)}
+    return await (aside or Aside()).run(database, _EXPIRE, text(_OVERDUE), values)
 
 
 def _json(code: FailureCode) -> str:

@@ -109,8 +109,8 @@ MUTATIONS = [
     Mutation(
         "an end that stays untold",
         "shared/sweeper.py",
-        "            if seen.untold:\n",
-        "            if seen.untold and seen.overdue:\n",
+        '"tell_ends": (seen.untold, ',
+        '"tell_ends": (seen.untold and seen.overdue, ',
         SWEEPER + "test_an_end_that_nobody_has_told_is_told",
     ),
     Mutation(
@@ -329,5 +329,35 @@ MUTATIONS = [
         "            importlib.import_module(module)\n",
         "            pass\n",
         "tests/test_nursery.py::test_what_was_imported_there_is_there_for_those_made_later",
+    ),
+    Mutation(
+        "a row that fails alone and is tried again by every sweep",
+        "shared/aside.py",
+        "                self._until[row.id] = now + ASIDE_SECONDS\n",
+        "",
+        SWEEPER + "test_one_run_that_cannot_be_taken_back_keeps_no_other_from_it",
+    ),
+    Mutation(
+        "one row that spoils a statement over many",
+        "shared/database.py",
+        "isinstance(error, DBAPIError) and state is not None and state[:2] in _ABOUT_ROWS",
+        "isinstance(error, DBAPIError) and state is None",
+        SWEEPER + "test_a_message_that_is_there_already_keeps_no_other_run_from_its_end",
+    ),
+    Mutation(
+        "a step that ends the sweep it is of",
+        "shared/sweeper.py",
+        """        if is_away(error):
+            raise
+        failed("sweeper", name, error)""",
+        """        raise""",
+        SWEEPER + "test_a_step_that_fails_keeps_no_other_step_from_being_made",
+    ),
+    Mutation(
+        "one row whose JSON Python cannot read that spoils what is read with it",
+        "shared/database.py",
+        "    except (ValueError, RecursionError) as unreadable:\n",
+        "    except KeyError as unreadable:\n",
+        SWEEPER + "test_a_row_with_odd_values_keeps_no_other_end_from_being_told[JSON too deep]",
     ),
 ]
