@@ -41,8 +41,8 @@ def main() -> None:
     logs.configure(settings)
     failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
-    app = create_app(settings)
     connections = Connections(limit_of_connections(settings.max_connections), settings.request_seconds)
+    app = create_app(settings, connections.most)
     server = Server(
         app,
         uvicorn.Config(

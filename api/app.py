@@ -22,6 +22,7 @@ from api.cut_short import CutShort
 from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
+from api.limits import Limits
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
@@ -44,6 +45,8 @@ _EXPOSED = [
     "Content-Location",
     "Link",
     "ETag",
+    "RateLimit",
+    "RateLimit-Policy",
     "Retry-After",
     "Preference-Applied",
     WARNING,
@@ -74,6 +77,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         Resolver(settings.webhook_trusted_hosts),
         Intake(settings),
         batch_feeds,
+        Limits.of(settings, app.state.connections),
     )
     background = [
         asyncio.create_task(relay.run()),
@@ -111,10 +115,11 @@ class Application(docs.Documented):
             await write(send)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Make the application; servers and tests run it."""
+def create_app(settings: Settings, connections: int) -> FastAPI:
+    """Make the application of a process that may have so many connections; servers and tests run it."""
     app = Application(lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
+    app.state.connections = connections
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
     routers = (agents, threads, query, runs, batches, webhooks, dead_letters)

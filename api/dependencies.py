@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
+from api.limits import Limits
 from api.relay import Relay
 from api.tickets import Tickets
 from shared.event_log import EventLog
@@ -35,6 +36,7 @@ class Parts:
     resolver: Resolver
     intake: Intake
     batch_feeds: BatchFeeds
+    limits: Limits
 
 
 def _parts(request: Request) -> Parts:

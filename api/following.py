@@ -10,6 +10,7 @@ from fastapi import Header, Query, Response
 
 from api.dependencies import Parts
 from api.framing import Framing, negotiate
+from api.limits import OpenCall
 from api.problems import Refused
 from api.stream import Follower, Stream
 from shared.event_log import BEFORE_ALL, Id
@@ -26,6 +27,7 @@ _ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})")
 
 def follow(
     service: Parts,
+    call: OpenCall,
     run: Any,
     *,
     accept: str | None,
@@ -34,7 +36,7 @@ def follow(
     headers: dict[str, str] | None = None,
     hung_up: Callable[[], Awaitable[None]] | None = None,
 ) -> Response:
-    """Stream a run from a cursor on.
+    """Stream a run from a cursor on; the call is closed with the stream.
 
     Raises:
         Refused: 406, the caller takes no stream; 400, the cursor is none that this run ever had.
@@ -42,10 +44,11 @@ def follow(
     framing = negotiate(accept)
     after = cursor_of(run, cursor)
     if run.status in TERMINAL and after == Id(run.attempt + 1, 1):
+        call.close()
         if framing is Framing.SSE:
             return Response(status_code=204)
         return Response(b"", media_type=framing.value)
-    follower = Follower(service.relay, run, after, framing, deltas=deltas, hung_up=hung_up)
+    follower = Follower(service.relay, call, run, after, framing, deltas=deltas, hung_up=hung_up)
     return Stream(follower, headers or {})
 
 

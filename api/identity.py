@@ -94,6 +94,11 @@ def identify_by_ticket(request: Request) -> None:
     request.scope[_KEY] = Owner(*owner)
 
 
+def caller_of(request: Request) -> Owner | None:
+    """Say which user was identified; None where an operator calls."""
+    return request.scope.get(_KEY)
+
+
 def _identified(request: Request) -> Owner:
     return request.scope[_KEY]
 

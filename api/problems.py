@@ -92,13 +92,14 @@ _MEANINGS = {
     413: "The body is over the limit.",
     415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
-    429: "As many runs of this user (`user_queue_full`) or of your tenant (`tenant_queue_full`) wait as may, or of your"
-    " tenant's batches more would be unfinished than may (`tenant_batches_full`): try again after `Retry-After`"
-    " seconds.",
+    429: "A limit of this user or your tenant is reached: of requests a second (`too_many_requests`), of runs that wait"
+    " (`user_queue_full`, `tenant_queue_full`), of unfinished runs of batches (`tenant_batches_full`), of streams and"
+    " waiting calls (`user_calls_full`, `tenant_calls_full`), or of batches that arrive (`user_uploads_full`,"
+    " `tenant_uploads_full`). Try again after `Retry-After` seconds.",
     502: "The run failed: `code` says how, `run_id` which.",
     503: "A dependency is down (`service_unavailable`), the service is full (`queue_full`, `queue_slow`,"
-    " `batches_full`), or no living worker has served the agent for a while (`agent_not_served`): try again after"
-    " `Retry-After` seconds.",
+    " `batches_full`, `calls_full`, `uploads_full`, `too_many_connections`), or no living worker has served the agent"
+    " for a while (`agent_not_served`): try again after `Retry-After` seconds.",
     504: "The run did not end before its deadline (`deadline_exceeded`).",
 }
 
@@ -172,7 +173,7 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the problems of a route of the API, besides those that each of them can give."""
-    return problem_responses(400, 401, 422, 503, *statuses)
+    return problem_responses(400, 401, 422, 429, 503, *statuses)
 
 
 def example(status: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from api.docs import STREAM
 from api.following import Deltas, follow
 from api.framing import negotiate
 from api.idempotency import IdempotencyKey
-from api.identity import Caller
+from api.identity import Caller, Owner
 from api.problems import FAILURE_STATUS, Refused, responses
 from api.resources import Answer, AttendedQuery
 from api.run_cancel import cancel_run
@@ -25,6 +25,7 @@ from api.run_rows import owned_run
 from api.runs import shown
 from api.strict import StrictRoute
 from shared.failures import SENTENCES, FailureCode
+from shared.idempotency import Key
 from shared.resources import Run, output_of
 from shared.tables import TERMINAL, RunStatus
 
@@ -42,7 +43,7 @@ _WAIT = re.compile(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\"?", re.IGNORECASE)
     response_description="The answer.",
     response_model=Answer,
     responses={
-        **responses(404, 409, 413, 415, 429, 502, 504),
+        **responses(404, 409, 413, 415, 502, 504),
         202: {"model": Run, "description": "It takes longer than you wanted to wait: here is the run."},
     },
 )
@@ -57,6 +58,13 @@ async def query(
     ] = None,
 ) -> Response:
     """Ask and block until the answer is stored. If the run fails, the problem says why, with `run_id`."""
+    with service.limits.calls.opened(caller):
+        return await _ask_and_wait(request, new, service, caller, key, prefer)
+
+
+async def _ask_and_wait(
+    request: Request, new: AttendedQuery, service: Parts, caller: Owner, key: Key | None, prefer: str | None
+) -> Response:
     asked = await ask(service, caller, new, key)
     row = asked.run
     hung_up = asyncio.create_task(_hung_up(request, service, row)) if new.on_disconnect == "cancel" else None
@@ -90,7 +98,7 @@ async def query(
     summary="Ask, and follow the answer as it is written",
     response_class=Response,
     responses={
-        **responses(404, 406, 409, 413, 415, 429),
+        **responses(404, 406, 409, 413, 415),
         200: STREAM,
     },
 )
@@ -104,17 +112,19 @@ async def stream(
 ) -> Response:
     """Ask and get every event as it is born. `Content-Location` names the run: when the line breaks, go on there."""
     negotiate(accept)
-    asked = await ask(service, caller, new, key)
-    row, url = asked.run, run_url(asked.run.id)
-    return follow(
-        service,
-        row,
-        accept=accept,
-        cursor=None,
-        deltas=deltas,
-        headers={**asked.headers, "Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
-        hung_up=_cancelling(service, row.id) if new.on_disconnect == "cancel" else None,
-    )
+    with service.limits.calls.open(caller).kept() as call:
+        asked = await ask(service, caller, new, key)
+        row, url = asked.run, run_url(asked.run.id)
+        return follow(
+            service,
+            call,
+            row,
+            accept=accept,
+            cursor=None,
+            deltas=deltas,
+            headers={**asked.headers, "Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
+            hung_up=_cancelling(service, row.id) if new.on_disconnect == "cancel" else None,
+        )
 
 
 async def _hung_up(request: Request, service: Parts, row: Any) -> None:

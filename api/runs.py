@@ -16,9 +16,9 @@ from api.dependencies import Parts, Service
 from api.docs import STREAM
 from api.following import CursorParameter, Deltas, LastEventId, follow
 from api.idempotency import IdempotencyKey
-from api.identity import Caller
+from api.identity import Caller, Owner
 from api.pages import Cursor, Limit, Page, page, place_of
-from api.problems import responses
+from api.problems import Refused, responses
 from api.resources import NewQuery, RunId, StreamTicket
 from api.run_cancel import cancel_run
 from api.run_rows import owned_run, owned_runs
@@ -43,7 +43,7 @@ Wait = Annotated[
     status_code=202,
     summary="Ask, and do not wait",
     response_description="The run, accepted; `Location` says where it is.",
-    responses=responses(404, 409, 413, 415, 429),
+    responses=responses(404, 409, 413, 415),
 )
 async def create_run(new: NewQuery, service: Service, caller: Caller, key: IdempotencyKey, response: Response) -> Run:
     """Store a query; a worker takes it at once. Poll the run, or follow its stream."""
@@ -98,7 +98,8 @@ async def read_run(
     """The run as it is now; with `wait`, once it has ended or so many seconds have passed."""
     row = await owned_run(service.database, caller, run_id)
     if wait and row.status not in TERMINAL:
-        await ended(service, row, wait)
+        with service.limits.calls.opened(caller):
+            await ended(service, row, wait)
         row = await owned_run(service.database, caller, run_id)
     body = (await shown(service, row)).model_dump_json().encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
@@ -134,7 +135,9 @@ async def stream_run(
 ) -> Response:
     """The events of a run of any age: from the start, or after the id that you saw last."""
     row = await owned_run(service.database, caller, run_id)
-    return follow(service, row, accept=accept, cursor=after if last_event_id is None else last_event_id, deltas=deltas)
+    with service.limits.calls.open(caller).kept() as call:
+        cursor = after if last_event_id is None else last_event_id
+        return follow(service, call, row, accept=accept, cursor=cursor, deltas=deltas)
 
 
 @router.post(
@@ -162,20 +165,30 @@ async def create_ticket(run_id: RunId, service: Service, caller: Caller) -> Stre
 async def cancel(run_id: RunId, service: Service, caller: Caller, wait: Wait = 5) -> Response:
     """200 and the run once it has ended, also if it already had; 202 if it has not within `wait` seconds.
 
-    An answer that was stored before the request came through wins: look at `status`.
+    An answer that was stored before the request came through wins: look at `status`. Where no more of your calls may
+    wait, this one does not wait.
     """
     row = await owned_run(service.database, caller, run_id)
     if row.status not in TERMINAL:
-        following = asyncio.create_task(ended(service, row, wait))
-        await cancel_run(service, run_id)
-        row = await owned_run(service.database, caller, run_id)
-        if row.status in TERMINAL:
-            following.cancel()
-        else:
-            await following
+        try:
+            with service.limits.calls.opened(caller):
+                row = await _cancel_and_wait(service, caller, row, wait)
+        except Refused:
+            await cancel_run(service, run_id)
             row = await owned_run(service.database, caller, run_id)
     status = 200 if row.status in TERMINAL else 202
     return JSONResponse((await shown(service, row)).model_dump(mode="json"), status, {"Location": run_url(run_id)})
+
+
+async def _cancel_and_wait(service: Parts, caller: Owner, row: Any, seconds: float) -> Any:
+    following = asyncio.create_task(ended(service, row, seconds))
+    await cancel_run(service, row.id)
+    row = await owned_run(service.database, caller, row.id)
+    if row.status in TERMINAL:
+        following.cancel()
+        return row
+    await following
+    return await owned_run(service.database, caller, row.id)
 
 
 async def shown(service: Parts, row: Any) -> Run:

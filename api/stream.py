@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.feed import Event, Text, Waited, end_wait
 from api.framing import Framing
+from api.limits import OpenCall
 from api.protocol import CONNECTION_LOST
 from api.relay import Relay
 from shared.event_log import Id
@@ -73,6 +74,7 @@ class Follower:
 
     __slots__ = (
         "_base",
+        "_call",
         "_cursor",
         "_deltas",
         "_following",
@@ -87,6 +89,7 @@ class Follower:
     def __init__(
         self,
         relay: Relay,
+        call: OpenCall,
         run: Any,
         cursor: Id,
         framing: Framing,
@@ -96,6 +99,7 @@ class Follower:
     ) -> None:
         self.framing = framing
         self._relay = relay
+        self._call = call
         self._following = relay.follow(run)
         self._message_id = str(run.message_id)
         self._cursor = cursor
@@ -117,6 +121,14 @@ class Follower:
 
         Trouble of the service cuts the stream, without `done`.
         """
+        try:
+            await self._write(send)
+        finally:
+            self._call.close()
+        if self._lost and self._hung_up is not None:
+            await self._hung_up()
+
+    async def _write(self, send: Send) -> None:
         async with self._following as feed:
             frames = [self.framing.opening] if self.framing.opening else []
             while not self._relay.closing and not self._lost:
@@ -136,8 +148,6 @@ class Follower:
                 if await self._waiting is Waited.IN_VAIN:
                     frames = [self.framing.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
-        if self._lost and self._hung_up is not None:
-            await self._hung_up()
 
     def _frame(self, item: Event | Text) -> bytes:
         """Write an item, or take what another follower wrote; and note that this one has it."""

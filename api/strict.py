@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.requests import ClientDisconnect
 
-from api.identity import identify, identify_by_ticket, identify_operator
+from api.identity import caller_of, identify, identify_by_ticket, identify_operator
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
@@ -77,6 +77,7 @@ class StrictRoute(APIRoute):
 
         async def strictly(request: Request) -> Response:
             self.identify(request)
+            rate = await _take_turn(request)
             _check_query(request, known)
             if request.method == "POST" and not takes_key and IDEMPOTENCY_KEY in request.headers:
                 message = "This call creates nothing and takes no key"
@@ -85,9 +86,17 @@ class StrictRoute(APIRoute):
             if takes_body:
                 media_type_of(request, "application/json")
                 await strict.json()  # FastAPI would take whatever goes wrong here for a 400 of its own.
-            return await handle(strict)
+            response = await handle(strict)
+            response.headers.update(rate)
+            return response
 
         return strictly
+
+
+async def _take_turn(request: Request) -> dict[str, str]:
+    """Count the request of a user against the rate that is allowed; returns headers of the response."""
+    caller = caller_of(request)
+    return {} if caller is None else await request.app.state.parts.limits.requests.take(caller)
 
 
 class TicketedRoute(StrictRoute):

@@ -86,6 +86,11 @@ def _redis(url: str) -> str:
     return url
 
 
+def share(wanted: int | None, whole: int, parts: int) -> int:
+    """Say what one caller may take: what is set, or one part of the whole, rounded up; 0 is no limit."""
+    return -(-whole // parts) if wanted is None else wanted
+
+
 class Settings(BaseSettings):
     """Everything that can be set, one variable a field, upper-case; `.env.example` documents each for operators."""
 
@@ -118,6 +123,20 @@ class Settings(BaseSettings):
     """Longest request body that the API reads."""
     max_connections: int = Field(default=0, ge=0)
     """Connections of clients that an API process may have; 0 is what the limit of open files leaves room for."""
+    max_open_calls: int = Field(default=0, ge=0)
+    """Streams and waiting calls that an API process serves at once; 0 is as many as it may have connections."""
+    max_open_calls_per_user: int | None = Field(default=None, ge=0)
+    """Of these, those of a user; a quarter of all, unless set. More are refused with 429."""
+    max_open_calls_per_tenant: int | None = Field(default=None, ge=0)
+    """Of these, those of a tenant; half of all, unless set. More are refused with 429."""
+    max_requests_per_second_per_user: float = Field(default=200, ge=0)
+    """Requests of a user that an API process answers; more are refused with 429. 0 is no limit."""
+    max_requests_per_second_per_tenant: float = Field(default=500, ge=0)
+    """Requests of a tenant that an API process answers; more are refused with 429. 0 is no limit."""
+    max_uploads: int = Field(default=20, ge=1)
+    """Batches that may arrive at an API process at once: a quarter of them of one user, half of one tenant."""
+    max_upload_bytes: int = Field(default=512 << 20, ge=1 << 20)
+    """Room in `TMPDIR` for the batches that arrive at an API process."""
     request_seconds: float = Field(default=10, gt=0)
     """Time that a client has to send the head of a request, and each 1,000 bytes of its body."""
     keepalive_seconds: float = Field(default=15, gt=0)
@@ -184,10 +203,10 @@ class Settings(BaseSettings):
     """Longest deadline of a batch that a caller may ask for."""
     batch_run_seconds: float = Field(default=600, gt=0)
     """A run of a batch has so long from when a worker begins."""
-    max_queued_per_user: int = Field(default=0, ge=0)
-    """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below."""
-    max_queued_per_tenant: int = Field(default=0, ge=0)
-    """Runs of a tenant that may wait before more are refused with 429."""
+    max_queued_per_user: int | None = Field(default=None, ge=0)
+    """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below. A fifth of all."""
+    max_queued_per_tenant: int | None = Field(default=None, ge=0)
+    """Runs of a tenant that may wait before more are refused with 429; half of all, unless set."""
     max_queued: int = Field(default=10_000, ge=0)
     """Runs that may wait before more are refused with 503."""
     agent_unserved_seconds: float = Field(default=60, ge=0, le=86_400)
@@ -198,9 +217,9 @@ class Settings(BaseSettings):
     """Interactive runs of a user that may run at once; more wait for one of them to end."""
     max_running_per_tenant: int = Field(default=0, ge=0)
     """Interactive runs of a tenant that may run at once; more wait for one of them to end."""
-    max_batch_unfinished_per_tenant: int = Field(default=0, ge=0)
-    """Unfinished runs of a tenant's batches; a batch that would exceed it is refused with 429."""
-    max_batch_unfinished: int = Field(default=0, ge=0)
+    max_batch_unfinished_per_tenant: int | None = Field(default=None, ge=0)
+    """Unfinished runs of a tenant's batches; a batch above it is refused with 429. Half of all, unless set."""
+    max_batch_unfinished: int = Field(default=1_000_000, ge=0)
     """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
@@ -222,9 +241,24 @@ class Settings(BaseSettings):
     """Life of stateless runs and of batches in PostgreSQL after their end; other runs live as long as their thread."""
 
     @property
+    def queued_per_user(self) -> int:
+        """Runs of a user that may wait; 0 is no limit."""
+        return share(self.max_queued_per_user, self.max_queued, 5)
+
+    @property
+    def queued_per_tenant(self) -> int:
+        """Runs of a tenant that may wait; 0 is no limit."""
+        return share(self.max_queued_per_tenant, self.max_queued, 2)
+
+    @property
+    def batch_unfinished_per_tenant(self) -> int:
+        """Unfinished runs of a tenant's batches; 0 is no limit."""
+        return share(self.max_batch_unfinished_per_tenant, self.max_batch_unfinished, 2)
+
+    @property
     def most_items_of_a_batch(self) -> int:
         """How many items a batch may have to be ever accepted: none that no waiting makes room for."""
-        limits = (self.max_batch_items, self.max_batch_unfinished_per_tenant, self.max_batch_unfinished)
+        limits = (self.max_batch_items, self.batch_unfinished_per_tenant, self.max_batch_unfinished)
         return min(limit for limit in limits if limit)
 
     failpoints: Annotated[list[Trap], NoDecode, BeforeValidator(_traps)] = Field(default_factory=list[Trap])

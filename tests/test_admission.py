@@ -35,7 +35,7 @@ STORED = (
 
 def admission(**limits: Any) -> Admission:
     """Admit by these limits and no others."""
-    no_others: dict[str, Any] = {"max_queued": 0} | limits
+    no_others: dict[str, Any] = {"max_queued": 0, "max_queued_per_user": 0, "max_queued_per_tenant": 0} | limits
     return Admission(Settings(database_url="postgresql://no/where", redis_url="redis://nowhere", **no_others))
 
 

@@ -25,7 +25,7 @@ STREAMS = {"/api/v1/agent/stream": "post", "/api/v1/runs/{run_id}/stream": "get"
 def document() -> Json:
     """The document, as every process serves it."""
     settings = Settings(database_url="postgresql://nowhere/none", redis_url="redis://nowhere")
-    return create_app(settings).openapi()
+    return create_app(settings, 0).openapi()
 
 
 def operations(document: Json) -> Iterator[tuple[str, Json]]:

@@ -20,7 +20,7 @@ from api.batches.long_items import LONG_BYTES, read_in_steps
 from api.batches.resources import BatchHead, NewItem
 from api.problems import MOST_ERRORS, FieldError, Refused, field_errors, unavailable
 from api.strict import chunks_of, may_be_unstorable, read_json, unstorable
-from shared.batches import Manifest
+from shared.batches import DiskRoom, Manifest
 from shared.settings import Settings
 
 Valid = TypeVar("Valid", bound=BaseModel)
@@ -47,6 +47,7 @@ class Intake:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._turn = asyncio.Lock()
+        self.room = DiskRoom(settings.max_upload_bytes)
         self.storing = asyncio.Lock()
         """Held by the one batch that is being stored: many at once would take all connections for seconds."""
 

@@ -14,6 +14,7 @@ from starlette.types import Send
 from api.batches.feeds import BatchFeed, BatchFeeds, Standing, line_of, page_of
 from api.feed import Waited, end_wait
 from api.framing import Framing
+from api.limits import OpenCall
 from api.stream import send_frames
 from shared.database import is_away
 
@@ -30,6 +31,7 @@ class Results:
         self,
         database: AsyncEngine,
         feeds: BatchFeeds,
+        call: OpenCall,
         batch: Any,
         after: int,
         *,
@@ -39,6 +41,7 @@ class Results:
         self.framing = Framing.NDJSON
         self._database = database
         self._feeds = feeds
+        self._call = call
         self._batch_id: UUID = batch.id
         self._standing = Standing.of(batch)
         self._place = after
@@ -66,6 +69,8 @@ class Results:
             if not is_away(away):
                 raise
             log.warning("results.cut batch=%s error=%r", self._batch_id, away)
+        finally:
+            self._call.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @property

@@ -46,7 +46,7 @@ _OF_LINES = "With `application/x-ndjson` only: "
     status_code=202,
     summary="Submit a batch",
     response_description="The batch, accepted; `Location` says where it is.",
-    responses=responses(409, 413, 415, 429),
+    responses=responses(409, 413, 415),
     openapi_extra={"requestBody": BODY},
 )
 async def create_batch(
@@ -82,8 +82,9 @@ async def create_batch(
     lines = media_type_of(request, "application/json", _NDJSON) == _NDJSON
     if not lines and (given := [name for name in said if said[name] is not None]):
         raise invalid(f"?{given[0]}", "extra_forbidden", "Say it in the body")
-    with Manifest() as items:
-        taken = await service.intake.take(request, said if lines else None, items)
+    with Manifest(service.intake.room) as items:
+        with service.limits.uploads.opened(caller):
+            taken = await service.intake.take(request, said if lines else None, items)
         limit = service.settings.max_batch_deadline_seconds
         deadline = taken.head.deadline_s or service.settings.batch_deadline_seconds
         at = "?" if lines else "/"
@@ -156,6 +157,7 @@ async def read_results(
     reader = Results(
         service.database,
         service.batch_feeds,
+        service.limits.calls.open(caller),
         row,
         int(after),
         follow=follow,
@@ -192,7 +194,7 @@ async def cancel_batch(batch_id: BatchId, service: Service, caller: Caller) -> R
     status_code=202,
     summary="Retry what failed of a batch",
     response_description="A new batch, of the failed items; `Location` says where it is.",
-    responses=responses(404, 409, 429),
+    responses=responses(404, 409),
 )
 async def retry_batch(
     batch_id: BatchId, service: Service, caller: Caller, key: IdempotencyKey, response: Response

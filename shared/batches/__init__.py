@@ -11,13 +11,14 @@ reader who has seen a place has seen all before it.
 
 from shared.batches.accept import Accepted, Submission, accept
 from shared.batches.cancel import begin_to_cancel, cancel_some
-from shared.batches.manifest import Manifest
+from shared.batches.manifest import DiskRoom, Manifest
 from shared.batches.news import announce, channel
 from shared.batches.release import release, with_room
 from shared.batches.retry import retry
 
 __all__ = [
     "Accepted",
+    "DiskRoom",
     "Manifest",
     "Submission",
     "accept",

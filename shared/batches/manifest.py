@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator, Iterator
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
@@ -16,10 +17,30 @@ PIECE = 64 << 10
 """So many characters are written as `COPY` wants them without a pause."""
 
 
+class DiskRoom:
+    """The room in `TMPDIR` that the batches of a process may take together."""
+
+    def __init__(self, most: int) -> None:
+        """Allow so many bytes."""
+        self.left = most
+
+    def take(self, size: int) -> None:
+        """Take room for so many bytes.
+
+        Raises:
+            OSError: there is none left.
+        """
+        if size > self.left:
+            raise OSError(errno.ENOSPC, "The room for batches that arrive is taken")
+        self.left -= size
+
+
 class Manifest:
     """The items that were checked so far. A context: it holds a file, which nobody else can see."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: DiskRoom | None = None) -> None:
+        self._room = room
+        self._taken = 0
         self._lines: list[bytes] = []
         self._bytes = 0
         self._file: IO[bytes] | None = None
@@ -31,6 +52,8 @@ class Manifest:
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
             self._file.close()
+        if self._room is not None:
+            self._room.left += self._taken
 
     def __len__(self) -> int:
         return self._count
@@ -68,6 +91,9 @@ class Manifest:
         if self._file is None:
             self._file = await asyncio.to_thread(TemporaryFile)
         data = b"".join(self._lines)
+        if self._room is not None:
+            self._room.take(len(data))
+            self._taken += len(data)
         self._lines, self._bytes = [], 0
         await asyncio.to_thread(self._file.write, data)
 

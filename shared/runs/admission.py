@@ -23,13 +23,17 @@ NEAR = 50
 """So near to a limit of a user or a tenant, those who store a run of theirs take turns."""
 LOOK_SECONDS = 1.0
 """For so long a process believes in the room that it saw in the queue."""
+LARGE = 1000
+"""A limit of a user or a tenant from which on a process believes, too, in the room that it saw: while half is left."""
+REMEMBERED = 10_000
+"""Users and tenants whose room is known."""
 OLDEST = 1000
 """Among so many of the runs that were accepted first, one is looked for that has waited for too long."""
 
 _QUEUED = "status = 'queued' AND lane = 'interactive'"
 
 FULL = f"""
-    SELECT queued,
+    SELECT queued, of_user, of_tenant,
         of_user >= nullif(CAST(:most_of_user AS int), 0) AS user_queue_full,
         of_tenant >= nullif(CAST(:most_of_tenant AS int), 0) AS tenant_queue_full,
         queued >= nullif(CAST(:most AS int), 0) AS queue_full,
@@ -91,6 +95,27 @@ class _Quota:
         return self.most if self.locked or not self.most else self.most - NEAR or -1
 
 
+class _Rooms:
+    """The room that this process has seen below the large limits of users and tenants, and what it stored since."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, tuple[int, float]] = {}
+
+    def counted(self, name: str, most: int) -> int:
+        """Say up to which limit to count now; 0 where what was seen leaves so much room that there is no need."""
+        room, seen_at = self._rooms.get(name, (0, 0.0))
+        if most < LARGE or room <= most // 2 or time.monotonic() - seen_at > LOOK_SECONDS:
+            return most
+        self._rooms[name] = (room - 1, seen_at)
+        return 0
+
+    def saw(self, name: str, room: int) -> None:
+        """Note what was counted."""
+        if len(self._rooms) >= REMEMBERED:
+            self._rooms.clear()
+        self._rooms[name] = (room, time.monotonic())
+
+
 class Admission:
     """The limits that are set, and what this process saw of the queue last.
 
@@ -101,6 +126,7 @@ class Admission:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._rooms = _Rooms()
         self._room = 0
         """In the queue, by what this process has seen of it and stored since."""
         self._looked_at = 0.0
@@ -129,8 +155,8 @@ class Admission:
             self._room, self._looked_at = settings.max_queued - row.queued, time.monotonic()
         self._room -= 1
         for limit, most in (
-            (Limit.USER, settings.max_queued_per_user),
-            (Limit.TENANT, settings.max_queued_per_tenant),
+            (Limit.USER, settings.queued_per_user),
+            (Limit.TENANT, settings.queued_per_tenant),
             (Limit.QUEUE, settings.max_queued),
             (Limit.AGE, settings.max_queued_seconds),
         ):
@@ -142,8 +168,9 @@ class Admission:
         self, connection: AsyncConnection, tenant: str, user_id: UUID, store: Callable[[dict[str, int]], Awaitable[Any]]
     ) -> Any:
         """Store a run; where a limit of its user or its tenant is near, in turn with others, the user's first."""
-        user = _Quota(self._settings.max_queued_per_user, f"queued:{tenant}:{user_id}")
-        of_tenant = _Quota(self._settings.max_queued_per_tenant, f"queued:{tenant}")
+        name = f"queued:{tenant}"
+        user = _Quota(self._rooms.counted(f"{name}:{user_id}", self._settings.queued_per_user), f"{name}:{user_id}")
+        of_tenant = _Quota(self._rooms.counted(name, self._settings.queued_per_tenant), name)
         row: Any = None
         for turn in (None, user, of_tenant):
             if turn is not None:
@@ -156,6 +183,9 @@ class Admission:
             row = await store({"most_of_user": user.limit, "most_of_tenant": of_tenant.limit})
             if (user.locked or not row.user_queue_full) and (of_tenant.locked or not row.tenant_queue_full):
                 break
+        for quota, queued in ((user, row.of_user), (of_tenant, row.of_tenant)):
+            if quota.most:
+                self._rooms.saw(quota.lock, quota.most - queued - 1)
         return row
 
     async def admit_batch(
@@ -169,7 +199,7 @@ class Admission:
         Raises:
             QueueFull: a limit would be exceeded; the transaction is to be rolled back.
         """
-        if not self._settings.max_batch_unfinished_per_tenant and not self._settings.max_batch_unfinished:
+        if not self._settings.batch_unfinished_per_tenant and not self._settings.max_batch_unfinished:
             return await store()
         await self._see_room(connection, tenant, items)
         stored = await store()
@@ -178,7 +208,7 @@ class Admission:
         return stored
 
     async def _see_room(self, connection: AsyncConnection, tenant: str, items: int) -> None:
-        of_tenant = self._settings.max_batch_unfinished_per_tenant
+        of_tenant = self._settings.batch_unfinished_per_tenant
         most = self._settings.max_batch_unfinished
         unfinished = (await connection.execute(_IN_BATCHES, {"tenant": tenant})).one()
         if 0 < of_tenant < unfinished.of_tenant + items:

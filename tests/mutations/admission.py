@@ -11,14 +11,14 @@ MUTATIONS = [
     Mutation(
         "a full queue of a user that refuses nothing",
         "shared/runs/admission.py",
-        "(Limit.USER, settings.max_queued_per_user),",
+        "(Limit.USER, settings.queued_per_user),",
         "",
         REFUSED,
     ),
     Mutation(
         "a full queue of a tenant that refuses nothing",
         "shared/runs/admission.py",
-        "(Limit.TENANT, settings.max_queued_per_tenant),",
+        "(Limit.TENANT, settings.queued_per_tenant),",
         "",
         REFUSED,
     ),

@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_connections.py::"
+LIMITS = "tests/test_limits.py::"
 PROTOCOL = "api/protocol.py"
 CONNECTIONS = "api/connections.py"
 
@@ -55,5 +56,33 @@ MUTATIONS = [
         ".startswith(HEALTH):",
         '.startswith("/nothing"):',
         TESTS + "test_a_full_process_refuses_with_a_reason_and_answers_about_its_health",
+    ),
+    Mutation(
+        "a user with all the streams of a process",
+        "api/limits.py",
+        "            if limit and self._calls[name] >= limit:",
+        "            if limit and not name and self._calls[name] >= limit:",
+        LIMITS + "test_open_streams_and_waits_are_counted_and_given_back",
+    ),
+    Mutation(
+        "a stream that keeps its room after its end",
+        "api/stream.py",
+        "            self._call.close()",
+        "            pass",
+        LIMITS + "test_open_streams_and_waits_are_counted_and_given_back",
+    ),
+    Mutation(
+        "a user that may send any number of requests",
+        "api/limits.py",
+        "        if tightest.left < 1:",
+        "        if tightest.left < -1_000_000:",
+        LIMITS + "test_a_caller_that_sends_too_much_is_slowed_down_alone",
+    ),
+    Mutation(
+        "batches that may fill the disk",
+        "shared/batches/manifest.py",
+        "        if size > self.left:",
+        "        if size < 0:",
+        LIMITS + "test_the_room_on_disk_is_limited_and_given_back",
     ),
 ]
