@@ -30,7 +30,7 @@ LAST_MESSAGES = 100
 
 _CREATE = text("""
     INSERT INTO threads (id, tenant, user_id, agent_type, metadata)
-    SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS jsonb) FROM agents WHERE agent_type = :agent_type
+    SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS json) FROM agents WHERE agent_type = :agent_type
     RETURNING *
 """)
 

@@ -27,7 +27,7 @@ from shared.metrics import database_error
 from shared.pulse import Pulse
 from shared.settings import Settings
 
-SCHEMA = "0011"
+SCHEMA = "0012"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2

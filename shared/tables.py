@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BigInteger, DateTime, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, Uuid, func, text
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, JSON, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
@@ -105,7 +105,8 @@ class Thread(Base):
     tenant: Mapped[str]
     user_id: Mapped[UUID]
     agent_type: Mapped[str]
-    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The `seq` of the run accepted last; raised under the row's lock."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -133,7 +134,8 @@ class Run(Base):
     pool: Mapped[str]
     lane: Mapped[str] = mapped_column(server_default=text("'interactive'"))
     query: Mapped[str]
-    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     user_message_id: Mapped[UUID]
     message_id: Mapped[UUID]
     """The answer's id, the same for all attempts."""
@@ -184,6 +186,15 @@ class Run(Base):
         UniqueConstraint("thread_id", "seq", name="runs_in_a_thread"),
         Index("one_running_run_a_thread", "thread_id", unique=True, postgresql_where=text("status = 'running'")),
         Index("runs_of_a_user", "tenant", "user_id", "created_at", "id"),
+        Index(
+            "runs_ended_badly_of_a_user",
+            "tenant",
+            "user_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text("status IN ('failed', 'cancelled')"),
+        ),
         Index("runs_queued", "pool", "lane", "created_at", "id", postgresql_where=text("status = 'queued'")),
         Index(
             "runs_unfinished_of_a_user",
@@ -228,7 +239,8 @@ class Batch(Base):
     tenant: Mapped[str]
     user_id: Mapped[UUID]
     agent_type: Mapped[str]
-    details: Mapped[dict[str, Any]] = mapped_column("metadata")
+    details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     retry_of: Mapped[UUID | None]
     max_running: Mapped[int | None]
     """How many of its runs may run at once; the others are not due before their deadline, see `release`."""

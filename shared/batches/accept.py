@@ -66,7 +66,7 @@ _INSERT = text(f"""
     ), batch AS (
         INSERT INTO batches (id, tenant, user_id, agent_type, metadata, max_running, run_seconds, webhook_url, total,
                              deadline_at)
-        SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS jsonb), CAST(:max_running AS int), :run_seconds,
+        SELECT :id, :tenant, :user_id, agent_type, CAST(:metadata AS json), CAST(:max_running AS int), :run_seconds,
                :webhook_url, :total, now() + make_interval(secs => :deadline_seconds)
         FROM agent WHERE served OR NOT not_served
         RETURNING *

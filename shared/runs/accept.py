@@ -85,7 +85,7 @@ _INSERT = text(f"""
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
                           webhook_url, user_message_id, message_id, retry_of, crashes, deadline_at)
         SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
-               :lane, :query, CAST(:metadata AS jsonb), :webhook_url,
+               :lane, :query, CAST(:metadata AS json), :webhook_url,
                CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid),
                CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
         FROM agents, room
