@@ -54,6 +54,7 @@ _AGENTS = text("SELECT agent_type FROM agents ORDER BY agent_type")
 
 FAILURE_STATUS: dict[FailureCode, int] = {
     FailureCode.MODEL_UNAVAILABLE: 502,
+    FailureCode.MODEL_REJECTED: 502,
     FailureCode.OUTPUT_INVALID: 502,
     FailureCode.AGENT_ERROR: 502,
     FailureCode.USAGE_LIMIT_EXCEEDED: 502,

@@ -10,6 +10,7 @@ class FailureCode(StrEnum):
     """What went wrong with a run; never what went wrong with the service."""
 
     MODEL_UNAVAILABLE = "model_unavailable"
+    MODEL_REJECTED = "model_rejected"
     OUTPUT_INVALID = "output_invalid"
     AGENT_ERROR = "agent_error"
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"

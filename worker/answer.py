@@ -8,21 +8,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pydantic import ValidationError
 from pydantic_ai import Agent, CancellationToken, ModelRetry
-from pydantic_ai.exceptions import ModelAPIError, ToolRetryError, UnexpectedModelBehavior
+from pydantic_ai.capabilities import AbstractCapability, ReinjectSystemPrompt
+from pydantic_ai.exceptions import ModelAPIError, ToolRetryError, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
+    DeferredToolRequestsEvent,
     FinalResultEvent,
     FunctionToolCallEvent,
     FunctionToolResultEvent,
     ModelMessage,
+    ModelRequest,
     ModelResponse,
     PartDeltaEvent,
+    SystemPromptPart,
 )
 from pydantic_ai.result import AgentStream
 from pydantic_ai.run import AgentRun
@@ -31,8 +35,7 @@ from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 
 from worker.catalog import Offer, ToolEvents
-from worker.merging import MergingModel
-from worker.retrying import RetryingModel
+from worker.request_policy import RequestPolicy
 from worker.storable import as_json, storable
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,17 @@ class Listener(Protocol):
 
     def show(self, text: str) -> None:
         """Hear the whole text as it is now."""
+
+
+class WaitsForAnswer(Exception):
+    """A tool call needs an approval, or a result from outside, that nobody gives here; the message is for callers."""
+
+    def __init__(self, tools: Iterable[str]) -> None:
+        names = ", ".join(sorted(set(tools))) or "a tool"
+        super().__init__(
+            f"The agent called {names} and waits for an approval or a result from outside, which this service cannot "
+            "give: the agent needs a HandleDeferredToolCalls capability that decides."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +92,17 @@ class Answer:
         self._offer = offer
         self._listener = listener
         self._token = token
-        self._interval = partial_interval_seconds
         self._tool_event_bytes = tool_event_bytes
-        self._tries = model_tries
-        self._give_up_at = asyncio.get_running_loop().time() + seconds_left
+        self._policy = RequestPolicy(
+            settings=ModelSettings(timeout=model_timeout_seconds, max_retries=0),  # A client's own would multiply ours.
+            tries=model_tries,
+            give_up_at=asyncio.get_running_loop().time() + seconds_left,
+            window_seconds=partial_interval_seconds,
+            model=offer.model if offer.chooses_model else None,
+        )
         self._used_before = used_before or RunUsage()
-        self._settings = ModelSettings(timeout=model_timeout_seconds, max_retries=0)
-        """For agents that bring none; a client's own retries would multiply ours."""
+        self._said: list[ModelMessage] = []
+        """What this run adds to the conversation, but for the results of tools after its last response."""
         self._run: AgentRun[Any, Any] | None = None
 
     @property
@@ -97,6 +115,7 @@ class Answer:
 
         Raises:
             RunCancelled: the token was cancelled; it carries the messages so far.
+            WaitsForAnswer: a tool call needs an answer that nobody gives.
             ModelAPIError: the model cannot be had, or broke off.
             Exception: whatever pydantic-ai, the model or a tool raises.
         """
@@ -105,8 +124,8 @@ class Answer:
             query,
             message_history=history,
             deps=deps,
-            model=MergingModel(RetryingModel(self._offer.model, self._tries, self._give_up_at), self._interval),
-            model_settings=self._settings if getattr(agent, "model_settings", None) is None else None,
+            model=None if self._offer.chooses_model else self._offer.model,
+            capabilities=self._capabilities(history),
             usage=copy(self._used_before),
             usage_limits=self._offer.usage_limits,
             cancellation_token=self._token,
@@ -114,18 +133,54 @@ class Answer:
             self._run = run
             async for node in run:
                 if Agent.is_model_request_node(node):
+                    self._said.append(node.request)
                     async with node.stream(run.ctx) as stream:
                         await self._hear(stream)
                 elif Agent.is_call_tools_node(node):
-                    async with node.stream(run.ctx) as events:
-                        async for event in events:
-                            self._tell_tool(event)
+                    self._said.append(node.model_response)
+                    await self._call_tools(node, run)
         result = run.result
         if result is None:
             raise UnexpectedModelBehavior("The agent ended without a result.")
+        if isinstance(result.output, DeferredToolRequests):
+            raise WaitsForAnswer(call.tool_name for call in [*result.output.approvals, *result.output.calls])
         text = self._render(result.output)
         self._listener.show(text)
-        return Answered(text, result.new_messages(), result.response.model_name)
+        return Answered(text, self.whole(result.new_messages()), result.response.model_name)
+
+    def whole(self, messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
+        """Add to the messages of this run what a history processor of the agent's took out of them.
+
+        It shortens what the model is told; but a thread whose query or calls are gone could not go on.
+        """
+        known = max((place for place, message in enumerate(messages) if message in self._said), default=-1)
+        later = [*self._said, *messages[known + 1 :]]
+        return later if len(later) > len(messages) else messages
+
+    def _capabilities(self, history: Sequence[ModelMessage]) -> list[AbstractCapability[Any]]:
+        """Add to the agent's own what this service needs; a first run that was cut has left no system prompt behind."""
+        if history and not any(
+            isinstance(part, SystemPromptPart)
+            for message in history
+            if isinstance(message, ModelRequest)
+            for part in message.parts
+        ):
+            return [self._policy, ReinjectSystemPrompt()]
+        return [self._policy]
+
+    async def _call_tools(self, node: Any, run: AgentRun[Any, Any]) -> None:
+        """Tell what tools are called and return."""
+        waiting: list[str] = []
+        try:
+            async with node.stream(run.ctx) as events:
+                async for event in events:
+                    if isinstance(event, DeferredToolRequestsEvent):
+                        waiting += [call.tool_name for call in [*event.requests.approvals, *event.requests.calls]]
+                    self._tell_tool(event)
+        except UserError as error:
+            if waiting:
+                raise WaitsForAnswer(waiting) from error
+            raise
 
     async def _hear(self, stream: AgentStream[Any, Any]) -> None:
         """Listen to the model, whose deltas come in windows; once it writes the output, show what each brought."""
@@ -141,12 +196,14 @@ class Answer:
             partial = await stream.validate_response_output(stream.response, allow_partial=True)
         except (ValidationError, ModelRetry, ToolRetryError, UnexpectedModelBehavior):
             return  # Not valid yet: the next may be.
+        except UserError:
+            return  # A call that is to be approved is no output. If something else is wrong, the whole output says it.
         if not isinstance(partial, DeferredToolRequests):
-            self._listener.show(self._render(partial))
+            self._listener.show(self._render(partial, partial=True))
 
-    def _render(self, output: Any) -> str:
+    def _render(self, output: Any, *, partial: bool = False) -> str:
         """Say an output as text that can be stored and published."""
-        return storable(str(output)) if self._offer.text_output else as_json(output)
+        return storable(str(output)) if self._offer.text_output else self._offer.output_text(output, partial=partial)
 
     def _tell_tool(self, event: Any) -> None:
         """Tell calls and results of function tools, as far as the agent's setting goes."""

@@ -72,7 +72,7 @@ class App:
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
         if nursery is not None:
-            nursery.prepare({type(offer.model).__module__ for offer in self._offers.values()})
+            nursery.prepare({type(offer.model).__module__ for offer in self._offers.values() if offer.model})
         self._isolation = Isolation(settings, self._database, self._sweeper, nursery) if nursery else None
         self._jobs = {
             lane: Job(

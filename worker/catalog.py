@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -20,13 +19,14 @@ from uuid import UUID
 
 from pydantic_ai import UsageLimits
 from pydantic_ai.agent import AbstractAgent
+from pydantic_ai.capabilities import AbstractCapability, DynamicCapability
 from pydantic_ai.models import Model, infer_model, parse_model_id
-from pydantic_ai.models.fallback import FallbackModel
-from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.providers import infer_provider_class
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.settings import Settings, WrongSettings
+from worker.output_text import OutputText
+from worker.waiting import CannotWait, capabilities_of, check_waiting
 
 if TYPE_CHECKING:
     import httpx2
@@ -101,12 +101,17 @@ class Offer:
 
     agent_type: str
     agent: AbstractAgent[Any, Any]
-    model: Model
+    model: Model | str | None
+    """What it is asked with; a name is looked up by the agent itself."""
+    chooses_model: bool
+    """Whether the agent's own model or capabilities count before `model`."""
     description: str
     output_schema: dict[str, Any]
     """JSON Schema of the output."""
     text_output: bool
     """Whether the output is text instead of JSON."""
+    output_text: OutputText
+    """Writes outputs that are JSON."""
     tool_events: ToolEvents
     dependencies: Dependencies | None
     usage_limits: UsageLimits | None
@@ -136,10 +141,9 @@ def load(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | Non
         try:
             served = _import(path)
             _check_dependencies(served)
-            model = _model(served, settings, configured_model)
-            _demand_finish_reasons(model)
-            offers[agent_type] = _offer(agent_type, served, model, settings)
-        except _Unservable as problem:
+            check_waiting(served.agent)
+            offers[agent_type] = _offer(agent_type, served, _model(served, settings, configured_model), settings)
+        except (_Unservable, CannotWait) as problem:
             problems.append(f"AGENTS: {agent_type} ({path}) {problem}.")
         except _WrongModel as problem:
             problems.append(f"MODEL: {problem}.")
@@ -174,18 +178,36 @@ def _check_dependencies(served: ServedAgent) -> None:
         raise _Unservable("takes dependencies, so a ServedAgent must bring the factory that makes them")
 
 
-def _model(served: ServedAgent, settings: Settings, configured_model: Callable[[], Model]) -> Model:
-    own = served.agent.model
+def _model(
+    served: ServedAgent, settings: Settings, configured_model: Callable[[], Model]
+) -> tuple[Model | str | None, bool]:
+    """Return the model that the agent is asked with, and whether its own choice counts before it.
+
+    An agent that chooses by capabilities (`SelectModel`, `ResolveModelId`, a function that returns such) is left to do
+    so: whatever `agent.iter` is given as a model would be used instead.
+    """
+    own, capability = served.agent.model, served.agent.root_capability
+    looks_up = capability.has_resolve_model_id
+    chooses = capability.get_model() is not None
+    if own is not None and (looks_up or chooses or _is_dynamic(capability)):
+        return None, True
     if own is not None:
         try:
-            return infer_model(own)
+            return infer_model(own), False
         except Exception as error:  # As many kinds of errors as there are providers.
             raise _Unservable(f"names a model that cannot be made: {_said(error)}") from error
+    if chooses:
+        return None, True
     if settings.model is not None:
-        return configured_model()
+        return settings.model if looks_up else configured_model(), _is_dynamic(capability) or looks_up
     if served.script is not None:
-        return served.script(settings.scripted_tokens_per_second)
+        return served.script(settings.scripted_tokens_per_second), _is_dynamic(capability)
     raise _Unservable("has no model: give the agent one or set MODEL")
+
+
+def _is_dynamic(capability: AbstractCapability[Any]) -> bool:
+    """Tell whether a capability is made anew for each run, and so may choose a model then."""
+    return any(isinstance(leaf, DynamicCapability) for leaf in capabilities_of(capability))
 
 
 def import_model(settings: Settings) -> None:
@@ -210,26 +232,6 @@ def _configured_model(settings: Settings, openai_http: Callable[[], httpx2.Async
         raise _WrongModel(f"{name!r} cannot be made: {_said(error)}") from error
 
 
-def _demand_finish_reasons(model: Model) -> None:
-    """Have models that speak OpenAI's Chat Completions tell a stream that was cut from a whole one.
-
-    A model whose server never says why it stops can be given a profile that says so.
-    """
-    spoken: Any = sys.modules.get("pydantic_ai.models.openai")
-    if spoken is None:
-        return  # Whoever made such a model imported it.
-    match model:
-        case FallbackModel(models=models):
-            for one in models:
-                _demand_finish_reasons(one)
-        case WrapperModel(wrapped=wrapped):
-            _demand_finish_reasons(wrapped)
-        case spoken.OpenAIChatModel(profile=profile):  # pyright: ignore[reportUnknownVariableType]
-            profile.setdefault("openai_chat_streaming_requires_finish_reason", True)
-        case _:
-            pass
-
-
 def _usage_limits(settings: Settings) -> UsageLimits:
     """Limit agents that bring no limits of their own."""
     return UsageLimits(
@@ -239,19 +241,22 @@ def _usage_limits(settings: Settings) -> UsageLimits:
     )
 
 
-def _offer(agent_type: str, served: ServedAgent, model: Model, settings: Settings) -> Offer:
+def _offer(agent_type: str, served: ServedAgent, model: tuple[Model | str | None, bool], settings: Settings) -> Offer:
     agent = served.agent
     try:
         schema = agent.output_json_schema()
+        output_text = OutputText(agent.output_type)
     except Exception as error:  # A type that pydantic has no schema for says so in several ways.
         raise _Unservable(f"has an output that no JSON Schema describes: {_said(error)}") from error
     return Offer(
         agent_type=agent_type,
         agent=agent,
-        model=model,
+        model=model[0],
+        chooses_model=model[1],
         description=served.description or agent.description or "",
         output_schema=schema,
         text_output=agent.output_type is str,
+        output_text=output_text,
         tool_events=served.tool_events,
         dependencies=served.dependencies,
         usage_limits=served.usage_limits or _usage_limits(settings),

@@ -12,6 +12,7 @@ from pydantic_ai.messages import (
     ModelResponse,
     TextPart,
     UserPromptPart,
+    repair_messages,
 )
 
 from shared.runs import Exchange
@@ -21,7 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def history_of(exchanges: Sequence[Exchange]) -> list[ModelMessage]:
-    """Join the transcripts; where one is missing or cannot be read, the query and the answer stand for it."""
+    """Join the transcripts; where one is missing or cannot be read, the query and the answer stand for it.
+
+    Calls that were left open are closed, so that the thread can go on.
+    """
     history: list[ModelMessage] = []
     for exchange in exchanges:
         transcribed = _transcribed(exchange)
@@ -30,7 +34,7 @@ def history_of(exchanges: Sequence[Exchange]) -> list[ModelMessage]:
             history.append(ModelResponse(parts=[TextPart(exchange.answer or "")]))
         else:
             history += transcribed
-    return history
+    return repair_messages(history)
 
 
 def transcript_of(messages: Sequence[ModelMessage]) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from pydantic_ai.exceptions import (
+    ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
     RunCancelled,
@@ -41,13 +42,14 @@ from shared.runs import (
 )
 from shared.settings import Settings
 from shared.tables import RunStatus
-from worker.answer import Answered
+from worker.answer import Answered, WaitsForAnswer
 from worker.attempt import Attempt, Stop
 from worker.batch_ends import BatchEnds
 from worker.catalog import Offer, RunScope
 from worker.group_commit import GroupCommit
 from worker.history import history_of, transcript_of
 from worker.isolation import Isolation
+from worker.model_errors import failure_of, for_operator
 from worker.publisher import Publisher
 from worker.roster import Roster
 from worker.storable import storable
@@ -171,12 +173,22 @@ class Job:
                 return self._cut(attempt, error)
             case UsageLimitExceeded():
                 return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
-            case ModelAPIError() | FallbackExceptionGroup():
-                return attempt.failed(FailureCode.MODEL_UNAVAILABLE, _unavailable(error))
+            case ModelAPIError() | FallbackExceptionGroup() | ContentFilterError() | WaitsForAnswer():
+                return self._refused(attempt, error)
             case UnexpectedModelBehavior():
                 return attempt.failed(FailureCode.OUTPUT_INVALID, f"The model gave no valid output: {error.message}")
             case _:
                 return self._raised(attempt, error)
+
+    def _refused(
+        self, attempt: Attempt, error: ModelAPIError | FallbackExceptionGroup | ContentFilterError | WaitsForAnswer
+    ) -> Ending:
+        """Say that the run failed for what its provider said, or for want of somebody's answer; the log says more."""
+        claimed = attempt.claimed
+        log.warning("job.refused run=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))
+        if isinstance(error, WaitsForAnswer):
+            return attempt.failed(FailureCode.AGENT_ERROR, str(error))
+        return attempt.failed(*failure_of(error))
 
     def _raised(self, attempt: Attempt, error: BaseException) -> Ending | None:
         """Say what becomes of a run whose agent raised: it failed, unless it was our own database that broke."""
@@ -219,7 +231,8 @@ class Job:
         """Say what becomes of a run whose attempt was stopped: what there is is kept, or it is left to the next."""
         match attempt.stopped:
             case Stop.CANCELLED:
-                return attempt.cancelled(transcript_of(cut.new_messages()) if isinstance(cut, RunCancelled) else None)
+                messages = attempt.answer.whole(cut.new_messages()) if isinstance(cut, RunCancelled) else None
+                return attempt.cancelled(None if messages is None else transcript_of(messages))
             case Stop.DEADLINE:
                 return attempt.failed(FailureCode.DEADLINE_EXCEEDED)
             case Stop.STOPPING | Stop.NOT_MINE | Stop.DATABASE_AWAY:
@@ -314,12 +327,4 @@ def _bare(ending: Ending, error: Exception) -> Ending:
         last_entry=ending.last_entry,
         usage=ending.usage,
         error=storable(failure(FailureCode.AGENT_ERROR, message)),
-    )
-
-
-def _unavailable(error: ModelAPIError | FallbackExceptionGroup) -> str:
-    """Say why there is no model, without the provider's own words: they are not for callers."""
-    status = getattr(error, "status_code", None)
-    return "The model cannot be had" + (
-        f": its provider answered {status}." if status else f": {type(error).__name__}."
     )

@@ -19,7 +19,6 @@ from pydantic_ai.exceptions import (
     FallbackExceptionGroup,
     ModelAPIError,
     ModelQuotaExceededError,
-    ModelRequestRejectedError,
 )
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
@@ -27,12 +26,12 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 
+from worker.model_errors import for_operator, is_rejected
+
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 30.0
-_FINAL = (ModelRequestRejectedError, ModelQuotaExceededError)
-"""Errors that asking again does not mend."""
 
 
 class RetryingModel(WrapperModel):
@@ -66,7 +65,7 @@ class RetryingModel(WrapperModel):
                     raise
                 if asyncio.get_running_loop().time() + pause >= self._give_up_at:
                     raise
-                log.warning("retrying.model error=%s tried=%d pause=%.1f", type(error).__name__, tried, pause)
+                log.warning("retrying.model tried=%d pause=%.1f error=%s", tried, pause, for_operator(error))
                 await asyncio.sleep(pause)
                 continue
             async with stack:
@@ -79,7 +78,7 @@ def _pause(error: Exception, tried: int) -> float | None:
     if isinstance(error, FallbackExceptionGroup):
         pauses = [_pause(of_one, tried) for of_one in error.exceptions]
         return min((pause for pause in pauses if pause is not None), default=None)
-    if not isinstance(error, ModelAPIError) or isinstance(error, _FINAL):
+    if not isinstance(error, ModelAPIError) or isinstance(error, ModelQuotaExceededError) or is_rejected(error):
         return None
     asked: float = getattr(error, "retry_after", None) or 0
     jitter = random.uniform(0, min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2 ** (tried - 1)))  # noqa: S311

@@ -10,14 +10,19 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx2
+from aiohttp import ClientSession
 from openai import DefaultAioHttpClient
+from openai._vendor.httpx_aiohttp.transport import AiohttpTransport
 from pydantic_core import from_json, to_json
 
 from worker.merging import seconds_left
 
+LONGEST_HEADER_BYTES = 100 << 10
+"""Of a response; as much as httpx takes of all headers together."""
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _DATA = re.compile(rb"((?:event: ?[\w.]+\r?\n)?data: ?)(\{.*\})([\r\n]+)")
 _VARYING = frozenset({"choices", "delta", "obfuscation", "sequence_number", "created"})
@@ -36,7 +41,20 @@ def windowed_client(window_seconds: float, **options: Any) -> httpx2.AsyncClient
         if kind.startswith("text/event-stream") and "content-encoding" not in response.headers:
             response.stream = _Windows(response.stream, window_seconds)
 
-    return DefaultAioHttpClient(event_hooks={"response": [in_windows]}, **options)
+    client = DefaultAioHttpClient(event_hooks={"response": [in_windows]}, **options)
+    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        if isinstance(transport, AiohttpTransport):
+            transport.client = partial(_session, transport)
+    return client
+
+
+def _session(transport: AiohttpTransport) -> ClientSession:
+    """Open the session that a transport makes for itself, with room for headers that httpx takes, too."""
+    transport.client = None
+    made = transport.get_client()
+    connector = made.connector
+    made.detach()
+    return ClientSession(connector=connector, max_line_size=LONGEST_HEADER_BYTES, max_field_size=LONGEST_HEADER_BYTES)
 
 
 class _Windows(httpx2.AsyncByteStream):

@@ -231,7 +231,7 @@ _LET_GO""",
     Mutation(
         "a refusal of the model asked again",
         "worker/retrying.py",
-        "not isinstance(error, ModelAPIError) or isinstance(error, _FINAL)",
+        "not isinstance(error, ModelAPIError) or isinstance(error, ModelQuotaExceededError) or is_rejected(error)",
         "not isinstance(error, ModelAPIError)",
         RETRYING + "test_a_refusal_is_final",
     ),

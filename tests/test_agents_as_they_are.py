@@ -1,0 +1,380 @@
+"""What runs in process runs here, or is refused at the start: models, approvals, histories and prompts of agents."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import (
+    Agent,
+    ApprovalRequired,
+    CallDeferred,
+    DeferredToolRequests,
+    DeferredToolResults,
+    ModelMessage,
+    ModelRequest,
+    ModelResponse,
+    PendingModelResponse,
+    RunContext,
+    SystemPromptPart,
+    TextOutput,
+    ToolCallPart,
+    ToolReturnPart,
+    UserPromptPart,
+)
+from pydantic_ai.agent import WrapperAgent
+from pydantic_ai.capabilities import (
+    AbstractCapability,
+    HandleDeferredToolCalls,
+    Hooks,
+    ModelFallback,
+    ProcessHistory,
+    ReinjectSystemPrompt,
+    ResolveModelId,
+    SelectModel,
+)
+from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.models.test import TestModel
+from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import ApprovalRequiredToolset, ExternalToolset, FunctionToolset
+
+from shared.clock import new_id
+from shared.runs import Exchange
+from tests.in_process import ask, offer_of
+from worker.answer import WaitsForAnswer
+from worker.catalog import ServedAgent, UnservableAgents
+from worker.history import history_of, transcript_of
+
+
+def says(text: str) -> FunctionModel:
+    """Make a model that says so, and how many system prompts it was given."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        for word in text.format(prompts=prompts_of(messages)).split():
+            yield f"{word} "
+
+    return FunctionModel(stream_function=stream, model_name=text.split(maxsplit=1)[0])
+
+
+def prompts_of(messages: Sequence[ModelMessage]) -> list[str]:
+    """List the system prompts of a conversation."""
+    requests = [message for message in messages if isinstance(message, ModelRequest)]
+    return [part.content for request in requests for part in request.parts if isinstance(part, SystemPromptPart)]
+
+
+def calls(*tools: str) -> FunctionModel:
+    """Make a model that calls one tool after the other, and then says so."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        answered = [part.tool_call_id for part in messages[-1].parts if isinstance(part, ToolReturnPart)]
+        done = int(answered[-1].partition("_")[0]) + 1 if answered else 0
+        if done < len(tools):
+            yield {0: DeltaToolCall(name=tools[done], json_args="{}", tool_call_id=f"{done}_{new_id()}")}
+        else:
+            yield "Done."
+
+    return FunctionModel(stream_function=stream, model_name="calls")
+
+
+def kinds(message: ModelMessage) -> list[str]:
+    """List the kinds of parts of a message."""
+    return [part.part_kind for part in message.parts]
+
+
+def open_calls(messages: Sequence[ModelMessage]) -> set[str]:
+    """List the tool calls that have no answer."""
+    parts = [part for message in messages for part in message.parts]
+    called = {part.tool_call_id for part in parts if isinstance(part, ToolCallPart)}
+    return called - {part.tool_call_id for part in parts if isinstance(part, ToolReturnPart)}
+
+
+# Models that the agent chooses
+
+
+async def test_a_capability_selects_the_model() -> None:
+    agent = Agent(says("own"), capabilities=[SelectModel(lambda _: says("selected"))])
+
+    assert (await ask(agent)).texts[-1] == "selected "
+
+
+async def test_a_capability_selects_another_model_for_each_step() -> None:
+    steps = [calls("look"), says("finished")]
+    agent = Agent(calls("look"), capabilities=[SelectModel(lambda ctx: steps[min(ctx.run_step, 2) - 1])])
+    agent.tool_plain(name="look")(lambda: "seen")
+
+    assert (await ask(agent)).texts[-1] == "finished "
+
+
+async def test_the_names_of_models_are_looked_up_by_the_agent_for_the_run_it_is_in() -> None:
+    def resolve(ctx: Any, name: str) -> FunctionModel | None:
+        return says(f"{ctx.deps}/{name}") if name.startswith("ours:") else None
+
+    looks_up: list[AbstractCapability[str]] = [ResolveModelId(resolve)]
+    agent = Agent("ours:small", deps_type=str, defer_model_check=True, capabilities=looks_up)
+
+    assert (await ask(ServedAgent(agent=agent, dependencies=str), deps="acme")).texts[-1] == "acme/ours:small "
+
+
+async def test_the_name_in_model_is_looked_up_by_the_agent_too() -> None:
+    agent = Agent(capabilities=[ResolveModelId(lambda _, name: says(name))])
+
+    assert (await ask(agent, model="ours:big")).texts[-1] == "ours:big "
+
+
+async def test_a_model_that_an_agent_selects_counts_before_model() -> None:
+    agent = Agent(capabilities=[SelectModel(lambda _: says("selected"))])
+
+    assert (await ask(agent, model="test")).texts[-1] == "selected "
+
+
+@pytest.mark.parametrize("own", [None, says("own"), "test"])
+async def test_a_capability_that_is_made_for_a_run_selects_the_model(own: Any) -> None:
+    def choose(_ctx: RunContext[None]) -> AbstractCapability[None]:
+        return SelectModel(lambda _: says("chosen"))
+
+    agent = Agent(own, capabilities=[choose])
+
+    assert (await ask(agent, model="test")).texts[-1] == "chosen "
+
+
+async def test_a_capability_that_is_made_for_a_run_may_leave_the_model_alone() -> None:
+    agent = Agent(capabilities=[lambda _ctx: None])
+
+    assert (await ask(agent, model="test")).texts[-1] == "success (no tool calls)"
+
+
+async def test_a_capability_falls_back_to_another_model() -> None:
+    async def refuses(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        raise ModelHTTPError(500, "first")
+        yield ""
+
+    agent = Agent(FunctionModel(stream_function=refuses), capabilities=[ModelFallback(says("second"))])
+
+    assert (await ask(agent)).texts[-1] == "second "
+
+
+async def test_a_wrapped_agent_is_served_as_the_agent_it_wraps() -> None:
+    agent = WrapperAgent(Agent(says("own"), capabilities=[SelectModel(lambda _: says("selected"))]))
+
+    assert (await ask(agent)).texts[-1] == "selected "
+
+
+async def test_an_agent_that_is_overridden_as_it_answers_keeps_to_that() -> None:
+    agent = Agent(says("own"))
+    with agent.override(model=says("overridden")):
+        assert (await ask(agent)).texts[-1] == "overridden "
+
+
+# Settings
+
+
+async def test_our_settings_hold_where_nobody_has_set_them() -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def stream(_messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str]:
+        seen.append(dict(info.model_settings or {}))
+        yield "hello"
+
+    def model(**settings: Any) -> FunctionModel:
+        return FunctionModel(stream_function=stream, settings=settings or None)  # pyright: ignore[reportArgumentType]
+
+    agents: list[Agent[None, str]] = [
+        Agent(model()),
+        Agent(model(), model_settings={"temperature": 0.5}),
+        Agent(model(), model_settings=lambda _: {"temperature": 0.5, "timeout": 7}),
+        Agent(model(timeout=8, temperature=0.25)),
+        Agent(model(timeout=8), model_settings={"max_retries": 3}),
+        Agent(FallbackModel(model(timeout=9), model())),
+    ]
+    for agent in agents:
+        await ask(agent, timeout_seconds=5)
+
+    assert seen == [
+        {"timeout": 5, "max_retries": 0},
+        {"timeout": 5, "max_retries": 0, "temperature": 0.5},
+        {"timeout": 7, "max_retries": 0, "temperature": 0.5},
+        {"timeout": 8, "max_retries": 0, "temperature": 0.25},
+        {"timeout": 8, "max_retries": 3},
+        {"timeout": 9, "max_retries": 0},
+    ]
+
+
+# Approvals and results from outside
+
+
+def pays(**options: Any) -> Agent[None, Any]:
+    """Make an agent whose tool is to be approved."""
+    agent: Agent[None, Any] = Agent(calls("pay"), **options)
+    agent.tool_plain(name="pay", requires_approval=True)(lambda: "paid")
+    return agent
+
+
+def approve(_ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+    """Approve everything."""
+    return requests.build_results(approve_all=True)
+
+
+EXTERNAL = ExternalToolset([ToolDefinition(name="elsewhere", parameters_json_schema={"type": "object"})])
+
+
+def lookup() -> str:
+    """Look something up."""
+    return "found"
+
+
+UNSERVABLE: dict[str, tuple[Agent[None, Any], str]] = {
+    "output": (Agent(TestModel(), output_type=[str, DeferredToolRequests]), "DeferredToolRequests"),
+    "approval": (pays(), "the tool pay"),
+    "both": (pays(output_type=[str, DeferredToolRequests]), "DeferredToolRequests"),
+    "external": (Agent(TestModel(), toolsets=[EXTERNAL]), "elsewhere"),
+    "external, prefixed": (Agent(TestModel(), toolsets=[EXTERNAL.prefixed("x")]), "elsewhere"),
+    "approvals of a toolset": (
+        Agent(TestModel(), toolsets=[ApprovalRequiredToolset(FunctionToolset([lookup]))]),
+        "ApprovalRequiredToolset",
+    ),
+    "approvals of a toolset's tools": (
+        Agent(TestModel(), toolsets=[FunctionToolset([lookup], requires_approval=True)]),
+        "the tool lookup",
+    ),
+    "hooks without a handler": (pays(capabilities=[Hooks()]), "the tool pay"),
+    "wrapped": (WrapperAgent(pays()), "the tool pay"),  # pyright: ignore[reportAssignmentType]
+    "pending": (Agent(TestModel(), output_type=[str, PendingModelResponse]), "PendingModelResponse"),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVABLE)
+def test_an_agent_that_waits_for_somebody_is_refused_at_the_start(name: str) -> None:
+    agent, said = UNSERVABLE[name]
+    with pytest.raises(UnservableAgents, match=said):
+        offer_of(agent)
+
+
+async def test_approvals_that_are_given_at_once_are_no_obstacle() -> None:
+    for options in ({}, {"output_type": [str, DeferredToolRequests]}):
+        agent = pays(capabilities=[HandleDeferredToolCalls(approve)], **options)
+        heard = await ask(agent)
+
+        assert [event.get("content") for event in heard.events] == [None, "paid"]
+        assert heard.texts[-1].strip('"') == "Done."
+        assert open_calls(heard.messages) == set()
+
+
+async def test_hooks_may_approve() -> None:
+    async def decide(ctx: RunContext[Any], *, requests: DeferredToolRequests) -> DeferredToolResults:
+        return approve(ctx, requests)
+
+    assert (await ask(pays(capabilities=[Hooks(deferred_tool_calls=decide)]))).texts[-1] == "Done."
+
+
+async def test_an_approval_that_is_denied_at_once_is_an_answer() -> None:
+    def deny(_ctx: RunContext[Any], requests: DeferredToolRequests) -> DeferredToolResults:
+        return DeferredToolResults(approvals=dict.fromkeys((call.tool_call_id for call in requests.approvals), False))
+
+    heard = await ask(pays(capabilities=[HandleDeferredToolCalls(deny)]))
+
+    assert heard.texts[-1] == "Done."
+    assert open_calls(heard.messages) == set()
+
+
+@pytest.mark.parametrize("error", [ApprovalRequired, CallDeferred])
+@pytest.mark.parametrize("declines", [False, True])
+async def test_a_tool_that_asks_in_the_run_ends_it_with_a_sentence(error: Any, declines: bool) -> None:
+    capabilities = [HandleDeferredToolCalls(lambda _ctx, _requests: None)] if declines else []
+    output: Any = [str, DeferredToolRequests] if declines else str
+    agent: Agent[None, Any] = Agent(calls("pay"), output_type=output, capabilities=capabilities)
+
+    @agent.tool_plain
+    def pay() -> str:
+        raise error
+
+    with pytest.raises(WaitsForAnswer, match="pay"):
+        await ask(agent)
+
+
+def test_a_thread_with_open_calls_goes_on() -> None:
+    """As earlier versions have left some."""
+    asked = ModelRequest(parts=[UserPromptPart("Pay.")])
+    called = ModelResponse(parts=[ToolCallPart("pay", {}, tool_call_id="1")])
+    history = history_of([Exchange(query="Pay.", transcript=transcript_of([asked, called]), answer=None)])
+
+    assert open_calls(history) == set()
+
+
+# Histories and prompts
+
+
+async def test_a_history_that_is_cut_loses_nothing_for_good() -> None:
+    def last_two(messages: list[ModelMessage]) -> list[ModelMessage]:
+        return messages[-2:]
+
+    agent = Agent(calls("look", "look"), capabilities=[ProcessHistory(last_two)])
+    agent.tool_plain(name="look")(lambda: "seen")
+    plain = Agent(calls("look", "look"))
+    plain.tool_plain(name="look")(lambda: "seen")
+
+    cut, uncut = await ask(agent), await ask(plain)
+
+    assert [kinds(message) for message in cut.messages] == [kinds(message) for message in uncut.messages]
+    assert open_calls(cut.messages) == set()
+    again = await ask(agent, "again", history=list(cut.messages))
+    assert [kinds(message) for message in again.messages] == [kinds(message) for message in uncut.messages]
+
+
+async def test_a_history_that_is_changed_is_stored_as_changed() -> None:
+    def hide(messages: list[ModelMessage]) -> list[ModelMessage]:
+        for message in messages:
+            for part in message.parts:
+                if isinstance(part, UserPromptPart):
+                    part.content = "[hidden]"
+        return messages
+
+    heard = await ask(Agent(says("Fine."), capabilities=[ProcessHistory(hide)]), "my number is 4")
+
+    assert "my number" not in transcript_of(heard.messages)
+
+
+@pytest.mark.parametrize("own", [[], [ReinjectSystemPrompt()], [ReinjectSystemPrompt(replace_existing=True)]])
+async def test_a_thread_whose_first_run_was_cut_has_its_system_prompt(own: Any) -> None:
+    agent = Agent(says("{prompts}"), system_prompt="Be brief.", capabilities=own)
+    agent.system_prompt(lambda: "Today is Monday.")
+    cut = history_of([Exchange(query="One?", transcript=None, answer="On")])
+
+    heard = await ask(agent, "Two?", history=cut)
+    both = [*cut, *heard.messages]
+    later = await ask(agent, "Three?", history=both)
+
+    expected = "['Be brief.', 'Today is Monday.'] "
+    assert heard.texts[-1] == expected
+    assert later.texts[-1] == expected
+
+
+async def test_a_thread_that_has_a_system_prompt_is_given_no_second() -> None:
+    agent = Agent(says("{prompts}"), system_prompt="Be brief.")
+    first = await ask(agent, "One?")
+
+    assert (await ask(agent, "Two?", history=list(first.messages))).texts[-1] == "['Be brief.'] "
+
+
+# Outputs
+
+
+async def test_text_beside_another_output_is_told_as_json() -> None:
+    class Sum(BaseModel):
+        total: int
+
+    agent = Agent(says("no sum"), output_type=[str, Sum])
+
+    assert (await ask(agent)).texts[-1] == '"no sum "'
+
+
+async def test_text_that_a_function_makes_an_output_of_is_told_as_that() -> None:
+    def words(text: str) -> list[str]:
+        return text.split()
+
+    heard = await ask(Agent(says("one two"), output_type=TextOutput(words)))
+
+    assert set(heard.texts) == {'["one","two"]'}
