@@ -62,9 +62,9 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     settings: Settings = app.state.settings
     engine = database.connect(settings)
     client = redis.connect_few(settings, REDIS_CONNECTIONS)
-    event_log, lanes = EventLog(client), Lanes(client)
+    event_log, lanes = EventLog(client, settings.names), Lanes(client, settings.names)
     relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
-    batch_feeds = BatchFeeds(engine, client)
+    batch_feeds = BatchFeeds(engine, client, settings.names)
     app.state.parts = Parts(
         settings,
         engine,

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from shared.bad_input import BadInput, refuse
 from shared.clock import new_id
+from shared.names import Names
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ CHANNELS_A_COMMAND = 500
 class Hub:
     """Channels that this process listens to."""
 
-    def __init__(self, redis: Redis, heard: Callable[[str, bytes], None], subscribed: Callable[[str], None]) -> None:
+    def __init__(
+        self, redis: Redis, names: Names, heard: Callable[[str, bytes], None], subscribed: Callable[[str], None]
+    ) -> None:
         self._redis = redis
         self._heard = heard
         self._subscribed = subscribed
-        self._canary = f"canary:{new_id()}"
+        self._canary = names.canary(new_id())
         self._wanted: set[str] = set()
         self._asked: set[str] = set()
         """What is to be subscribed, again if it is: whoever wants it waits for the acknowledgement."""

@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.feed import Event, Feed
 from api.hub import Hub
 from shared.bad_input import BadInput, refuse
-from shared.event_log import Entry, EventLog, Id, key, parse_announcement
+from shared.event_log import Entry, EventLog, Id, parse_announcement
 from shared.tables import TERMINAL
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,8 @@ class Relay:
         self._keepalive_seconds = keepalive_seconds
         self._database = database
         self._event_log = event_log
-        self._hub = Hub(redis, self._heard, self._subscribed)
+        self._name = event_log.names.log
+        self._hub = Hub(redis, event_log.names, self._heard, self._subscribed)
         self._followed: dict[str, _Followed] = {}
         self._unread: dict[str, _Followed] = {}
         self._reads = asyncio.Event()
@@ -121,7 +122,7 @@ class Relay:
         """Begin to follow; see `follow`."""
         if run.status in TERMINAL:
             return await self._feed_of_the_past(run)
-        channel = key(run.id)
+        channel = self._name(run.id)
         followed = self._followed.get(channel)
         if followed is None:
             followed = self._followed[channel] = _Followed(run)
@@ -136,7 +137,7 @@ class Relay:
 
     def leave(self, feed: Feed) -> None:
         """Follow no longer; see `follow`."""
-        channel = key(feed.run_id)
+        channel = self._name(feed.run_id)
         followed = self._followed.get(channel)
         if followed is not None and followed.feed is feed:
             followed.followers -= 1
@@ -241,7 +242,7 @@ class Relay:
                 known = self._take_log(followed.feed, entries)
                 followed.again |= known and not self._take_live(followed.feed, pending)
             except Exception as error:  # noqa: BLE001  (whatever stands in its log, the others are read)
-                refuse(BadInput.ANNOUNCEMENT, key(followed.feed.run_id), error)
+                refuse(BadInput.ANNOUNCEMENT, self._name(followed.feed.run_id), error)
                 followed.feed.cut()
                 known = True
             if not followed.read_once.done():
@@ -282,7 +283,7 @@ class Relay:
         async with self._database.connect() as connection:
             rows = (await connection.execute(_ENDED, {"ids": list(run_ids)})).all()
         for row in rows:
-            followed = self._followed.get(key(row.id))
+            followed = self._followed.get(self._name(row.id))
             if followed is None or followed.feed.ended:
                 continue
             try:

@@ -11,7 +11,6 @@ from redis.exceptions import RedisError
 from api.dependencies import Parts
 from shared.failpoints import Failpoint, reached
 from shared.runs import Cancellation, cancel, next_in_thread
-from shared.runs.cancel import CANCELS
 
 log = logging.getLogger(__name__)
 
@@ -49,5 +48,5 @@ async def tell_workers(service: Parts, run_ids: Sequence[UUID]) -> None:
     """Tell whoever holds these runs that somebody asked to cancel them."""
     pipeline = service.redis.pipeline(transaction=False)
     for run_id in run_ids:
-        pipeline.publish(CANCELS, str(run_id))
+        pipeline.publish(service.settings.names.cancels, str(run_id))
     await pipeline.execute()

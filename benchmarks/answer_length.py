@@ -14,6 +14,7 @@ from benchmarks.client import request
 from benchmarks.processes import cpu_seconds, heard, module
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
+from shared.names import PREFIX
 from tests.service import Running
 
 LENGTHS = (500, 1000, 2000, 4000, 8000)
@@ -48,12 +49,12 @@ async def logged(on: Stage, pattern: str) -> tuple[int, int]:
 async def relayed(on: Stage, api: Running, worker: Running, length: int, *, deltas: bool) -> Cost:
     """Measure ours."""
     path = f"/api/v1/agent/stream?deltas={str(deltas).lower()}"
-    return await cost(on, port(api), path, "log:*", length, lambda: on.cpu_seconds(api, worker))
+    return await cost(on, port(api), path, f"{PREFIX}log:*", length, lambda: on.cpu_seconds(api, worker))
 
 
 async def cost(on: Stage, port: int, path: str, logs: str, length: int, cpu: Callable[[], float]) -> Cost:
     """Ask for answers of that length, one after the other."""
-    times = TOKENS_A_ROUND // length if logs == "log:*" else 1
+    times = TOKENS_A_ROUND // length if logs == f"{PREFIX}log:*" else 1
     before, wire = cpu(), 0
     for _ in range(times):
         response = await request(port, "POST", path, {"query": str(length), "agent_type": "words"})

@@ -11,13 +11,14 @@ from uuid import UUID
 
 import psycopg
 import uvloop
-from arq.constants import expires_extra_ms, job_key_prefix
+from arq.constants import expires_extra_ms
 
 from benchmarks.pick_up import PickUp, ours, stamped
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, stage
 from shared.clock import new_id
 from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
+from shared.names import DEFAULT
 from tests.service import Running
 
 WORKERS = 100
@@ -56,7 +57,7 @@ async def crowd(on: Stage) -> list[UUID]:
         await log.append([Append(run_id, BEFORE_ALL, said, LOG_SECONDS) for run_id in some])
         async with on.redis.pipeline(transaction=False) as pipeline:
             for run_id in some:
-                pipeline.set(f"{job_key_prefix}{run_id}:1", TEXT, px=expires_extra_ms)
+                pipeline.set(f"{DEFAULT.jobs}{run_id}:1", TEXT, px=expires_extra_ms)
             await pipeline.execute()
     return run_ids
 

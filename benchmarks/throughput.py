@@ -20,7 +20,8 @@ from benchmarks.processes import cpu_seconds, heard, module, tell
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, stage
 from shared.clock import new_id
-from shared.lanes import Lane, Lanes, Ring, key
+from shared.lanes import Lane, Lanes, Ring
+from shared.names import DEFAULT
 
 RUNS = 1000
 WARM_UP = 100
@@ -107,7 +108,7 @@ class Queue:
     async def ring(self, run_ids: list[UUID]) -> None:
         """Call for workers, for all of them in the same moment."""
         await Lanes(self.on.redis).ring(Ring(run_id, 1, FILLING, Lane.INTERACTIVE, "acme") for run_id in run_ids)
-        await self.on.redis.rename(key(FILLING, Lane.INTERACTIVE), key(POOL, Lane.INTERACTIVE))
+        await self.on.redis.rename(DEFAULT.lane(FILLING, Lane.INTERACTIVE), DEFAULT.lane(POOL, Lane.INTERACTIVE))
 
     async def emptied(self) -> float:
         """Wait until all runs have ended, and forget them; tell how many did a second."""

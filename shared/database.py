@@ -6,10 +6,12 @@ import asyncio
 import json
 import select
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any, Protocol, TypeVar
 
 import psycopg
+from psycopg import IsolationLevel
 from psycopg.pq import TransactionStatus
 from psycopg.rows import namedtuple_row
 from psycopg.types.json import set_json_loads
@@ -24,7 +26,8 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 from shared.bad_input import BadInput, refuse
 from shared.metrics import database_error
-from shared.pulse import Pulse
+from shared.pulse import Connection, Pulse
+from shared.servers import Postgres
 from shared.settings import Settings
 
 SCHEMA = "0012"
@@ -38,7 +41,7 @@ _STATUS = text("SELECT pg_xact_status(CAST(:transaction_id AS xid8))")
 
 _OURS = "_agent_relay_broke"
 
-VANISHED: dict[str, Any] = {
+_VANISHED: dict[str, Any] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
@@ -70,20 +73,79 @@ set_json_loads(_loads)
 def connect(settings: Settings, connections: int | None = None) -> AsyncEngine:
     """Make a pool of so many connections, or of all that are set; nothing is opened before it is needed."""
     engine = create_async_engine(
-        settings.database_url,
+        "postgresql+psycopg://",
         pool_size=connections or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        connect_args={
-            "async_creator_fn": Pulse().connect,
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "agent-relay",
-            **VANISHED,
-        },
+        connect_args={"async_creator_fn": partial(_open, Pulse()), **parameters_of(settings.postgres)},
     )
     event.listen(engine.sync_engine, "checkout", _replace_if_closed)
     event.listen(engine.sync_engine, "handle_error", _mark)
     return engine
+
+
+def parameters_of(server: Postgres, name: str = "agent-relay") -> dict[str, Any]:
+    """Say to libpq how to connect; what `DATABASE_URL` says wins, but for the encoding.
+
+    A pooler such as PgBouncer refuses other parameters of a session than these: the rest is set once it is there.
+    """
+    ours = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "fallback_application_name": name, **_VANISHED}
+    return {**ours, **server.parameters, "client_encoding": "UTF8"}
+
+
+_SETTLE = """
+    SELECT direct, strict, read_only,
+        set_config('TimeZone', 'UTC', false), set_config('DateStyle', 'ISO, MDY', false),
+        set_config('standard_conforming_strings', 'on', false),
+        CASE WHEN direct THEN set_config('default_transaction_isolation', 'read committed', false) END,
+        CASE WHEN direct AND read_only THEN set_config('default_transaction_read_only', 'off', false) END
+    FROM (
+        SELECT pg_backend_pid() = %s AS direct,
+            current_setting('default_transaction_isolation') <> 'read committed' AS strict,
+            current_setting('default_transaction_read_only') = 'on' AND (
+                SELECT source IN ('user', 'database user') FROM pg_settings
+                WHERE name = 'default_transaction_read_only'
+            ) AS read_only
+        OFFSET 0
+    ) AS found
+"""
+"""What the defaults of a role must not decide. That a database or a server is read-only is left as it is.
+
+`direct` is false where a pooler such as PgBouncer is at the other end, which has a number of its own. It remembers the
+first three for each of its clients; anything else would stay with a connection that it hands on to others.
+"""
+
+
+async def _open(pulse: Pulse, _conninfo: str, **parameters: Any) -> Connection:
+    """Connect, and be independent of what the role and a pooler bring along."""
+    connection = await pulse.connect(**parameters)
+    try:
+        await connection.set_autocommit(True)
+        found = await (await connection.execute(_SETTLE, [connection.info.backend_pid], prepare=False)).fetchone()
+        assert found is not None  # noqa: S101  (it has no WHERE)
+        direct, strict, read_only, *_ = found
+        await connection.set_autocommit(False)
+        if not direct:
+            connection.prepare_threshold = None
+            if strict or read_only:
+                await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
+            if read_only:
+                await connection.set_read_only(False)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def settle(connection: psycopg.Connection[Any]) -> None:
+    """Do the same with a connection that is not of a pool: it prepares nothing, and begins all its transactions."""
+    autocommit, connection.autocommit = connection.autocommit, True
+    found = connection.execute(_SETTLE, [connection.info.backend_pid], prepare=False).fetchone()
+    assert found is not None  # noqa: S101  (it has no WHERE)
+    connection.autocommit = autocommit
+    connection.prepare_threshold = None
+    connection.isolation_level = IsolationLevel.READ_COMMITTED
+    connection.read_only = False if found[2] else None
 
 
 def _replace_if_closed(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
@@ -139,7 +201,8 @@ async def _execute_alone(
     driver: psycopg.AsyncConnection[Any], statement: bytes, values: Mapping[str, Any]
 ) -> list[Any]:
     await driver.set_autocommit(True)
-    async with driver.cursor(row_factory=namedtuple_row) as cursor:
+    begun = nullcontext() if driver.isolation_level is None else driver.transaction()
+    async with begun, driver.cursor(row_factory=namedtuple_row) as cursor:
         await cursor.execute(statement, values, prepare=True)
         return await cursor.fetchall() if cursor.pgresult and cursor.pgresult.nfields else []
 
@@ -212,6 +275,6 @@ async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:
 async def schema_of(database: AsyncEngine) -> str | None:
     """Read the revision of the tables; None where there are none."""
     async with database.connect() as connection:
-        if await connection.scalar(text("SELECT to_regclass('alembic_version')")) is None:
+        if await connection.scalar(text("SELECT to_regclass(format('%I.alembic_version', current_schema()))")) is None:
             return None
         return await connection.scalar(text("SELECT version_num FROM alembic_version"))

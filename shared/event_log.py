@@ -25,6 +25,7 @@ from redis.exceptions import NoScriptError
 from shared.bad_input import BadInput, refuse
 from shared.failpoints import Failpoint, reached
 from shared.growth import Growth
+from shared.names import DEFAULT, Names
 from shared.redis import is_wrong_type
 from shared.tables import RunStatus
 
@@ -214,11 +215,6 @@ def end_of(run: Any, ttl_seconds: int) -> Append:
     return Append(run.id, BEFORE_ALL, [end_entry(run)], ttl_seconds)
 
 
-def key(run_id: UUID) -> str:
-    """Name the stream of a run, and the channel that announces its entries."""
-    return f"log:{run_id}"
-
-
 def parse_announcement(message: bytes) -> list[Entry]:
     """Read what one append announced; lines that are no entries are left out."""
     lines = (line.partition(b" ") for line in message.split(b"\n"))
@@ -293,8 +289,9 @@ def _has(body: Mapping[str, Any], shape: _Shape) -> bool:
 class EventLog:
     """The logs of all runs."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, names: Names = DEFAULT) -> None:
         self._redis = redis
+        self.names = names
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome]:
         """Append to many logs in one round trip; each is decided for itself.
@@ -311,14 +308,20 @@ class EventLog:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
-            outcomes += [_outcome(outcome, appends[len(outcomes) + at]) for at, outcome in enumerate(reply)]
+            outcomes += [self._outcome(outcome, appends[len(outcomes) + at]) for at, outcome in enumerate(reply)]
         reached(Failpoint.LOG_APPENDED)
         return outcomes
+
+    def _outcome(self, reply: bytes, append: Append) -> Outcome:
+        outcome, _, afresh = reply.decode().partition(" ")
+        if afresh:
+            refuse(BadInput.LOG_KEY, self.names.log(append.run_id), "removed")
+        return Outcome(outcome)
 
     async def _try(self, calls: Iterable[Sequence[Append]]) -> list[list[bytes] | Exception]:
         pipeline = self._redis.pipeline(transaction=False)
         for appends in calls:
-            arguments: list[str | bytes | int] = [key(append.run_id) for append in appends]
+            arguments: list[str | bytes | int] = [self.names.log(append.run_id) for append in appends]
             for append in appends:
                 arguments += [str(append.wrote), append.ttl_seconds, len(append.entries)]
                 for entry in append.entries:
@@ -335,13 +338,13 @@ class EventLog:
         reads = list(reads)
         pipeline = self._redis.pipeline(transaction=False)
         for run_id, after in reads:
-            pipeline.xrange(key(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
+            pipeline.xrange(self.names.log(run_id), min=f"({after}" if after > BEFORE_ALL else "-")
         logs: list[Any] = await pipeline.execute(raise_on_error=False)
-        return [_read(key(run_id), log) for (run_id, _), log in zip(reads, logs, strict=True)]
+        return [_read(self.names.log(run_id), log) for (run_id, _), log in zip(reads, logs, strict=True)]
 
     async def remove(self, run_id: UUID) -> None:
         """Remove a log that holds what no attempt of its run can have written."""
-        await self._redis.unlink(key(run_id))
+        await self._redis.unlink(self.names.log(run_id))
 
     async def tell_ends(self, runs: Sequence[Any], ttl_seconds: int) -> None:
         """Append the ends of these runs, from their rows; those that stand there already are left as they are.
@@ -365,10 +368,3 @@ def _read(where: str, log: Any) -> list[Entry]:
     if isinstance(log, Exception):
         raise log
     return _entries(where, ((entry_id, fields.get(b"e")) for entry_id, fields in log))
-
-
-def _outcome(reply: bytes, append: Append) -> Outcome:
-    outcome, _, afresh = reply.decode().partition(" ")
-    if afresh:
-        refuse(BadInput.LOG_KEY, key(append.run_id), "removed")
-    return Outcome(outcome)

@@ -18,13 +18,14 @@ from itertools import groupby, islice
 from typing import Any, cast
 from uuid import UUID
 
-from arq.constants import expires_extra_ms, job_key_prefix
+from arq.constants import expires_extra_ms
 from arq.jobs import serialize_job
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from shared.bad_input import BadInput, refuse
 from shared.clock import now_ms
+from shared.names import DEFAULT, Names
 from shared.redis import is_wrong_type
 
 log = logging.getLogger(__name__)
@@ -59,16 +60,6 @@ class Ring:
     def member(self) -> str:
         """The member of the lane, which is also arq's job id."""
         return f"{self.run_id}:{self.ring}"
-
-
-def key(pool: str, lane: str) -> str:
-    """Name the sorted set of a lane."""
-    return f"lane:{pool}:{lane}"
-
-
-def _turns(pool: str, lane: str) -> str:
-    """Name the hash of a lane's tenants and their last turns."""
-    return f"{key(pool, lane)}:turns"
 
 
 def dumps(job: Any) -> bytes:
@@ -138,8 +129,9 @@ _RING_SHA = hashlib.sha1(_RING.encode(), usedforsecurity=False).hexdigest()
 class Lanes:
     """The ringing end of the lanes."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, names: Names = DEFAULT) -> None:
         self._redis = redis
+        self.names = names
 
     async def ring(self, rings: Iterable[Ring]) -> bool:
         """Call for workers, few round trips for many; False where Redis was away, which the sweeper makes good."""
@@ -157,7 +149,9 @@ class Lanes:
                 outcomes = await self._ring(rings)
             if any(is_wrong_type(outcome) for outcome in outcomes):
                 for pool, lane in {(call.pool, call.lane) for call in rings}:
-                    await remove_wrong(self._redis, {key(pool, lane): "zset", _turns(pool, lane): "hash"})
+                    await remove_wrong(
+                        self._redis, {self.names.lane(pool, lane): "zset", self.names.turns(pool, lane): "hash"}
+                    )
                 outcomes = await self._ring(rings)
         except (RedisError, OSError) as away:
             log.warning("lanes.ring_failed error=%r", away)
@@ -172,8 +166,8 @@ class Lanes:
         job = serialize_job(JOB, (_ANY_RUN,), {}, None, now_ms(), serializer=dumps).decode()
         before, after = job.split(_ANY_RUN)
         for (pool, lane, tenant, first), calls in groupby(rings, _who_calls):
-            keys = [key(pool, lane), _turns(pool, lane)]
-            common = [job_key_prefix, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
+            keys = [self.names.lane(pool, lane), self.names.turns(pool, lane)]
+            common = [self.names.jobs, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
             pipeline.evalsha(_RING_SHA, 2, *keys, *common, *(call.member for call in calls))
         return await pipeline.execute(raise_on_error=False)
 
@@ -183,8 +177,8 @@ class Lanes:
             pipeline = self._redis.pipeline(transaction=False)
             for (pool, lane), calls in groupby(rings, lambda call: (call.pool, call.lane)):
                 members = [call.member for call in calls]
-                pipeline.zrem(key(pool, lane), *members)
-                pipeline.unlink(*(job_key_prefix + member for member in members))
+                pipeline.zrem(self.names.lane(pool, lane), *members)
+                pipeline.unlink(*(self.names.jobs + member for member in members))
             await pipeline.execute()
         except (RedisError, OSError) as away:
             log.warning("lanes.silence_failed error=%r", away)
@@ -194,7 +188,7 @@ class Lanes:
         if not members:
             return []
         try:
-            scores = cast("list[Any]", await self._redis.zmscore(key(pool, lane), list(members)))
+            scores = cast("list[Any]", await self._redis.zmscore(self.names.lane(pool, lane), list(members)))
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
@@ -210,10 +204,10 @@ class Lanes:
             return {}
         pipeline = self._redis.pipeline(transaction=False)
         for call in rings:
-            pipeline.zrank(key(call.pool, call.lane), call.member)
+            pipeline.zrank(self.names.lane(call.pool, call.lane), call.member)
         waited_for = sorted({call.pool for call in rings if call.lane == Lane.BATCH})
         for pool in waited_for:
-            pipeline.zcard(key(pool, Lane.INTERACTIVE))
+            pipeline.zcard(self.names.lane(pool, Lane.INTERACTIVE))
         try:
             told: list[int | None] = await pipeline.execute()
         except (RedisError, OSError) as away:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cached_property
 from typing import Annotated, Any
 
 import dotenv
@@ -10,6 +11,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.failpoints import Trap
+from shared.names import PREFIX, Names
+from shared.servers import Postgres, Redis
 
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
@@ -74,15 +77,12 @@ def _traps(value: object) -> object:
 
 
 def _postgres(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    if scheme not in {"postgresql", "postgres", "postgresql+psycopg"} or not rest:
-        raise ValueError("must look like postgresql://user:password@host:5432/name")
-    return f"postgresql+psycopg://{rest}"
+    Postgres.parse(url)
+    return url
 
 
 def _redis(url: str) -> str:
-    if not url.startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("must look like redis://host:6379/0, rediss://… or unix:///path")
+    Redis.parse(url)
     return url
 
 
@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     """PostgreSQL, the truth."""
     redis_url: Annotated[str, AfterValidator(_redis)]
     """Redis or a compatible server, the news."""
+    redis_prefix: str = Field(default=PREFIX, pattern=r"^[A-Za-z0-9_.:/-]{0,64}$")
+    """What the names of all keys and channels in Redis begin with."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections a process may hold to PostgreSQL."""
     log_level: Annotated[str, BeforeValidator(lambda value: str(value).upper())] = Field(
@@ -239,6 +241,21 @@ class Settings(BaseSettings):
     """Life of idempotency keys in PostgreSQL."""
     run_retention_days: float = Field(default=30, gt=0)
     """Life of stateless runs and of batches in PostgreSQL after their end; other runs live as long as their thread."""
+
+    @cached_property
+    def postgres(self) -> Postgres:
+        """How `DATABASE_URL` is connected to."""
+        return Postgres.parse(self.database_url)
+
+    @cached_property
+    def redis(self) -> Redis:
+        """How `REDIS_URL` is connected to."""
+        return Redis.parse(self.redis_url)
+
+    @cached_property
+    def names(self) -> Names:
+        """The names of all keys and channels in Redis."""
+        return Names(self.redis_prefix)
 
     @property
     def queued_per_user(self) -> int:

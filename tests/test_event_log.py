@@ -10,7 +10,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key, parse_announcement
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, parse_announcement
+from shared.names import DEFAULT
 
 TTL = 60
 
@@ -52,7 +53,7 @@ async def heard(pubsub: PubSub) -> list[Entry]:
 async def test_what_is_appended_is_announced_in_one_message_just_so(redis: Redis, event_log: EventLog) -> None:
     run_id, entries = uuid4(), texts(1, 1, 2, 3)
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(key(run_id))
+        await pubsub.subscribe(DEFAULT.log(run_id))
         assert await append(event_log, run_id, BEFORE_ALL, entries) is Outcome.APPENDED
 
         assert await heard(pubsub) == entries == await event_log.read(run_id)
@@ -71,7 +72,7 @@ async def test_a_zombie_is_fenced_and_not_heard(redis: Redis, event_log: EventLo
     await append(event_log, run_id, BEFORE_ALL, texts(1, 1))
     await append(event_log, run_id, BEFORE_ALL, texts(2, 1))
     async with redis.pubsub() as pubsub:
-        await pubsub.subscribe(key(run_id))
+        await pubsub.subscribe(DEFAULT.log(run_id))
         assert await append(event_log, run_id, Id(1, 1), texts(1, 2)) is Outcome.FENCED
         assert await append(event_log, run_id, Id(2, 1), texts(2, 2)) is Outcome.APPENDED
 
@@ -94,7 +95,7 @@ async def test_a_log_that_lost_what_was_written_refuses_more_of_it(
 ) -> None:
     run_id = uuid4()
     await append(event_log, run_id, BEFORE_ALL, texts(1, 1, 2))
-    await redis.delete(key(run_id))
+    await redis.delete(DEFAULT.log(run_id))
     if kept:
         await append(event_log, run_id, BEFORE_ALL, texts(1, 1))
 

@@ -11,13 +11,14 @@ import pytest
 from redis.asyncio import Redis
 
 from api.hub import Hub
+from shared.names import DEFAULT
 
 
 class Listener:
     """A hub at work, and what it said."""
 
     def __init__(self, redis: Redis) -> None:
-        self.hub = Hub(redis, lambda _channel, message: self._note(message.decode()), self._note)
+        self.hub = Hub(redis, DEFAULT, lambda _channel, message: self._note(message.decode()), self._note)
         self.said: list[str] = []
         self._news = asyncio.Event()
 

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from redis.asyncio import Redis
 
-from shared.lanes import Lane, Lanes, Ring, key, run_of
+from shared.lanes import Lane, Lanes, Ring, run_of
+from shared.names import DEFAULT
 
 _ids = itertools.count(1)
 
@@ -30,7 +31,7 @@ async def order(redis: Redis, calls: list[Ring]) -> list[str]:
     """Pop everything, as workers do; returns whose turn it was."""
     tenants = {call.run_id: call.tenant for call in calls}
     popped: list[str] = []
-    while member := await redis.zpopmin(key("default", Lane.INTERACTIVE)):
+    while member := await redis.zpopmin(DEFAULT.lane("default", Lane.INTERACTIVE)):
         popped.append(tenants[run_of(member[0][0])])
     return popped
 
@@ -39,7 +40,7 @@ async def test_a_tenant_is_answered_in_the_order_of_its_calls(redis: Redis) -> N
     calls = rings("acme", 5)
     await Lanes(redis).ring(calls)
 
-    assert [run_of(member) for member in await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1)] == [
+    assert [run_of(member) for member in await redis.zrange(DEFAULT.lane("default", Lane.INTERACTIVE), 0, -1)] == [
         call.run_id for call in calls
     ]
 
@@ -81,14 +82,14 @@ async def test_ringing_survives_a_redis_that_has_forgotten_the_script(redis: Red
     await redis.script_flush()
 
     assert await Lanes(redis).ring(rings("acme", 3))
-    assert await redis.zcard(key("default", Lane.INTERACTIVE)) == 3
+    assert await redis.zcard(DEFAULT.lane("default", Lane.INTERACTIVE)) == 3
 
 
 async def test_who_comes_new_is_next_but_one(redis: Redis) -> None:
     many, one = rings("many", 200), rings("one", 1)
     lanes = Lanes(redis)
     await lanes.ring(many)
-    assert len(await redis.zpopmin(key("default", Lane.INTERACTIVE), 50)) == 50
+    assert len(await redis.zpopmin(DEFAULT.lane("default", Lane.INTERACTIVE), 50)) == 50
     await lanes.ring(one)
 
     assert (await order(redis, many + one))[:3] == ["many", "one", "many"]
@@ -100,16 +101,16 @@ async def test_what_was_given_back_goes_in_the_order_of_its_acceptance(redis: Re
     for call in reversed(back):
         await lanes.ring([call])
 
-    assert [run_of(member) for member in await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1)] == sorted(
-        call.run_id for call in back
-    )
+    assert [
+        run_of(member) for member in await redis.zrange(DEFAULT.lane("default", Lane.INTERACTIVE), 0, -1)
+    ] == sorted(call.run_id for call in back)
 
 
 async def test_who_went_first_puts_no_newcomer_before_those_who_wait(redis: Redis) -> None:
     waiting, back, newcomer = rings("acme", 10), rings("back", 20, first=True), rings("new", 5)
     lanes = Lanes(redis)
     await lanes.ring(waiting)
-    assert len(await redis.zpopmin(key("default", Lane.INTERACTIVE), 5)) == 5
+    assert len(await redis.zpopmin(DEFAULT.lane("default", Lane.INTERACTIVE), 5)) == 5
     await lanes.ring(back)
     await lanes.ring(newcomer)
 
@@ -135,15 +136,17 @@ async def test_a_call_that_was_taken_back_leaves_nothing_behind(redis: Redis) ->
     await lanes.ring(calls)
     await lanes.silence(calls[1:])
 
-    assert await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1) == [calls[0].member.encode()]
-    assert await redis.keys("arq:job:*") == [f"arq:job:{calls[0].member}".encode()]
+    assert await redis.zrange(DEFAULT.lane("default", Lane.INTERACTIVE), 0, -1) == [calls[0].member.encode()]
+    assert await redis.keys(f"{DEFAULT.jobs}*") == [f"{DEFAULT.jobs}{calls[0].member}".encode()]
 
 
 async def test_many_calls_of_one_tenant_have_turns_one_after_the_other(redis: Redis) -> None:
     lanes = Lanes(redis)
     await lanes.ring(rings("many", 1200))
     await lanes.ring(rings("few", 2))
-    scores = [score for _, score in await redis.zrange(key("default", Lane.INTERACTIVE), 0, -1, withscores=True)]
+    scores = [
+        score for _, score in await redis.zrange(DEFAULT.lane("default", Lane.INTERACTIVE), 0, -1, withscores=True)
+    ]
 
     assert sorted(scores) == sorted([*range(1200), 0, 1])
-    assert len(await redis.keys("arq:job:*")) == 1202
+    assert len(await redis.keys(f"{DEFAULT.jobs}*")) == 1202

@@ -18,10 +18,10 @@ from api.relay import Relay
 from shared import bad_input
 from shared.bad_input import BadInput
 from shared.database import connect
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome
 from shared.lanes import Lane, Lanes, Ring
-from shared.lanes import key as lane_key
 from shared.metrics import REGISTRY
+from shared.names import DEFAULT
 from shared.settings import Settings
 from shared.tables import RunStatus
 from tests.client import Client, names, texts
@@ -30,7 +30,7 @@ from tests.service import Service
 from worker.publisher import Publisher
 
 TTL = 60
-LANE = lane_key("default", Lane.INTERACTIVE)
+LANE = DEFAULT.lane("default", Lane.INTERACTIVE)
 NO_IDS = [
     b"garbage",
     b"",
@@ -108,9 +108,9 @@ async def test_a_followed_channel_may_carry_anything(redis: Redis, relay: Relay)
         await wrote(redis, run.id, 1)
         await told(feed, "text 1")
         for garbage in NO_ENTRIES:
-            await redis.publish(key(run.id), b"1-2 " + garbage)
+            await redis.publish(DEFAULT.log(run.id), b"1-2 " + garbage)
         for garbage in (b"", b"\xff", b"1-2", b"x-y {}", b'-1-2 {"text": ""}', b'99999999999-1 {"text": "from afar"}'):
-            await redis.publish(key(run.id), garbage)
+            await redis.publish(DEFAULT.log(run.id), garbage)
         await wrote(redis, run.id, 2)
         await wrote(redis, other.id, 1)
 
@@ -123,8 +123,8 @@ async def test_a_followed_channel_may_carry_anything(redis: Redis, relay: Relay)
 async def test_an_entry_that_cannot_be_read_is_a_hole_and_no_more(redis: Redis, relay: Relay) -> None:
     run, other = running(), running()
     await wrote(redis, run.id, 1)
-    await redis.xadd(key(run.id), {b"e": b"garbage"}, id="1-2")
-    await redis.xadd(key(run.id), {b"other": b"field"}, id="1-3")
+    await redis.xadd(DEFAULT.log(run.id), {b"e": b"garbage"}, id="1-2")
+    await redis.xadd(DEFAULT.log(run.id), {b"other": b"field"}, id="1-3")
     await wrote(redis, other.id, 1)
     async with relay.follow(run) as feed, relay.follow(other) as bystander:
         await told(feed, "text 1")
@@ -159,14 +159,14 @@ async def test_a_log_key_of_another_type_is_empty_to_readers_and_removed_by_the_
     run, other = running(), running()
     match holds:
         case "a string":
-            await redis.set(key(run.id), "garbage")
+            await redis.set(DEFAULT.log(run.id), "garbage")
         case "a list":
-            await cast("Awaitable[int]", redis.lpush(key(run.id), "garbage"))
+            await cast("Awaitable[int]", redis.lpush(DEFAULT.log(run.id), "garbage"))
         case "an id of another form":
-            await redis.xadd(key(run.id), {"e": "garbage"})  # Its id is a time.
+            await redis.xadd(DEFAULT.log(run.id), {"e": "garbage"})  # Its id is a time.
         case _:
-            await redis.xadd(key(run.id), {"e": "{}"}, id="9-9")
-            await redis.xtrim(key(run.id), maxlen=0)
+            await redis.xadd(DEFAULT.log(run.id), {"e": "{}"}, id="9-9")
+            await redis.xtrim(DEFAULT.log(run.id), maxlen=0)
     await wrote(redis, other.id, 1)
     async with relay.follow(run) as feed, relay.follow(other) as bystander:
         assert await told(bystander, "text 1") == ["message_created", "text 1"]
@@ -186,11 +186,11 @@ async def test_a_log_key_of_another_type_is_empty_to_readers_and_removed_by_the_
 async def test_a_log_that_was_replaced_under_a_writer_is_lost_to_it(redis: Redis) -> None:
     run = running()
     await wrote(redis, run.id, 1)
-    await redis.set(key(run.id), "garbage")
+    await redis.set(DEFAULT.log(run.id), "garbage")
 
     append = Append(run.id, Id(1, 1), [Entry(Id(1, 2), {"text": "text 2"})], TTL)
     assert await EventLog(redis).append([append]) == [Outcome.LOST]
-    assert not await redis.exists(key(run.id))
+    assert not await redis.exists(DEFAULT.log(run.id))
 
 
 async def test_an_id_that_no_attempt_wrote_ends_no_attempt(redis: Redis) -> None:
@@ -203,7 +203,7 @@ async def test_an_id_that_no_attempt_wrote_ends_no_attempt(redis: Redis) -> None
     telling = publisher.begin(run_id, 1, TTL, lambda: fenced.append(run_id))
     telling.show("Hello")
     await telling.flushed()
-    await redis.xadd(key(run_id), {"e": "garbage"}, id="7-0")
+    await redis.xadd(DEFAULT.log(run_id), {"e": "garbage"}, id="7-0")
 
     telling.show("Hello world")
     await telling.flushed()
@@ -221,7 +221,7 @@ async def test_who_hears_badly_does_not_end_the_connection_of_the_others(redis: 
             raise KeyError(channel)
         heard.append(channel)
 
-    hub = Hub(redis, hear, subscribed.append)
+    hub = Hub(redis, DEFAULT, hear, subscribed.append)
     hub.want("bad")
     hub.want("good")
     listening = asyncio.create_task(hub.run())
@@ -274,11 +274,11 @@ async def test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it(ser
     async with Client(api.url) as client:
         accepted = [await client.run("first", agent_type="echo") for _ in NO_JOBS]
         for run, garbage in zip(accepted, NO_JOBS, strict=True):
-            await redis.set(f"arq:job:{run['id']}:1", garbage)
+            await redis.set(f"{DEFAULT.jobs}{run['id']}:1", garbage)
         missing = await client.run("job is missing", agent_type="echo")
         odd = await client.run("job is a list", agent_type="echo")
-        await redis.delete(f"arq:job:{missing['id']}:1", f"arq:job:{odd['id']}:1")
-        await cast("Awaitable[int]", redis.lpush(f"arq:job:{odd['id']}:1", "garbage"))
+        await redis.delete(f"{DEFAULT.jobs}{missing['id']}:1", f"{DEFAULT.jobs}{odd['id']}:1")
+        await cast("Awaitable[int]", redis.lpush(f"{DEFAULT.jobs}{odd['id']}:1", "garbage"))
         await redis.zadd(LANE, dict.fromkeys(NO_CALLS, -1.0))
         worker = service.worker()
         eventually(lambda: _stands(worker.log, "kind=queue_entry"))
@@ -286,7 +286,7 @@ async def test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it(ser
             assert (await client.ended(run["id"]))["status"] == "succeeded"
 
         for garbage in NO_IDS:
-            await redis.publish("cancels", garbage)
+            await redis.publish(DEFAULT.cancels, garbage)
         eventually(lambda: _stands(worker.log, "kind=cancel"))
         await redis.set(LANE, "garbage")
         assert (await client.ask("hello", thread_id=await client.thread("echo"))).json()[
@@ -314,12 +314,12 @@ async def test_streams_go_on_over_garbage_in_the_log_of_a_run(service: Service, 
         second = await client.run("tick 2", agent_type="slow")
         async with client.following(first["id"]) as one, client.following(second["id"]) as other:
             seen = [await anext(one), await anext(one), await anext(one)]
-            await redis.xadd(f"log:{first['id']}", {"e": "garbage"}, id="40-0")
-            await redis.publish(f"log:{first['id']}", b"\xff garbage")
+            await redis.xadd(DEFAULT.log(UUID(first["id"])), {"e": "garbage"}, id="40-0")
+            await redis.publish(DEFAULT.log(UUID(first["id"])), b"\xff garbage")
             seen += [event async for event in one]
             bystander = [event async for event in other]
         ended = await client.ended(first["id"])
-        log = await redis.xrange(f"log:{first['id']}")
+        log = await redis.xrange(DEFAULT.log(UUID(first["id"])))
 
     assert ended["status"] == "succeeded"
     assert ended["attempt"] == 1

@@ -13,7 +13,8 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisAway
 
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, key
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome
+from shared.names import DEFAULT
 from tests.eventually import soon
 from worker.publisher import Publisher, Telling
 
@@ -193,7 +194,7 @@ async def test_a_lost_log_goes_on_with_a_whole_text_under_new_ids(desk: Desk) ->
     telling.show("Hello")
     await telling.flushed()
     before = await desk.read(telling)
-    await desk.redis.delete(key(telling.run_id))
+    await desk.redis.delete(DEFAULT.log(telling.run_id))
 
     telling.tell(CALL)
     telling.show("Hello world")
@@ -211,7 +212,7 @@ async def test_a_lost_log_waits_for_a_database_that_is_away(desk: Desk) -> None:
     telling, other = desk.telling(), desk.telling()
     telling.show("Hello")
     await telling.flushed()
-    await desk.redis.delete(key(telling.run_id))
+    await desk.redis.delete(DEFAULT.log(telling.run_id))
     desk.database_failures = 2
 
     telling.show("Hello world")
@@ -227,7 +228,7 @@ async def test_a_lost_log_of_a_run_that_is_somebody_elses_is_left_alone(desk: De
     telling = desk.telling()
     telling.show("Hello")
     await telling.flushed()
-    await desk.redis.delete(key(telling.run_id))
+    await desk.redis.delete(DEFAULT.log(telling.run_id))
     desk.mine = False
 
     telling.show("Hello world")

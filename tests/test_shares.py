@@ -12,7 +12,8 @@ from psycopg.rows import dict_row
 from redis.asyncio import Redis
 
 from shared.clock import new_id
-from shared.lanes import Lane, Lanes, Ring, key
+from shared.lanes import Lane, Lanes, Ring
+from shared.names import DEFAULT
 from shared.settings import Settings
 from tests.client import Client
 from tests.eventually import DEADLINE_SECONDS, eventually
@@ -187,7 +188,7 @@ async def test_no_more_is_popped_than_there_are_slots_for(redis_url: str) -> Non
         working = asyncio.create_task(bell.main())
         while len(begun) < 3:  # noqa: ASYNC110  (bounded)
             await asyncio.sleep(0.01)
-        assert await redis.zcard(key(settings.pool, INTERACTIVE)) == len(rings) - 3
+        assert await redis.zcard(DEFAULT.lane(settings.pool, INTERACTIVE)) == len(rings) - 3
 
         may_end.set()
         while bell.tasks or len(begun) < len(rings):  # noqa: ASYNC110  (bounded)
@@ -195,6 +196,6 @@ async def test_no_more_is_popped_than_there_are_slots_for(redis_url: str) -> Non
         bell.stop()
         await working
         await bell.close()
-        assert await redis.keys("arq:*") == []  # Nothing is left of the jobs.
+        assert await redis.keys("*arq:*") == []  # Nothing is left of the jobs.
 
     assert begun == [ring.run_id for ring in rings]

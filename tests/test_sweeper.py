@@ -14,14 +14,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from shared.clock import new_id
 from shared.event_log import EventLog
-from shared.event_log import key as log_key
-from shared.lanes import Lane, Lanes, Ring, key
+from shared.lanes import Lane, Lanes, Ring
 from shared.metrics import REGISTRY
+from shared.names import DEFAULT
 from shared.runs.take_back import BATCH
 from shared.settings import Settings
 from shared.sweeper import Sweeper
 
-LANE = key("default", Lane.BATCH)
+LANE = DEFAULT.lane("default", Lane.BATCH)
 
 
 @dataclass
@@ -113,7 +113,7 @@ async def test_an_end_that_nobody_has_told_is_told(stage: Stage) -> None:
 
     await stage.sweeper.sweep()
 
-    assert await stage.redis.keys("log:*") == [f"log:{late.run_id}".encode()]
+    assert await stage.redis.keys("*log:*") == [DEFAULT.log(late.run_id).encode()]
     assert [row.id for row in await stage.execute("SELECT id FROM runs WHERE end_told")] == [late.run_id]
 
 
@@ -312,7 +312,7 @@ async def test_a_step_that_fails_keeps_no_other_step_from_being_made(
     for _ in range(5):
         await stage.sweeper.sweep()
 
-    assert await stage.redis.exists(log_key(run_id))
+    assert await stage.redis.exists(DEFAULT.log(run_id))
     assert (await stage.execute("SELECT end_told FROM runs WHERE id = :id", id=run_id))[0].end_told
     assert sum("sweeper.failed step=take_back" in line for line in caplog.messages) == 1
 
@@ -334,7 +334,7 @@ async def test_a_row_with_odd_values_keeps_no_other_end_from_being_told(stage: S
     (good,) = await stored(stage, 1, **ended)
     await stage.sweeper.sweep()
 
-    assert await stage.redis.exists(log_key(good))
+    assert await stage.redis.exists(DEFAULT.log(good))
     assert all(row.end_told for row in await stage.execute("SELECT end_told FROM runs"))
 
 

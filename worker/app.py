@@ -65,7 +65,7 @@ class App:
         self._database_of_batches = database.connect(settings, of_batches)
         """Runs of batches end in crowds: nobody else waits for a connection behind them."""
         self._redis = redis.connect(settings)
-        event_log, lanes = EventLog(self._redis), Lanes(self._redis)
+        event_log, lanes = EventLog(self._redis, settings.names), Lanes(self._redis, settings.names)
         self._publisher = Publisher(event_log, self._is_mine)
         self._roster = Roster(self._database, lanes, settings.max_crashes)
         self._sweeper = Sweeper(settings, self._database, lanes, event_log)
@@ -112,7 +112,11 @@ class App:
                 self._publisher.run(),
                 self._batch_ends.run(),
                 self._sweeper.run(),
-                listen_for_cancels(self._redis, lambda run_id: self._roster.stop(run_id, Stop.CANCELLED)),
+                listen_for_cancels(
+                    self._redis,
+                    self._settings.names,
+                    lambda run_id: self._roster.stop(run_id, Stop.CANCELLED),
+                ),
             )
         ]
         if self._courier is not None:

@@ -46,7 +46,7 @@ class BatchEnds:
             for batch_id, capped in ended.items():
                 if capped:
                     await self._release(batch_id)
-            await announce(self._redis, ended)
+            await announce(self._redis, self._lanes.names, ended)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _release(self, batch_id: UUID) -> None:

@@ -70,7 +70,7 @@ async def _connected(settings: Settings) -> AsyncGenerator[tuple[AsyncEngine, La
     logs.configure(settings)
     engine, client = database.connect(settings), redis.connect(settings)
     try:
-        yield engine, Lanes(client)
+        yield engine, Lanes(client, settings.names)
     except SQLAlchemyError as error:
         raise SystemExit(f"PostgreSQL did not do it; what was printed was done. {error}") from None
     finally:

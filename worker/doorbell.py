@@ -17,14 +17,14 @@ from typing import Any, cast
 from uuid import UUID
 
 from arq import ArqRedis
-from arq.constants import job_key_prefix, retry_key_prefix
+from arq import worker as arq_worker
 from arq.worker import Worker, func
 from redis.exceptions import RedisError, ResponseError
 
 from shared import redis
 from shared.bad_input import BadInput, refuse
 from shared.clock import new_id
-from shared.lanes import JOB, Lane, dumps, key, loads, remove_wrong, run_of
+from shared.lanes import JOB, Lane, dumps, loads, remove_wrong, run_of
 from shared.redis import is_wrong_type
 from shared.settings import Settings
 from worker.allowance import busy_shares
@@ -36,8 +36,6 @@ POP_MOST = 8
 """Runs that one pop takes: they are claimed together. More would be kept from a worker that has nothing to do."""
 POP_SECONDS = 1
 """How long a pop blocks: nobody is kept waiting by it."""
-KEPT_OF_A_JOB = (job_key_prefix, retry_key_prefix)
-"""The keys of a job; the others are of what is switched off."""
 BACK_OFF_SECONDS = 0.5
 UNWIND_SECONDS = 60
 """arq's own timeout is only a net below the deadline, which ends a run properly."""
@@ -70,8 +68,14 @@ class Doorbell(Worker):
             job_serializer=dumps,
             job_deserializer=loads,
         )
-        self._keys = {lane: key(settings.pool, lane) for lane in Lane}
-        self._wake_key = f"wake:{new_id()}"
+        names = settings.names
+        # arq has these as constants, and no other way to have a job under a name of ours.
+        arq_worker.job_key_prefix = names.jobs  # pyright: ignore[reportPrivateImportUsage]
+        arq_worker.retry_key_prefix = names.tries  # pyright: ignore[reportPrivateImportUsage]
+        self._kept = (names.jobs, names.tries)
+        """What the keys of a job begin with; the others are of what is switched off."""
+        self._keys = {lane: names.lane(settings.pool, lane) for lane in Lane}
+        self._wake_key = names.wake(new_id())
         self._slots = asyncio.Semaphore(settings.worker_slots)
         self._shares = Shares(
             settings.worker_slots, interactive_share=settings.interactive_share, batch_turn=settings.batch_turn
@@ -142,7 +146,7 @@ class Doorbell(Worker):
         while self._ended:
             ended, self._ended = self._ended, []
             try:
-                await self.pool.unlink(*(prefix + job_id for job_id in ended for prefix in KEPT_OF_A_JOB))
+                await self.pool.unlink(*(prefix + job_id for job_id in ended for prefix in self._kept))
             except (RedisError, OSError) as away:  # They vanish by themselves, in time.
                 log.warning("doorbell.redis_away error=%r", away)
         self._forgetting = None

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, LiteralString, cast
 from uuid import UUID
 
 import psycopg
@@ -22,7 +22,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
 from shared.clock import new_id
-from shared.database import CONNECT_TIMEOUT_SECONDS, VANISHED
+from shared.database import CONNECT_TIMEOUT_SECONDS, parameters_of, settle
 from shared.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.5
 EXIT_STATUS = 70
 """Of a process that ends itself, for its supervisor to start another."""
-STATEMENT_TIMEOUT_MS = 2000
+_LIMIT = "SET LOCAL statement_timeout = 2000"
+"""In milliseconds. A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
 HANGING_SECONDS = 3.0
 """A server that has not even told by then that a statement took too long does not answer at all."""
 
@@ -41,6 +42,13 @@ class _Connection(psycopg.Connection[Any]):
     def wait(self, gen: Any, *arguments: Any, **_: Any) -> Any:
         """Wait for the server, as psycopg does for every statement, but no longer than that."""
         return super().wait(gen, *arguments, timeout=HANGING_SECONDS)
+
+    def ask(self, statement: LiteralString, values: dict[str, Any]) -> list[Any]:
+        """Execute a statement, for which the server takes no longer than it may; returns its rows."""
+        with self.transaction():
+            self.execute(_LIMIT)
+            cursor = self.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,6 @@ class Lease:
         self._settings = settings
         self._version = version
         self._agents = list(agents)
-        self._url = settings.database_url.replace("postgresql+psycopg://", "postgresql://", 1)
         self._held, self._told, self._on_beat, self._on_lost = held, told, beat, lost
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -154,19 +161,12 @@ class Lease:
             os._exit(EXIT_STATUS)
 
     def _beat_until_told(self) -> None:
-        connection: psycopg.Connection[Any] | None = None
+        connection: _Connection | None = None
         while not self._stop.is_set():
             sent = time.monotonic()
             try:
                 if connection is None:
-                    connection = _Connection.connect(
-                        self._url,
-                        autocommit=True,
-                        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                        application_name="agent-relay lease",
-                        options=f"-c statement_timeout={STATEMENT_TIMEOUT_MS}",
-                        **VANISHED,
-                    )
+                    connection = self._connect()
                 self._renew(connection)
                 self._trusted_until = sent + self._settings.lease_seconds
                 self._call(self._registered.set)
@@ -183,24 +183,36 @@ class Lease:
         if connection is not None:
             try:
                 self._keep(connection)
-                connection.execute(_MARK_TOLD, {"ids": self._untold + self._told()})
+                connection.ask(_MARK_TOLD, {"ids": self._untold + self._told()})
                 with connection.transaction():
-                    connection.execute(_END, {"id": self._worker_id})
-                    left = connection.execute(_LEAVE, {"id": self._worker_id}).fetchall()
+                    connection.ask(_END, {"id": self._worker_id})
+                    left = connection.ask(_LEAVE, {"id": self._worker_id})
                 for (run_id,) in left:
                     log.warning("lease.left run=%s", run_id)
             except psycopg.Error as error:
                 log.warning("lease.not_released error=%r", error)
             connection.close()
 
-    def _renew(self, connection: psycopg.Connection[Any]) -> None:
+    def _connect(self) -> _Connection:
+        parameters = parameters_of(self._settings.postgres, "agent-relay lease")
+        longest = max(CONNECT_TIMEOUT_SECONDS, int(self._settings.lease_seconds / 3))
+        parameters["connect_timeout"] = min(int(parameters["connect_timeout"]), longest)
+        connection = _Connection.connect(**parameters, autocommit=True)
+        try:
+            settle(connection)
+        except psycopg.Error:
+            connection.close()
+            raise
+        return connection
+
+    def _renew(self, connection: _Connection) -> None:
         """Renew the lease, or begin an incarnation."""
         lease = self._settings.lease_seconds
         renewal = {"id": self._worker_id, "lease": lease, "draining": self.draining}
-        if self._worker_id is None or connection.execute(_BEAT, renewal).fetchone() is None:
+        if self._worker_id is None or not connection.ask(_BEAT, renewal):
             self._register(connection)
 
-    def _exchange(self, connection: psycopg.Connection[Any]) -> None:
+    def _exchange(self, connection: _Connection) -> None:
         """Store what changed, and bring back the runs that are held; the lease does not depend on any of it."""
         for step in (self._keep, self._mark_told, self._read_held):
             try:
@@ -210,17 +222,17 @@ class Lease:
                     raise
                 log.warning("lease.step_failed step=%s error=%r", step.__name__, error)  # The next beat tries again.
 
-    def _mark_told(self, connection: psycopg.Connection[Any]) -> None:
+    def _mark_told(self, connection: _Connection) -> None:
         self._untold += self._told()
         if self._untold:
-            connection.execute(_MARK_TOLD, {"ids": self._untold})
+            connection.ask(_MARK_TOLD, {"ids": self._untold})
             self._untold = []
 
-    def _read_held(self, connection: psycopg.Connection[Any]) -> None:
-        rows = connection.execute(_HELD, {"id": self._worker_id}).fetchall()
+    def _read_held(self, connection: _Connection) -> None:
+        rows = connection.ask(_HELD, {"id": self._worker_id})
         self._call(self._on_beat, [Row(*cast("tuple[UUID, int, bool]", row)) for row in rows])
 
-    def _register(self, connection: psycopg.Connection[Any]) -> None:
+    def _register(self, connection: _Connection) -> None:
         """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
         worker_id = self._first_id
         if self._worker_id is not None:
@@ -228,7 +240,7 @@ class Lease:
             self._trusted_until = 0.0
             self._call(self._on_lost)
             worker_id = new_id()
-        connection.execute(
+        connection.ask(
             _REGISTER,
             {
                 "id": worker_id,
@@ -245,7 +257,7 @@ class Lease:
         self._worker_id = worker_id
         log.info("lease.registered worker=%s", worker_id)
 
-    def _keep(self, connection: psycopg.Connection[Any]) -> None:
+    def _keep(self, connection: _Connection) -> None:
         """Store the partials and the usage that changed since the last beat; one that cannot be stored is left out."""
         held = {run.run_id: run for run in self._held()}
         changed = [run for run in held.values() if self._kept.get(run.run_id) != run]
@@ -259,7 +271,7 @@ class Lease:
                 self._store_alone(connection, run)
         self._kept = held
 
-    def _store_alone(self, connection: psycopg.Connection[Any], run: Held) -> None:
+    def _store_alone(self, connection: _Connection, run: Held) -> None:
         try:
             self._store(connection, [run])
         except psycopg.OperationalError:
@@ -267,10 +279,10 @@ class Lease:
         except Exception:
             log.exception("lease.not_kept run=%s", run.run_id)
 
-    def _store(self, connection: psycopg.Connection[Any], changed: Sequence[Held]) -> None:
+    def _store(self, connection: _Connection, changed: Sequence[Held]) -> None:
         if not changed:
             return
-        connection.execute(
+        connection.ask(
             _KEEP,
             {
                 "ids": [run.run_id for run in changed],

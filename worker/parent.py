@@ -57,7 +57,9 @@ class Parent:
         self._processes = processes
         self._database = database.connect(settings)
         self._redis = redis.connect(settings)
-        self._sweeper = Sweeper(settings, self._database, Lanes(self._redis), EventLog(self._redis))
+        self._sweeper = Sweeper(
+            settings, self._database, Lanes(self._redis, settings.names), EventLog(self._redis, settings.names)
+        )
         self._nursery = nursery
         self._isolation = Isolation(settings, self._database, self._sweeper, nursery)
         self._together = asyncio.TaskGroup()

@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.bad_input import BadInput, refuse
 from shared.database import is_away
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, key, text_body
+from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, text_body
 from shared.growth import growth
 from worker.storable import storable
 
@@ -295,7 +295,11 @@ class Publisher:
             try:
                 is_mine = await self._is_mine(telling.run_id, telling.attempt)
                 if is_mine and outcome is Outcome.FENCED:
-                    refuse(BadInput.LOG_KEY, key(telling.run_id), "an id above the attempt that holds the run")
+                    refuse(
+                        BadInput.LOG_KEY,
+                        self._event_log.names.log(telling.run_id),
+                        "an id above the attempt that holds the run",
+                    )
                     await self._event_log.remove(telling.run_id)
             except (SQLAlchemyError, RedisError, OSError) as error:
                 if isinstance(error, SQLAlchemyError) and not is_away(error):

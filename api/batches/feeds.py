@@ -24,7 +24,7 @@ from api.batches.rows import batch_with_results
 from api.feed import Waited, end_wait
 from api.framing import one_line
 from api.hub import Hub
-from shared.batches import channel
+from shared.names import Names
 from shared.resources import Counts, counts_of
 from shared.tables import BatchStatus
 
@@ -119,9 +119,10 @@ class BatchFeed:
 class BatchFeeds:
     """All batches that are followed in this process."""
 
-    def __init__(self, database: AsyncEngine, redis: Redis) -> None:
+    def __init__(self, database: AsyncEngine, redis: Redis, names: Names) -> None:
         self._database = database
-        self._hub = Hub(redis, lambda name, _: self._look(name), self._look)
+        self._hub = Hub(redis, names, lambda name, _: self._look(name), self._look)
+        self._names = names
         self._feeds: dict[str, BatchFeed] = {}
         self.closing = False
 
@@ -138,7 +139,7 @@ class BatchFeeds:
     @asynccontextmanager
     async def follow(self, batch_id: UUID, standing: Standing) -> AsyncGenerator[BatchFeed]:
         """Share the feed of a batch for as long as somebody follows it."""
-        name = channel(batch_id)
+        name = self._names.batch(batch_id)
         feed = self._feeds.get(name)
         if feed is None:
             feed = self._feeds[name] = BatchFeed(standing)

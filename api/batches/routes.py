@@ -183,7 +183,7 @@ async def cancel_batch(batch_id: BatchId, service: Service, caller: Caller) -> R
             await tell_workers(service, step.wished)
     except (RedisError, OSError) as away:
         log.warning("batches.redis_away batch=%s error=%r", batch_id, away)
-    await announce(service.redis, [batch_id])
+    await announce(service.redis, service.settings.names, [batch_id])
     row = await owned_batch(service.database, caller, batch_id)
     status = 202 if row.finished_at is None else 200
     return JSONResponse(batch_of(row).model_dump(mode="json"), status, {"Location": _url(batch_id)})

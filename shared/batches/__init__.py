@@ -12,7 +12,7 @@ reader who has seen a place has seen all before it.
 from shared.batches.accept import Accepted, Submission, accept
 from shared.batches.cancel import begin_to_cancel, cancel_some
 from shared.batches.manifest import DiskRoom, Manifest
-from shared.batches.news import announce, channel
+from shared.batches.news import announce
 from shared.batches.release import release, with_room
 from shared.batches.retry import retry
 
@@ -25,7 +25,6 @@ __all__ = [
     "announce",
     "begin_to_cancel",
     "cancel_some",
-    "channel",
     "release",
     "retry",
     "with_room",

@@ -1,21 +1,55 @@
 """Run Alembic from code: one place knows where the migrations lie."""
 
 from pathlib import Path
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, text
+from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.pool import NullPool
+
+from shared.database import parameters_of, settle
+from shared.servers import Postgres
 
 _LOCK = 7_270_201  # Any constant: whoever upgrades this database takes the same advisory lock.
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Upgrade the database to `revision`, one process at a time."""
-    engine = create_engine(database_url, poolclass=NullPool)
+    """Upgrade the database to `revision`, one process at a time.
+
+    Raises:
+        SystemExit: the database cannot be used; the sentence says why.
+    """
+    parameters = parameters_of(Postgres.parse(database_url), "agent-relay migrations")
+    engine = create_engine("postgresql+psycopg://", poolclass=NullPool, connect_args=parameters)
+    event.listen(engine, "connect", _settle)
     with engine.begin() as connection:
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
         config.attributes["connection"] = connection
+        config.attributes["schema"] = _schema(connection)
         command.upgrade(config, revision)
+
+
+def _settle(driver: Any, _: Any) -> None:
+    settle(driver)
+
+
+def _schema(connection: Connection) -> str:
+    """Find out where the tables go; the search path says it."""
+    encoding, schema, path = connection.execute(
+        text("SELECT current_setting('server_encoding'), current_schema(), current_setting('search_path')")
+    ).one()
+    if encoding != "UTF8":
+        raise SystemExit(
+            f"The database of DATABASE_URL is encoded in {encoding}; it must be UTF8 to hold all texts. "
+            "Make another one: CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0."
+        )
+    if schema is None:
+        raise SystemExit(
+            f"The search path of DATABASE_URL ({path}) names no schema that exists and that this role may use. "
+            "Make one: CREATE SCHEMA name."
+        )
+    return schema

@@ -12,9 +12,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from shared.runs.finish import END_COLUMNS, INTERRUPTED
 from shared.tables import RunStatus
 
-CANCELS = "cancels"
-"""The channel on which workers hear, within a moment, what the next beat would tell them anyway."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.event_log import EventLog, parse_announcement
+from shared.names import DEFAULT, PREFIX
 from tests.faults.history import Announced, Change, Heard, Measure
 from tests.faults.house import House
 
@@ -68,11 +69,11 @@ async def listen(house: House) -> None:
                 Redis.from_url(house.redis.url()) as redis,
                 redis.pubsub(ignore_subscribe_messages=True) as all_logs,
             ):
-                await all_logs.psubscribe("log:*")
+                await all_logs.psubscribe(f"{PREFIX}log:*")
                 async for said in all_logs.listen():  # pyright: ignore[reportUnknownVariableType]
                     message = cast("dict[str, bytes]", said)
                     entries = parse_announcement(message["data"])
-                    run_id = message["channel"].decode().removeprefix("log:")
+                    run_id = message["channel"].decode().removeprefix(f"{PREFIX}log:")
                     house.history.announced.append(Announced(time.time(), run_id, entries))
         except (RedisError, OSError):
             await asyncio.sleep(AGAIN_SECONDS)
@@ -145,7 +146,7 @@ class Scales:
             keys = cast("list[bytes]", await redis.keys("*"))
             forever = [key for key in keys if await redis.ttl(key) == -1]
             measures.append(Measure(f"keys that stay for ever {forever[:3]}", 0, len(forever), 0))
-            jobs = [key for key in keys if key.startswith(b"arq:")]
+            jobs = [key for key in keys if key.startswith(DEFAULT.jobs.encode())]
             lost = KEYS_OF_A_JOB * _number(crashes) + len(self._house.history.broken)
             measures.append(Measure(f"jobs left behind {jobs[:3]}", 0, len(jobs), lost))
         async with httpx.AsyncClient() as client:

@@ -227,7 +227,7 @@ MUTATIONS = [
     Mutation(
         "a connection to Redis for each reader who comes",
         "shared/redis.py",
-        '"max_connections": connections, ',
+        "max_connections=connections, ",
         "",
         "tests/test_processes.py::test_readers_who_come_all_at_once_share_a_few_connections",
     ),
