@@ -18,7 +18,12 @@ Item = TypeVar("Item")
 BIGINT = 63
 """Bits of the largest number in the database."""
 
-Limit = Annotated[int, Query(ge=1, le=100, description="How many items at the most.")]
+MOST_BYTES = 2 << 20
+"""Of a page; the next one goes on."""
+
+Limit = Annotated[
+    int, Query(ge=1, le=100, description="How many items at the most; where they are large, a page has fewer.")
+]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
 
 
@@ -33,10 +38,25 @@ class Page(BaseModel, Generic[Item]):
     """Where the next page begins; null on the last."""
 
 
+def bounded(select: str, size: str, order: str) -> str:
+    """Write the query of a page that ends early where its rows are large: after `MOST_BYTES`, and at least one row.
+
+    `select` selects the rows in this `order`, with a limit; `size` says how many bytes a row has. The column `selected`
+    counts the rows that were selected, so that `page` sees whether it ended early.
+    """
+    return f"""
+        SELECT * FROM (
+            SELECT *, count(*) OVER () AS selected, sum({size}) OVER (ORDER BY {order}) - {size} AS bytes_before
+            FROM ({select}) AS candidate
+        ) AS page WHERE bytes_before < {MOST_BYTES} ORDER BY {order}
+    """  # noqa: S608  (constants)
+
+
 def page(rows: Sequence[Any], limit: int, item: Callable[[Any], Item], place: Callable[[Any], list[Any]]) -> Page[Item]:
-    """Make a page of at most `limit` rows, out of one more where there is one."""
+    """Make a page of at most `limit` rows, out of one more where there is one; `bounded` rows may be fewer."""
     shown = rows[:limit]
-    after = place(shown[-1]) if len(rows) > limit else None
+    ended_early = bool(rows) and getattr(rows[0], "selected", 0) > len(rows)
+    after = place(shown[-1]) if len(rows) > limit or ended_early else None
     return Page(items=[item(row) for row in shown], next_cursor=None if after is None else _write(after))
 
 

@@ -20,6 +20,8 @@ from api.identity import caller_of, identify, identify_by_ticket, identify_opera
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 
 MAX_DEPTH = 64
+MOST_VALUES = 2_000
+"""Values that a body, or an item of a batch, may hold. Text, however long, is one."""
 MOST_BITS = 1024
 """Of a number: those of double precision, which hardly anybody reads more of, end there."""
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -178,8 +180,10 @@ def read_json(body: bytes, what: str = "body") -> Any:
     """Read JSON.
 
     Raises:
-        Refused: 400, it is malformed.
+        Refused: 400, it is malformed or nested too deep; 422, it holds more than `MOST_VALUES` values.
     """
+    if might_hold_many_values(body):
+        _count_values(body, what)
     try:
         return _DECODER.decode(body.decode())
     except UnicodeDecodeError:
@@ -190,6 +194,40 @@ def read_json(body: bytes, what: str = "body") -> Any:
         raise malformed(f"The {what} is not JSON at character {error.pos}.") from None
     except ValueError:
         raise malformed(f"The {what} holds a number of too many digits.") from None
+
+
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[,\[\]{}]', re.DOTALL)
+"""A string, also one that does not end, or what separates values."""
+
+
+def might_hold_many_values(body: bytes) -> bool:
+    """Tell whether there are more than `MOST_VALUES` values, if all that looks like one is outside of strings."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") >= MOST_VALUES
+
+
+def _count_values(body: bytes, what: str) -> None:
+    """Count the values before any is made: a megabyte may hold half a million, each of which costs memory and time.
+
+    Raises:
+        Refused: 422, they are too many; 400, it is nested too deep, or has more strings than its values could have.
+    """
+    values = strings = depth = 0
+    for token in _TOKEN.finditer(body):
+        match body[token.start()]:
+            case 0x22:
+                strings += 1
+            case 0x5D | 0x7D:
+                depth -= 1
+            case 0x2C:
+                values += 1
+            case _:
+                values, depth = values + 1, depth + 1
+        if depth > MAX_DEPTH:
+            raise too_deep()
+        if values >= MOST_VALUES:
+            raise _invalid([FieldError(pointer="", code="too_many_values", message=f"At most {MOST_VALUES} values")])
+        if strings > 2 * MOST_VALUES:
+            raise malformed(f"The {what} is not JSON.")
 
 
 _DOUBTFUL = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.dependencies import Service
 from api.idempotency import REPLAYED, IdempotencyKey, once
 from api.identity import Caller, Owner
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page, bounded, page, place_of
 from api.problems import responses
 from api.resources import Message, NewThread, Thread, ThreadId, ThreadWithMessages
 from api.run_cancel import announce
@@ -34,26 +34,30 @@ _CREATE = text("""
     RETURNING *
 """)
 
-_PAGE = text("""
+_SELECT_PAGE = """
     SELECT * FROM threads
     WHERE tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
       AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
     ORDER BY created_at DESC, id DESC LIMIT :limit
-""")
+"""
+
+_PAGE = text(bounded(_SELECT_PAGE, "octet_length(CAST(metadata AS text))", "created_at DESC, id DESC"))
 
 _OWNED = text("SELECT * FROM threads WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL")
 
-_LAST_MESSAGES = text(f"""
-    SELECT * FROM (
-        SELECT * FROM messages WHERE thread_id = :id ORDER BY position DESC LIMIT {LAST_MESSAGES}
-    ) AS last ORDER BY position
-""")  # noqa: S608  (a constant)
+_SIZE = "octet_length(content)"
 
-_MESSAGES = text("""
+_SELECT_LAST = f"SELECT * FROM messages WHERE thread_id = :id ORDER BY position DESC LIMIT {LAST_MESSAGES}"  # noqa: S608
+
+_LAST_MESSAGES = text(f"SELECT * FROM ({bounded(_SELECT_LAST, _SIZE, 'position DESC')}) AS last ORDER BY position")  # noqa: S608
+
+_SELECT_MESSAGES = """
     SELECT * FROM messages
     WHERE thread_id = :id AND (CAST(:position AS bigint) IS NULL OR position > :position)
     ORDER BY position LIMIT :limit
-""")
+"""
+
+_MESSAGES = text(bounded(_SELECT_MESSAGES, _SIZE, "position"))
 
 _DELETE = text("""
     UPDATE threads SET deleted_at = now()
@@ -95,7 +99,7 @@ async def list_threads(service: Service, caller: Caller, limit: Limit = 20, curs
 
 @router.get("/{thread_id}", summary="Read a thread", response_description="The thread.", responses=responses(404))
 async def read_thread(thread_id: ThreadId, service: Service, caller: Caller) -> ThreadWithMessages:
-    """The thread and its last 100 messages, in the order of the conversation."""
+    """The thread and its last 100 messages, fewer where they are large, in the order of the conversation."""
     row = await owned_thread(service.database, caller, thread_id)
     async with service.database.connect() as connection:
         messages = (await connection.execute(_LAST_MESSAGES, {"id": thread_id})).all()

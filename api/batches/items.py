@@ -13,10 +13,7 @@ from itertools import count
 from typing import Any, Protocol, cast
 
 from api.problems import Refused, invalid
-from api.strict import malformed, read_json
-
-MOST_VALUES = 2_000
-"""Values that an item may hold; more would take the event loop too long at once. Text, however long, is one."""
+from api.strict import MOST_VALUES, malformed, might_hold_many_values, read_json
 
 _TOKEN = re.compile(rb'["\[\]{},]')
 _INSIDE = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
@@ -104,11 +101,6 @@ class Tokens:
         return b'"'
 
 
-def _might_hold_many_values(item: bytes) -> bool:
-    """Tell whether there are more than `MOST_VALUES` values, if all that looks like one is outside of strings."""
-    return item.count(b",") + item.count(b"[") + item.count(b"{") >= MOST_VALUES
-
-
 class Lines:
     """NDJSON: an item a line; empty lines are none."""
 
@@ -136,7 +128,7 @@ class Lines:
         if not item:
             return
         self._limits.check(self._count, len(item))
-        if _might_hold_many_values(item):
+        if might_hold_many_values(item):
             yield from self._count_values(item)
         self._count += 1
         yield item
@@ -229,7 +221,7 @@ class Members:
         if self._place is not _Place.ITEM or tokens.at != self._begin:
             return None
         found = _ITEM.match(tokens.buffer, tokens.at, tokens.at + _ITEM_BYTES)
-        if found is None or _might_hold_many_values(found[0]):
+        if found is None or might_hold_many_values(found[0]):
             return None
         item = found[0][:-1]
         self._limits.check(self._count, len(item))

@@ -12,8 +12,7 @@ import secrets
 from collections.abc import Generator
 from typing import Any, cast
 
-from api.batches.items import MOST_VALUES
-from api.strict import malformed, no_repeated_name, read_json, too_deep
+from api.strict import MOST_VALUES, malformed, no_repeated_name, read_json, too_deep
 
 LONG_BYTES = 16 << 10
 """An item that is longer is read in steps."""

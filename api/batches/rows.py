@@ -11,6 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.identity import Owner
+from api.pages import bounded
 from shared.errors import NotFound
 from shared.served import served
 
@@ -27,12 +28,14 @@ _ONE = text(f"{_COUNTED} WHERE id = :id AND tenant = :tenant AND user_id = :user
 
 _ANYBODYS = text(f"{_COUNTED} WHERE id = :id AND deleted_at IS NULL")
 
-_PAGE = text(f"""
+_SELECT_PAGE = f"""
     {_COUNTED}
     WHERE tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
       AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
     ORDER BY created_at DESC, id DESC LIMIT :limit
-""")
+"""
+
+_PAGE = text(bounded(_SELECT_PAGE, "octet_length(CAST(metadata AS text))", "created_at DESC, id DESC"))
 
 _RESULTS = text("""
     SELECT * FROM (
