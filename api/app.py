@@ -26,6 +26,7 @@ from api.limits import Limits
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
+from api.root_path import RootPath
 from api.stream import rest_of
 from api.tickets import Tickets
 from shared import database, redis
@@ -141,4 +142,6 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app.add_middleware(Head)
     app.add_middleware(CutShort)
     app.add_middleware(RequestId)
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     return app

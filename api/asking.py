@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 from api.dependencies import Parts
 from api.idempotency import REPLAYED, once
@@ -96,8 +95,3 @@ async def ended(service: Parts, run: Any, seconds: float) -> bool:
             return feed.ended
     except TimeoutError:
         return False
-
-
-def run_url(run_id: UUID) -> str:
-    """Say where a run is."""
-    return f"/api/v1/runs/{run_id}"

@@ -23,7 +23,9 @@ RESERVED_FOR_HEALTH = 32
 LEAST_BYTES = 1000
 """Of a body within `request_seconds`."""
 LINGER_SECONDS = 2.0
-"""Time for a peer to read an answer that came before its request was complete."""
+"""Time for a peer to read an answer that came before its request was complete, once it sends nothing more."""
+LONGEST_LINGER_SECONDS = 30.0
+"""Time for a peer to send the rest of a request that has been answered."""
 TICK_SECONDS = 1.0
 LOG_SECONDS = 10.0
 
@@ -162,7 +164,10 @@ class Connections:
     def _look_at_body(self, connection: Connection, body: _Body, now: float) -> None:
         if connection.is_answered:
             body.answered_since = body.answered_since or now
-            if now - body.answered_since > LINGER_SECONDS:
+            if connection.body_bytes != body.bytes_then:
+                body.since, body.bytes_then = now, connection.body_bytes
+            silent = now - max(body.since, body.answered_since)
+            if silent > LINGER_SECONDS or now - body.answered_since > LONGEST_LINGER_SECONDS:
                 self._drop(connection, "body_after_answer")
         elif not connection.is_reading or connection.body_bytes - body.bytes_then >= LEAST_BYTES:
             body.since, body.bytes_then = now, connection.body_bytes

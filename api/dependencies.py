@@ -38,6 +38,10 @@ class Parts:
     batch_feeds: BatchFeeds
     limits: Limits
 
+    def url_of(self, noun: str, id_: object) -> str:
+        """Return the path of a resource as a caller reaches it, such as `/api/v1/runs/<id>`, behind `ROOT_PATH`."""
+        return f"{self.settings.root_path}/api/v1/{noun}/{id_}"
+
 
 def _parts(request: Request) -> Parts:
     return cast("Parts", request.app.state.parts)

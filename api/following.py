@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
-from fastapi import Header, Query, Response
+from fastapi import Depends, Header, Query, Response
 
 from api.dependencies import Parts
 from api.framing import Framing, negotiate
@@ -16,11 +16,36 @@ from api.stream import Follower, Stream
 from shared.event_log import BEFORE_ALL, Id
 from shared.tables import TERMINAL
 
-CursorParameter = Annotated[str | None, Query(description="Go on after the event of this id.")]
 Deltas = Annotated[
     bool, Query(description="Send `{drop, append}` instead of the whole `token` where that says it: see *The stream*.")
 ]
-LastEventId = Annotated[str | None, Header(alias="Last-Event-ID", description="The same; it counts if both are given.")]
+
+
+def _last_seen(
+    after: Annotated[str | None, Query(description="Go on after the event of this id.")] = None,
+    in_header: Annotated[
+        str | None, Header(alias="Last-Event-ID", description="The same; it counts if both are given.")
+    ] = None,
+    in_query: Annotated[
+        str | None,
+        Query(
+            alias="lastEventId",
+            description="The same, as polyfills of `EventSource` say it; it counts before `after`. `lastEventID`,"
+            " `last-event-id`, `last_event_id` and `evs_last_event_id` are taken, too.",
+        ),
+    ] = None,
+    of_an_acronym: Annotated[str | None, Query(alias="lastEventID", include_in_schema=False)] = None,
+    with_dashes: Annotated[str | None, Query(alias="last-event-id", include_in_schema=False)] = None,
+    with_underscores: Annotated[str | None, Query(alias="last_event_id", include_in_schema=False)] = None,
+    with_prefix: Annotated[str | None, Query(alias="evs_last_event_id", include_in_schema=False)] = None,
+) -> str | None:
+    """Read where a reader got to. A reader that comes back says it beside the `after` that it began with."""
+    said = (in_header, in_query, of_an_acronym, with_dashes, with_underscores, with_prefix, after)
+    return next((cursor for cursor in said if cursor is not None), None)
+
+
+LastSeen = Annotated[str | None, Depends(_last_seen)]
+"""The id of the event that a reader saw last; None from the beginning."""
 
 _ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})")
 

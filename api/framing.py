@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any
@@ -52,22 +53,31 @@ def one_line(data: bytes) -> bytes:
 def negotiate(accept: str | None) -> Framing:
     """Choose the framing by the `Accept` header: SSE where it is asked for, else NDJSON.
 
+    Where both are named, the higher `q` wins, and SSE where they are equal.
+
     Raises:
         Refused: 406, the caller takes neither.
     """
-    accepted = {_media_type(part) for part in (accept or "*/*").split(",") if not _refused(part)}
-    if Framing.SSE.value in accepted:
+    accepted = dict(_media_range(part) for part in (accept or "").split(",") if part.strip()) or {"*/*": 1.0}
+    sse, ndjson = accepted.get(Framing.SSE.value, 0.0), max(accepted.get(name, 0.0) for name in _NDJSON)
+    if sse and sse >= ndjson:
         return Framing.SSE
-    if accepted & {Framing.NDJSON.value, "application/*", "*/*", "application/json", "application/jsonl"}:
+    if ndjson or any(accepted.get(name) for name in ("application/*", "*/*", "application/json")):
         return Framing.NDJSON
-    if "text/*" in accepted:
+    if accepted.get("text/*") and Framing.SSE.value not in accepted:
         return Framing.SSE
     raise Refused(406, "A stream is text/event-stream or application/x-ndjson.")
 
 
-def _media_type(part: str) -> str:
-    return part.partition(";")[0].strip().lower()
+_NDJSON = (Framing.NDJSON.value, "application/ndjson", "application/jsonl")
 
 
-def _refused(part: str) -> bool:
-    return part.replace(" ", "").lower().endswith((";q=0", ";q=0.0", ";q=0.00", ";q=0.000"))
+def _media_range(part: str) -> tuple[str, float]:
+    """Read `type/subtype;q=0.5` into the type, lower-case, and its `q`; one that is no number counts as 1."""
+    name, *parameters = part.split(";")
+    weights = [value.strip() for key, _, value in (p.partition("=") for p in parameters) if key.strip().lower() == "q"]
+    weight = weights[0] if weights and _WEIGHT.fullmatch(weights[0]) else "1"
+    return name.strip().lower(), float(weight)
+
+
+_WEIGHT = re.compile(r"[01](\.\d*)?")

@@ -204,6 +204,9 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _MEANINGS[status], "model": Problem} for status in statuses}
 
 
+_IN_PATHS = "/:@!$&'()*+,;=~"
+
+
 def respond(request: Request, refused: Refused) -> Response:
     """Write the problem document."""
     return _response(refused, request.url.path, request_id_of(request.scope))
@@ -223,7 +226,7 @@ def _response(refused: Refused, path: str, request_id: str) -> Response:
         title=HTTPStatus(refused.status).phrase,
         status=refused.status,
         detail=refused.detail,
-        instance=quote(path, safe="/:@!$&'()*+,;=~"),
+        instance=quote(path, safe=_IN_PATHS),
         code=refused.code,
         request_id=request_id,
         errors=refused.errors or None,
@@ -344,7 +347,11 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     known = error.status_code if error.status_code in _CODES else 400
     headers = {"Allow": _allowed(request)} if known == HTTPStatus.METHOD_NOT_ALLOWED else dict(error.headers or {})
-    return respond(request, Refused(known, f"{error.detail}.", headers=headers))
+    detail = f"{error.detail}."
+    plain = "/" + "/".join(filter(None, request.url.path.split("/")))
+    if known == HTTPStatus.NOT_FOUND and plain != request.url.path:
+        detail = f"Not Found. Paths have no slash at their end and none twice: {quote(plain, safe=_IN_PATHS)}."
+    return respond(request, Refused(known, detail, headers=headers))
 
 
 def _allowed(request: Request) -> str:

@@ -1,5 +1,8 @@
 """uvicorn's HTTP protocol, with a limit on everything that a peer may leave unfinished or send without end.
 
+HTTP/1.0 gets bodies that it can read. A response that ends before its request does is not lost: what the client still
+sends is read before the connection is closed.
+
 Heads, trailers, chunk extensions and pipelined requests have a limit; `connections.py` has the clocks. Little waits
 unsent in the kernel, so that a slow reader is sent what is new, not what was new a megabyte ago. A reader that takes
 nothing for `STALLED_READER_SECONDS` is disconnected; it can resume.
@@ -62,6 +65,29 @@ class _Refuse(Exception):
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.detail)
         self.refused = refused
+
+
+class LastCycle(RequestResponseCycle):
+    """The last request of a connection, and its response."""
+
+    _ends_with_connection = False
+
+    async def send(self, message: Any) -> None:
+        """Send a part of the response.
+
+        HTTP/1.0 knows no chunks: a body without a length ends with the connection. If the request has not been read to
+        its end, the connection stays open for reading: the kernel would reset it, and the client lose the response.
+        """
+        if message["type"] == "http.response.start":
+            names = {name.lower() for name, _ in message.get("headers", ())}
+            if self.scope["http_version"] == "1.0" and b"content-length" not in names:
+                self._ends_with_connection, self.chunked_encoding = True, False
+        elif message["type"] == "http.response.body":
+            if self._ends_with_connection:
+                self.expected_content_length = len(message.get("body", b""))
+            if self.more_body and not message.get("more_body", False):
+                self.keep_alive = True  # `on_response_complete` of the protocol closes it.
+        await super().send(message)
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -152,7 +178,10 @@ class PatientProtocol(HttpToolsProtocol):
         if len(self.pipeline) >= MOST_PIPELINED:
             self._stop_listening()
         if not self._deaf:
+            before = self.cycle
             super().on_headers_complete()
+            if self.cycle is not before and not self.cycle.keep_alive:
+                self.cycle.__class__ = LastCycle
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -165,10 +194,14 @@ class PatientProtocol(HttpToolsProtocol):
         self._in_body = False
         if not self._deaf:
             super().on_message_complete()
+        if isinstance(self.cycle, LastCycle) and self.cycle.response_complete:
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         """A response is complete: the connection is kept alive, or closed."""
         super().on_response_complete()
+        if isinstance(self.cycle, LastCycle) and not self.transport.is_closing():
+            self.transport.write_eof()  # The rest of the request is read and dropped; `connections.py` limits that.
         if not self.pipeline and not self._in_head and not self._in_body and not self._deaf:
             self.connections_of_process.idle(self)
 

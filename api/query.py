@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 
-from api.asking import ask, ended, run_url
+from api.asking import ask, ended
 from api.dependencies import Parts, Service
 from api.docs import STREAM
 from api.following import Deltas, follow
@@ -76,7 +76,7 @@ async def _ask_and_wait(
     finally:
         if hung_up is not None:
             hung_up.cancel()
-    headers = asked.headers | {"Location": run_url(row.id)}
+    headers = asked.headers | {"Location": service.url_of("runs", row.id)}
     if wanted:
         headers["Preference-Applied"] = f"wait={seconds}"
     if row.status not in TERMINAL:
@@ -114,7 +114,7 @@ async def stream(
     negotiate(accept)
     with service.limits.calls.open(caller).kept() as call:
         asked = await ask(service, caller, new, key)
-        row, url = asked.run, run_url(asked.run.id)
+        row, url = asked.run, service.url_of("runs", asked.run.id)
         return follow(
             service,
             call,

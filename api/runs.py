@@ -11,10 +11,10 @@ from uuid import UUID
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import JSONResponse
 
-from api.asking import ask, ended, run_url
+from api.asking import ask, ended
 from api.dependencies import Parts, Service
 from api.docs import STREAM
-from api.following import CursorParameter, Deltas, LastEventId, follow
+from api.following import Deltas, LastSeen, follow
 from api.idempotency import IdempotencyKey
 from api.identity import Caller, Owner
 from api.pages import Cursor, Limit, Page, page, place_of
@@ -48,7 +48,7 @@ Wait = Annotated[
 async def create_run(new: NewQuery, service: Service, caller: Caller, key: IdempotencyKey, response: Response) -> Run:
     """Store a query; a worker takes it at once. Poll the run, or follow its stream."""
     asked = await ask(service, caller, new, key)
-    response.headers.update({**asked.headers, "Location": run_url(asked.run.id)})
+    response.headers.update({**asked.headers, "Location": service.url_of("runs", asked.run.id)})
     return await shown(service, asked.run)
 
 
@@ -124,19 +124,17 @@ async def stream_run(
     run_id: RunId,
     service: Service,
     caller: Caller,
-    after: CursorParameter = None,
+    cursor: LastSeen,
     _ticket: Annotated[
         str | None,
         Query(alias="ticket", description="Instead of the headers, see `stream-ticket`."),
     ] = None,
     deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
-    last_event_id: LastEventId = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """The events of a run of any age: from the start, or after the id that you saw last."""
     row = await owned_run(service.database, caller, run_id)
     with service.limits.calls.open(caller).kept() as call:
-        cursor = after if last_event_id is None else last_event_id
         return follow(service, call, row, accept=accept, cursor=cursor, deltas=deltas)
 
 
@@ -152,7 +150,7 @@ async def create_ticket(run_id: RunId, service: Service, caller: Caller) -> Stre
     row = await owned_run(service.database, caller, run_id)
     expires_at = row.deadline_at + timedelta(seconds=service.settings.log_retention_seconds)
     ticket = service.tickets.sign(run_id, caller.tenant, caller.user_id, expires_at)
-    return StreamTicket(url=f"{run_url(run_id)}/stream?ticket={ticket}", expires_at=expires_at)
+    return StreamTicket(url=f"{service.url_of('runs', run_id)}/stream?ticket={ticket}", expires_at=expires_at)
 
 
 @router.post(
@@ -177,7 +175,9 @@ async def cancel(run_id: RunId, service: Service, caller: Caller, wait: Wait = 5
             await cancel_run(service, run_id)
             row = await owned_run(service.database, caller, run_id)
     status = 200 if row.status in TERMINAL else 202
-    return JSONResponse((await shown(service, row)).model_dump(mode="json"), status, {"Location": run_url(run_id)})
+    return JSONResponse(
+        (await shown(service, row)).model_dump(mode="json"), status, {"Location": service.url_of("runs", run_id)}
+    )
 
 
 async def _cancel_and_wait(service: Parts, caller: Owner, row: Any, seconds: float) -> Any:

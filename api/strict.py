@@ -185,7 +185,7 @@ def read_json(body: bytes, what: str = "body") -> Any:
     if might_hold_many_values(body):
         _count_values(body, what)
     try:
-        return _DECODER.decode(body.decode())
+        return _DECODER.decode(body.decode("utf-8-sig"))  # A byte order mark is skipped, as RFC 8259 allows.
     except UnicodeDecodeError:
         raise malformed(f"The {what} is not UTF-8.") from None
     except RecursionError:

@@ -81,7 +81,7 @@ async def create_thread(
     except Repeated as repeated:
         row = await owned_thread(service.database, caller, repeated.created)
         response.headers.update(REPLAYED)
-    response.headers["Location"] = f"/api/v1/threads/{row.id}"
+    response.headers["Location"] = service.url_of("threads", row.id)
     return _thread(row)
 
 

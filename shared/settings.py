@@ -17,6 +17,7 @@ from shared.servers import Postgres, Redis
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -71,6 +72,13 @@ def _agents(value: object) -> object:
     return agents
 
 
+def _root_path(path: str) -> str:
+    path = path.rstrip("/")
+    if path and not _ROOT_PATH.fullmatch(path):
+        raise ValueError("must be a path such as /relay, without a host, or empty")
+    return path
+
+
 def _traps(value: object) -> object:
     words = _words(value)
     return [Trap.parse(word) for word in words if isinstance(word, str)] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType]
@@ -113,6 +121,8 @@ class Settings(BaseSettings):
     """Address that the API listens on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port that the API listens on; 0 takes a free one."""
+    root_path: Annotated[str, AfterValidator(_root_path)] = ""
+    """Path under which a proxy publishes the API, such as `/relay`; whether the proxy strips it does not matter."""
     api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
     operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)

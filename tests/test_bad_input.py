@@ -60,7 +60,7 @@ MALFORMED = {
     "a control character": b'{"agent_type": "c4n4ry\n"}',
     "Latin-1": '{"agent_type": "c4n4ry é"}'.encode("latin-1"),
     "UTF-16": '{"agent_type": "c4n4ry"}'.encode("utf-16"),
-    "a byte order mark": b'\xef\xbb\xbf{"agent_type": "c4n4ry"}',
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"agent_type": "c4n4ry"}',
     "a surrogate in UTF-8": b'{"agent_type": "c4n4ry \xed\xa0\x80"}',
     "NaN": b'{"agent_type": "c4n4ry", "metadata": {"a": NaN}}',
     "Infinity": b'{"agent_type": "c4n4ry", "metadata": {"a": Infinity}}',

@@ -50,6 +50,13 @@ def test_a_failed_run_is_no_error_of_the_event_source() -> None:
         ("application/json, Text/Event-Stream;q=0.5", Framing.SSE),
         ("text/*", Framing.SSE),
         ("text/event-stream;q=0, */*", Framing.NDJSON),
+        ("text/event-stream; charset=utf-8", Framing.SSE),
+        ("TEXT/EVENT-STREAM;Q=1.0", Framing.SSE),
+        ("text/event-stream;q=0.2, application/x-ndjson;q=0.8", Framing.NDJSON),
+        ("application/x-ndjson, text/event-stream", Framing.SSE),
+        ("text/event-stream;q=high, application/ndjson;q=0.8", Framing.SSE),
+        ("text/event-stream; q=0.000, text/*, application/jsonl", Framing.NDJSON),
+        (" , ", Framing.NDJSON),
     ],
 )
 def test_the_caller_chooses_the_framing(accept: str | None, framing: Framing) -> None:

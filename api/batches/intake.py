@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -62,9 +63,11 @@ class Intake:
         check = _Check(items, self._settings.most_items_of_a_batch, lines=parameters is not None)
         digest = hashlib.sha256(request.url.query.encode() + b"\n")
         try:
+            mark = BOM_UTF8
             async for chunk in gathered(chunks_of(request, self._settings.max_batch_body_bytes)):
                 digest.update(chunk)
-                await self._look_at(cutter.feed(chunk), check, items)
+                await self._look_at(cutter.feed(chunk.removeprefix(mark)), check, items)
+                mark = b""
             await self._look_at(cutter.end(), check, items)
         except OSError as full:
             raise unavailable("There is no room for the batch.") from full

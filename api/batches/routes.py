@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
@@ -113,7 +113,7 @@ async def create_batch(
             raise await unknown_agent(service.database, unknown, f"{at}agent_type") from None
         except Repeated as repeated:
             row = await owned_batch(service.database, caller, repeated.created)
-            response.headers.update({**REPLAYED, **warned_of(row), "Location": _url(row.id)})
+            response.headers.update({**REPLAYED, **warned_of(row), "Location": service.url_of("batches", row.id)})
             return batch_of(row)
     return await _begun(service, accepted, response)
 
@@ -186,7 +186,9 @@ async def cancel_batch(batch_id: BatchId, service: Service, caller: Caller) -> R
     await announce(service.redis, service.settings.names, [batch_id])
     row = await owned_batch(service.database, caller, batch_id)
     status = 202 if row.finished_at is None else 200
-    return JSONResponse(batch_of(row).model_dump(mode="json"), status, {"Location": _url(batch_id)})
+    return JSONResponse(
+        batch_of(row).model_dump(mode="json"), status, {"Location": service.url_of("batches", batch_id)}
+    )
 
 
 @router.post(
@@ -206,7 +208,7 @@ async def retry_batch(
         accepted = await once(lambda: retry(service.database, batch_id, run_seconds, service.admission, key))
     except Repeated as repeated:
         row = await owned_batch(service.database, caller, repeated.created)
-        response.headers.update({**REPLAYED, **warned_of(row), "Location": _url(row.id)})
+        response.headers.update({**REPLAYED, **warned_of(row), "Location": service.url_of("batches", row.id)})
         return batch_of(row)
     return await _begun(service, accepted, response)
 
@@ -214,9 +216,5 @@ async def retry_batch(
 async def _begun(service: Parts, accepted: Accepted, response: Response) -> Batch:
     """Ring for workers, now that the batch is committed, and show it as it was then."""
     await service.lanes.ring(accepted.rings())
-    response.headers.update({**warned_of(accepted.batch), "Location": _url(accepted.batch.id)})
+    response.headers.update({**warned_of(accepted.batch), "Location": service.url_of("batches", accepted.batch.id)})
     return batch_of(accepted.batch)
-
-
-def _url(batch_id: Any) -> str:
-    return f"/api/v1/batches/{batch_id}"

@@ -1,0 +1,29 @@
+"""`ROOT_PATH`: the API behind a proxy that publishes it under a path, whether the proxy strips that path or not."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+FIRST_STEPS = frozenset({"api", "docs", "health", "metrics", "openapi.json"})
+"""What the paths of this application begin with."""
+
+
+class RootPath:
+    """ASGI middleware: give every request the path that its caller wrote, which begins with the root path."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the root path where the proxy has stripped it.
+
+        A path of ours may begin as the root path does (`ROOT_PATH=/api`), so what follows it decides.
+        """
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            rest = path.removeprefix(self._root_path)
+            if rest == path or rest[1:].partition("/")[0] not in FIRST_STEPS:
+                scope["path"] = self._root_path + path
+            scope["root_path"] = self._root_path  # The scope is changed in place: streams leave their rest in it.
+        await self._app(scope, receive, send)
