@@ -202,7 +202,8 @@ async def test_a_slash_too_many_is_named(client: Client, path: str) -> None:
 
 
 def test_the_first_steps_of_all_paths_are_known() -> None:
-    app = create_app(Settings(database_url="postgresql://u@h/d", redis_url="redis://h"))
+    settings = Settings(database_url="postgresql://u@h/d", redis_url="redis://h")
+    app = create_app(settings, 0)
 
     assert {path.split("/")[1] for path in [*app.openapi()["paths"], "/openapi.json", "/docs"]} == FIRST_STEPS
 

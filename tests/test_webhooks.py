@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import ssl
+import threading
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -32,7 +36,7 @@ from shared.webhooks import DeliveryStatus, Resolver, current_secret, rotate_sec
 from shared.webhooks import claim as claim_deliveries
 from tests.agents import CHUNK_BYTES
 from tests.client import Client
-from tests.eventually import eventually
+from tests.eventually import eventually, soon
 from tests.problems import errors_of, problem_of
 from tests.receiver import Received, Receiver, receiving
 from tests.service import Running, Service, serving
@@ -394,6 +398,62 @@ async def test_who_never_stops_talking_is_not_listened_to(stage: Stage, database
         (delivery,) = await settled(stage)
 
     assert (delivery.status, delivery.attempts, delivery.response_status) == ("delivered", 1, 204)
+
+
+async def attempted(stage: Stage) -> Any:
+    """Read the delivery, once it is known what came of an attempt."""
+    return next((found for found in await deliveries(stage) if found.response_status or found.error), None)
+
+
+LARGE = 4 << 20
+"""Bytes of an answer: more than the sockets between two processes hold."""
+
+
+def answers_early(status: int, server: socket.socket, manner: str, tls: ssl.SSLContext | None = None) -> None:
+    """Answer the first call before its body was read; what happens then is the manner."""
+    connection, _ = server.accept()
+    if tls is not None:
+        connection = tls.wrap_socket(connection, server_side=True)
+    with connection:
+        connection.recv(1000)
+        answer = f"HTTP/1.1 {status} Early\r\nContent-Length: 0\r\n\r\n".encode()
+        if manner == "interim":
+            connection.sendall(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            size = 0
+            while size < LARGE - 10_000 and (some := connection.recv(1 << 16)):
+                size += len(some)
+        connection.sendall(answer)
+        if manner == "keeps":
+            connection.recv(1)
+            time.sleep(0.5)
+
+
+@pytest.mark.parametrize("manner", ["closes", "keeps", "interim"])
+@pytest.mark.parametrize("with_tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize(
+    ("status", "becomes"), [(410, "disabled"), (413, "failed"), (401, "failed"), (200, "delivered")]
+)
+async def test_an_answer_before_the_end_of_a_large_body_counts(
+    stage: Stage, database_url: str, own_ca: trustme.CA, manner: str, with_tls: bool, status: int, becomes: str
+) -> None:
+    tls = certified(own_ca, "hooks.example.com") if with_tls else None
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        answering = threading.Thread(target=answers_early, args=(status, server, manner, tls), daemon=True)
+        answering.start()
+        url = f"{'https' if tls else 'http'}://hooks.example.com:{server.getsockname()[1]}/hook"
+        settings = settings_of(database_url, webhook_retry_seconds="3600", webhook_timeout_seconds="60")
+        async with carrying(stage, settings, Resolver(["hooks.example.com"], Names("127.0.0.1").look_up)):
+            run_id = await stage.query(webhook_url=url)
+            run = await stage.claimed(run_id, await stage.worker())
+            text = json.dumps("x" * LARGE)
+            await finish(
+                stage.database, run, Ending(status=RunStatus.SUCCEEDED, text=text, last_entry=1, usage={}, error=None)
+            )
+            delivery = await soon(lambda: attempted(stage))
+        answering.join(60)
+
+    assert (delivery.response_status, delivery.error) == (status, None)
+    assert delivery.status == (becomes if becomes != "failed" else "pending")
 
 
 async def test_nobody_at_home(stage: Stage, database_url: str) -> None:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.errors import WebhookRefused
 from shared.settings import Settings
 from shared.webhooks import Delivery, DeliveryStatus, Message, Resolver, Target, claim, message_of, read_url, settle
+from worker.two_way import TwoWayTransport
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Courier:
         """The attempts that are being made, and their tenants."""
         self._closing = False
         self._client = httpx2.AsyncClient(
-            transport=httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_keepalive_connections=0)),
+            transport=TwoWayTransport(),
             trust_env=False,
             follow_redirects=False,
             timeout=None,

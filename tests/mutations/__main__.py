@@ -20,6 +20,7 @@ from tests.mutations import (
     command_line,
     faults,
     found,
+    http_edges,
     idempotency,
     models,
     network,
@@ -30,7 +31,21 @@ from tests.mutations import (
 )
 from tests.mutations.mutation import DoesNotApply, Mutation
 
-LAWS = (relay, queue, recovery, admission, idempotency, batches, webhooks, command_line, faults, found, models, network)
+LAWS = (
+    relay,
+    queue,
+    recovery,
+    admission,
+    idempotency,
+    batches,
+    webhooks,
+    command_line,
+    faults,
+    found,
+    models,
+    network,
+    http_edges,
+)
 MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]
 ROOMS = ["api", "worker", "shared", "tests"]
