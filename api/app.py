@@ -23,6 +23,7 @@ from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
 from api.limits import Limits
+from api.probes import Probes
 from api.relay import Relay
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import RequestId
@@ -66,6 +67,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     event_log, lanes = EventLog(client, settings.names), Lanes(client, settings.names)
     relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
     batch_feeds = BatchFeeds(engine, client, settings.names)
+    probes = Probes(settings)
     app.state.parts = Parts(
         settings,
         engine,
@@ -79,6 +81,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         Intake(settings),
         batch_feeds,
         Limits.of(settings, app.state.connections),
+        probes,
     )
     background = [
         asyncio.create_task(relay.run()),
@@ -95,6 +98,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
             task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
+        await probes.close()
         await client.aclose()
         await engine.dispose()
 

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
 from api.limits import Limits
+from api.probes import Probes
 from api.relay import Relay
 from api.tickets import Tickets
 from shared.event_log import EventLog
@@ -37,6 +38,7 @@ class Parts:
     intake: Intake
     batch_feeds: BatchFeeds
     limits: Limits
+    probes: Probes
 
     def url_of(self, noun: str, id_: object) -> str:
         """Return the path of a resource as a caller reaches it, such as `/api/v1/runs/<id>`, behind `ROOT_PATH`."""

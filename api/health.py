@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
-from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from api.dependencies import Parts, Service
-from api.problems import problem_responses, unavailable
+from api.dependencies import Service
+from api.problems import database_away, problem_responses
 from api.relay import Relay
-from shared.database import SCHEMA, schema_of
+from shared.database import is_away
 from shared.metrics import REGISTRY
 from shared.resources import Resource
-
-log = logging.getLogger(__name__)
+from shared.trouble import Trouble
 
 router = APIRouter(tags=["health"])
-
-PATIENCE_SECONDS = 2
 
 
 class Readiness(Resource):
     """Whether the process can do its work."""
 
     status: Literal["ok", "degraded"]
-    """`degraded` while something is away that it can do without."""
+    """`degraded` while something is away, or takes no writes, that it can do without."""
     degraded: list[str]
     """What is away."""
+    reasons: dict[str, str] | None = None
+    """Why, in a word each."""
 
 
 _QUEUE = text("""
@@ -58,21 +55,17 @@ async def live() -> dict[str, str]:
     "/health/ready",
     summary="Should it get traffic?",
     response_model=Readiness,
+    response_model_exclude_none=True,
     response_description="It should.",
     responses=problem_responses(503),
 )
 async def ready(service: Service) -> Readiness:
-    """503 without PostgreSQL or its tables. Without Redis runs are still accepted: 200, degraded."""
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            schema = await schema_of(service.database)
-    except (SQLAlchemyError, OSError) as away:
-        log.warning("health.database_away error=%r", away)
-        raise unavailable() from None
-    if schema is None or schema < SCHEMA:
-        raise unavailable("The database has not been migrated: run `python -m shared.migrations`.")
-    degraded = [] if await _redis_answers(service) else ["redis"]
-    return Readiness(status="degraded" if degraded else "ok", degraded=degraded)
+    """503 while PostgreSQL or its tables cannot be written. Without Redis runs are still accepted: 200, degraded."""
+    if trouble := await service.probes.postgresql.trouble():
+        raise database_away(trouble)
+    if (trouble := await service.probes.redis.trouble()) is None:
+        return Readiness(status="ok", degraded=[])
+    return Readiness(status="degraded", degraded=["redis"], reasons={"redis": trouble})
 
 
 @router.get(
@@ -80,27 +73,36 @@ async def ready(service: Service) -> Readiness:
     summary="Metrics for Prometheus",
     response_class=PlainTextResponse,
     response_description="The metrics.",
-    responses=problem_responses(503),
 )
 async def metrics(service: Service) -> Response:
-    """Queue, workers and followers as they are now, in Prometheus' text format."""
-    async with service.database.connect() as connection:
-        queue = (await connection.execute(_QUEUE)).all()
-        workers = (await connection.execute(_WORKERS)).all()
-    return Response(_exposition(queue, workers, service.relay), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Queue, workers and followers as they are now, in Prometheus' text format; without PostgreSQL, what is left."""
+    queue: Sequence[Any] = []
+    workers: Sequence[Any] = []
+    troubles = {
+        "postgresql": await service.probes.postgresql.trouble(),
+        "redis": await service.probes.redis.trouble(),
+    }
+    if troubles["postgresql"] is not Trouble.UNREACHABLE:
+        try:
+            async with service.database.connect() as connection:
+                queue = (await connection.execute(_QUEUE)).all()
+                workers = (await connection.execute(_WORKERS)).all()
+        except SQLAlchemyError as away:
+            if not is_away(away):
+                raise
+    return Response(_exposition(queue, workers, service.relay, troubles), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-async def _redis_answers(service: Parts) -> bool:
-    try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return bool(await service.redis.ping())
-    except (RedisError, OSError) as away:
-        log.warning("health.redis_away error=%r", away)
-        return False
-
-
-def _exposition(queue: Any, workers: Any, relay: Relay) -> bytes:
+def _exposition(queue: Any, workers: Any, relay: Relay, troubles: Mapping[str, Trouble | None]) -> bytes:
     registry = CollectorRegistry()
+    writable = Gauge(
+        "agent_relay_server_writable",
+        "Whether a write to this server works just now; else the reason says why not.",
+        ["server", "reason"],
+        registry=registry,
+    )
+    for server, trouble in troubles.items():
+        writable.labels(server, trouble or "").set(trouble is None)
     runs = Gauge("agent_relay_runs", "Unfinished runs.", ["pool", "lane", "status"], registry=registry)
     oldest = Gauge(
         "agent_relay_oldest_run_seconds",

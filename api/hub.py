@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -135,8 +136,17 @@ class Hub:
                 await pubsub.unsubscribe(*dropped)
 
     async def _sing(self) -> None:
+        """Announce, and write: a server that has become a replica echoes, and workers announce elsewhere.
+
+        It refuses to be written, which renews all connections (`shared/redis.py`).
+        """
         while True:
-            await self._redis.publish(self._canary, b"")
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.set(self._canary, b"", ex=math.ceil(SILENCE_SECONDS))
+            pipeline.publish(self._canary, b"")
+            _, announced = await pipeline.execute(raise_on_error=False)
+            if isinstance(announced, Exception):
+                raise announced
             await asyncio.sleep(CANARY_SECONDS)
             silence = asyncio.get_running_loop().time() - self._echo
             if silence > SILENCE_SECONDS:

@@ -22,7 +22,7 @@ from starlette.routing import Match
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
 from shared.clock import new_id
-from shared.database import is_away
+from shared.database import trouble_of
 from shared.errors import (
     AgentNotServed,
     BatchUnfinished,
@@ -37,6 +37,7 @@ from shared.errors import (
     WebhookRefused,
 )
 from shared.failures import FailureCode
+from shared.trouble import Trouble
 
 log = logging.getLogger(__name__)
 
@@ -143,6 +144,8 @@ class Problem(BaseModel):
     """Where a run is the problem: which."""
     thread_id: str | None = None
     """The thread of that run."""
+    reason: str | None = None
+    """Where PostgreSQL does nothing for now: why, in a word such as `read_only`."""
 
 
 class Refused(Exception):
@@ -366,15 +369,21 @@ def _allowed(request: Request) -> str:
 
 
 async def _database(request: Request, error: Exception) -> Response:
-    if not is_away(error):
+    trouble = trouble_of(error)
+    if trouble is None:
         raise error
-    log.warning("problems.database_away path=%s error=%r", request.url.path, error)
-    return respond(request, unavailable())
+    log.warning("problems.database_away path=%s reason=%s error=%r", request.url.path, trouble, error)
+    return respond(request, database_away(trouble))
 
 
-def unavailable(detail: str = "The database cannot be reached.") -> Refused:
+def database_away(trouble: Trouble) -> Refused:
+    """Refuse for now, because PostgreSQL does."""
+    return unavailable(f"The database {trouble.sentence}.", reason=trouble)
+
+
+def unavailable(detail: str, *, reason: str | None = None) -> Refused:
     """Refuse for now."""
-    return Refused(503, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+    return Refused(503, detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)}, reason=reason)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import select
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import IsolationLevel
@@ -18,17 +19,19 @@ from psycopg.types.json import set_json_loads
 from sqlalchemy import Engine, TextClause, event, text
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from shared.bad_input import BadInput, refuse
+from shared.clock import new_id
 from shared.metrics import database_error
 from shared.pulse import Connection, Pulse
 from shared.servers import Postgres
 from shared.settings import Settings
+from shared.trouble import Trouble
 
 SCHEMA = "0012"
 """The revision of the tables that this code works with."""
@@ -37,9 +40,80 @@ CONNECT_TIMEOUT_SECONDS = 2
 UNDECIDED_LOOKS, UNDECIDED_SECONDS = 10, 0.1
 """How often, and how far apart, a transaction is looked at that has not ended."""
 
+Result = TypeVar("Result")
+
 _STATUS = text("SELECT pg_xact_status(CAST(:transaction_id AS xid8))")
 
 _OURS = "_agent_relay_broke"
+
+_BY_SQLSTATE = {
+    "08": Trouble.UNREACHABLE,  # Also PgBouncer's own: `query_wait_timeout`, `server conn crashed?`.
+    "0A": Trouble.STALE_CONNECTION,  # Only "cached plan must not change result type", see `trouble_of`.
+    "25006": Trouble.READ_ONLY,
+    "25P03": Trouble.TIMED_OUT,
+    "25P04": Trouble.TIMED_OUT,
+    "26000": Trouble.STALE_CONNECTION,
+    "28": Trouble.NOT_PERMITTED,
+    "3D000": Trouble.NO_DATABASE,
+    "3F000": Trouble.NOT_MIGRATED,
+    "40003": Trouble.UNREACHABLE,  # What became of the statement is not known.
+    "40": Trouble.CONFLICT,
+    "42501": Trouble.NOT_PERMITTED,
+    "42703": Trouble.NOT_MIGRATED,
+    "42P01": Trouble.NOT_MIGRATED,
+    "42P05": Trouble.STALE_CONNECTION,
+    "53100": Trouble.DISK_FULL,
+    "53200": Trouble.OUT_OF_MEMORY,
+    "53300": Trouble.TOO_MANY_CONNECTIONS,
+    "53": Trouble.OUT_OF_RESOURCES,
+    "55000": Trouble.LOCKED,
+    "55006": Trouble.LOCKED,
+    "55P03": Trouble.LOCKED,
+    "57014": Trouble.TIMED_OUT,
+    "57P03": Trouble.STARTING,
+    "57": Trouble.STOPPING,
+    "58": Trouble.IO_ERROR,
+    "72": Trouble.CONFLICT,
+    "F0": Trouble.INTERNAL_ERROR,
+    "XX": Trouble.INTERNAL_ERROR,  # Some poolers say all of theirs so.
+}
+"""By the whole SQLSTATE, or its class. What is in neither is a mistake of the statement or its values."""
+_CACHED_PLAN = "RevalidateCachedQuery"
+"""The function of the server that finds a prepared statement changed by a migration."""
+_WORDS_OF_REFUSED_CONNECTIONS = {
+    "too many": Trouble.TOO_MANY_CONNECTIONS,
+    "connection slots are reserved": Trouble.TOO_MANY_CONNECTIONS,
+    "password": Trouble.NOT_PERMITTED,
+    "pg_hba.conf": Trouble.NOT_PERMITTED,
+    "role ": Trouble.NOT_PERMITTED,
+    "permission denied": Trouble.NOT_PERMITTED,
+    "database system is shutting down": Trouble.STOPPING,
+    "database system is": Trouble.STARTING,
+    "database ": Trouble.NO_DATABASE,
+    "read-only": Trouble.READ_ONLY,
+    "hot standby": Trouble.READ_ONLY,
+}
+"""libpq tells no SQLSTATE of a connection that was refused; all of them are trouble, the words only tell which."""
+_GIVEN_UP = ("08", "0A", "25P03", "25P04", "26000", "42P05", "57P")
+"""After these a connection is of no more use."""
+_RENEWS = {Trouble.READ_ONLY, Trouble.STALE_CONNECTION}
+"""New connections may lead to another server, or know nothing of what is stale; all old ones have the same trouble."""
+_OUTAGES = {
+    Trouble.UNREACHABLE,
+    Trouble.STARTING,
+    Trouble.STOPPING,
+    Trouble.READ_ONLY,
+    Trouble.TOO_MANY_CONNECTIONS,
+    Trouble.DISK_FULL,
+    Trouble.OUT_OF_MEMORY,
+    Trouble.OUT_OF_RESOURCES,
+    Trouble.IO_ERROR,
+}
+"""Of the server as a whole: an agent whose statement met one of these is not to blame."""
+_ASKED_AGAIN = {Trouble.CONFLICT, Trouble.STALE_CONNECTION}
+"""The server did nothing of the transaction, and a second try may go through."""
+TRIES, FIRST_PAUSE_SECONDS = 6, 0.01
+"""Of a transaction in conflict, and the longest pause after the first, which doubles."""
 
 _VANISHED: dict[str, Any] = {
     "keepalives_idle": 5,
@@ -72,15 +146,16 @@ set_json_loads(_loads)
 
 def connect(settings: Settings, connections: int | None = None) -> AsyncEngine:
     """Make a pool of so many connections, or of all that are set; nothing is opened before it is needed."""
+    pulse = Pulse()
     engine = create_async_engine(
         "postgresql+psycopg://",
         pool_size=connections or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
-        connect_args={"async_creator_fn": partial(_open, Pulse()), **parameters_of(settings.postgres)},
+        connect_args={"async_creator_fn": partial(_open, pulse), **parameters_of(settings.postgres)},
     )
-    event.listen(engine.sync_engine, "checkout", _replace_if_closed)
-    event.listen(engine.sync_engine, "handle_error", _mark)
+    event.listen(engine.sync_engine, "checkout", _replace_if_unfit)
+    event.listen(engine.sync_engine, "handle_error", partial(_mark, pulse))
     return engine
 
 
@@ -148,30 +223,54 @@ def settle(connection: psycopg.Connection[Any]) -> None:
     connection.read_only = False if found[2] else None
 
 
-def _replace_if_closed(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
-    """Have a connection replaced whose other end was closed; to ask over it would cost a round trip each time."""
-    driver: Any = entry.driver_connection
+def _replace_if_unfit(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
+    """Have a connection replaced whose other end was closed, or that is older than the last renewal.
+
+    To ask over it would cost a round trip each time.
+    """
+    driver = cast("Connection", entry.driver_connection)
     ends = select.poll()
     if not driver.closed:
         ends.register(driver.fileno(), _CLOSED)
-    if driver.closed or ends.poll(0):
+    if driver.closed or driver.is_outdated or ends.poll(0):
         raise InvalidatePoolError
 
 
-def _mark(context: ExceptionContext) -> None:
-    """Count the error, and note on it that it was our connection that broke, or could not be made."""
-    database_error(context.original_exception)
-    if context.sqlalchemy_exception is not None and (context.is_disconnect or context.connection is None):
-        setattr(context.sqlalchemy_exception, _OURS, True)
+def _mark(pulse: Pulse, context: ExceptionContext) -> None:
+    """Count the error, renew the pool where that may help, and note on the error whether it is of our server."""
+    error = context.original_exception
+    database_error(error)
+    trouble = trouble_of(error)
+    if trouble in _RENEWS:
+        pulse.renew()
+    if _is_of_no_more_use(error):
+        context.is_disconnect = True
+    if context.sqlalchemy_exception is not None:
+        broke = context.is_disconnect or context.connection is None or trouble in _OUTAGES
+        setattr(context.sqlalchemy_exception, _OURS, broke)
 
 
 async def transact(database: AsyncEngine, statement: TextClause, values: Mapping[str, Any] | None = None) -> list[Any]:
     """Make a transaction of one statement, prepared and in one round trip; returns its rows.
 
     What happens once or more a run goes this way: a session of SQLAlchemy's costs four times the CPU, and three or
-    four round trips. Raises what a session raises.
+    four round trips. It is tried again where it came into conflict with another one. Raises what a session raises.
     """
-    return await greenlet_spawn(_transact, database.sync_engine, statement, values or {})
+    return await _insist(lambda: greenlet_spawn(_transact, database.sync_engine, statement, values or {}))
+
+
+async def _insist(transaction: Callable[[], Awaitable[Result]]) -> Result:
+    """Make a transaction, again where the server undid it and may not the next time."""
+    pause = FIRST_PAUSE_SECONDS
+    for _ in range(TRIES - 1):
+        try:
+            return await transaction()
+        except SQLAlchemyError as error:
+            if trouble_of(error) not in _ASKED_AGAIN:
+                raise
+        await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+        pause *= 2
+    return await transaction()
 
 
 def _transact(engine: Engine, statement: TextClause, values: Mapping[str, Any]) -> list[Any]:
@@ -179,22 +278,34 @@ def _transact(engine: Engine, statement: TextClause, values: Mapping[str, Any]) 
     try:
         connection: Any = engine.raw_connection()
         driver = connection.driver_connection
+        fit = True
         try:
             return await_only(_execute_alone(driver, _compiled(statement), values))
+        except psycopg.Error as error:
+            fit = not _is_of_no_more_use(error)
+            raise
         finally:
-            if driver.pgconn.transaction_status == TransactionStatus.IDLE:
+            if fit and driver.pgconn.transaction_status == TransactionStatus.IDLE:
                 await_only(driver.set_autocommit(False))
                 connection.close()
             else:
                 connection.invalidate()
     except psycopg.Error as error:
-        database_error(error)
-        broke = driver is None or driver.closed
-        wrapped = DBAPIError.instance(
-            statement.text, values, error, psycopg.Error, connection_invalidated=broke, dialect=engine.dialect
-        )
-        setattr(wrapped, _OURS, broke)
-        raise wrapped from error
+        raise _wrapped(engine, statement.text, error, driver) from error
+
+
+def _wrapped(engine: Engine, statement: str, error: psycopg.Error, driver: Any) -> SQLAlchemyError:
+    """Count an error of the driver's own, renew the pool where that may help, and make what a session would raise."""
+    database_error(error)
+    trouble = trouble_of(error)
+    if driver is not None and trouble in _RENEWS:
+        driver.pulse.renew()
+    broke = driver is None or driver.closed or _is_of_no_more_use(error)
+    wrapped = DBAPIError.instance(
+        statement, {}, error, psycopg.Error, connection_invalidated=broke, dialect=engine.dialect
+    )
+    setattr(wrapped, _OURS, broke or trouble in _OUTAGES)
+    return cast("SQLAlchemyError", wrapped)
 
 
 async def _execute_alone(
@@ -214,7 +325,7 @@ def _compiled(statement: TextClause) -> bytes:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether an error, wherever it is caught, says that a connection of this module's making broke."""
+    """Tell whether an error, wherever it is caught, says that our server was away: unreachable, read-only, full."""
     return getattr(error, _OURS, False)
 
 
@@ -228,10 +339,37 @@ def is_about_rows(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell whether PostgreSQL could not be reached, as against refusing a statement."""
-    if isinstance(error, PoolTimeout | InterfaceError | ConnectionError | OSError):
-        return True
-    return isinstance(error, OperationalError) or (isinstance(error, DBAPIError) and error.connection_invalidated)
+    """Tell whether PostgreSQL does nothing for now, as against refusing a statement for what it says."""
+    return trouble_of(error) is not None
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """Say why PostgreSQL does not do what it was asked for now; None where what was asked for is wrong.
+
+    By the SQLSTATE: of a class of exceptions, some are trouble and some are mistakes.
+    """
+    original = error.orig if isinstance(error, DBAPIError) else error
+    if isinstance(error, PoolTimeout):
+        return Trouble.BUSY
+    if isinstance(original, psycopg.Error) and (state := original.sqlstate):
+        if state.startswith("0A") and original.diag.source_function != _CACHED_PLAN:
+            return None
+        return _BY_SQLSTATE.get(state) or _BY_SQLSTATE.get(state[:2])
+    if isinstance(original, psycopg.OperationalError):
+        said = str(original)
+        return next((is_so for words, is_so in _WORDS_OF_REFUSED_CONNECTIONS.items() if words in said), None) or (
+            Trouble.UNREACHABLE
+        )
+    broke = isinstance(error, DBAPIError) and error.connection_invalidated
+    if broke or isinstance(original, psycopg.InterfaceError | InterfaceError | OSError):
+        return Trouble.UNREACHABLE
+    return None
+
+
+def _is_of_no_more_use(error: BaseException) -> bool:
+    """Tell whether the connection that this was heard on is to be closed."""
+    state = error.sqlstate if isinstance(error, psycopg.Error) else None
+    return state is not None and state.startswith(_GIVEN_UP) and trouble_of(error) is not None
 
 
 class Stored(Protocol):
@@ -247,15 +385,26 @@ SomeStored = TypeVar("SomeStored", bound=Stored)
 
 
 async def store(database: AsyncEngine, write: Callable[[AsyncConnection], Awaitable[SomeStored]]) -> SomeStored:
-    """Write in a transaction; where the reply to the commit is lost, the database is asked what became of it."""
-    stored: SomeStored | None = None
-    try:
-        async with database.begin() as connection:
-            stored = await write(connection)
-    except SQLAlchemyError as error:
-        if stored is None or not is_away(error) or not await was_committed(database, stored.transaction_id):
-            raise
-    return stored
+    """Write in a transaction; where the reply to the commit is lost, the database is asked what became of it.
+
+    `write` is called again where the transaction came into conflict with another one. It may use the driver itself.
+    """
+
+    async def transaction() -> SomeStored:
+        stored: SomeStored | None = None
+        try:
+            async with database.begin() as connection:
+                try:
+                    stored = await write(connection)
+                except psycopg.Error as error:
+                    driver = (await connection.get_raw_connection()).driver_connection
+                    raise _wrapped(database.sync_engine, "", error, driver) from error
+        except SQLAlchemyError as error:
+            if stored is None or not is_away(error) or not await was_committed(database, stored.transaction_id):
+                raise
+        return stored
+
+    return await _insist(transaction)
 
 
 async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:
@@ -270,6 +419,26 @@ async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:
             return status == "committed"
         await asyncio.sleep(UNDECIDED_SECONDS)
     return False
+
+
+_WRITE = text("""
+    WITH accept AS (INSERT INTO runs SELECT * FROM runs WHERE false),
+         claim AS (UPDATE runs SET status = status WHERE false),
+         answer AS (INSERT INTO messages SELECT * FROM messages WHERE false)
+    INSERT INTO idempotency_keys (tenant, user_id, route, key, body_hash, created, expires_at)
+    VALUES ('', :id, '', '', '', :id, now())
+""")
+
+
+async def check_writable(database: AsyncEngine) -> None:
+    """Write a row and take it back; see that the tables that matter most could be written, too.
+
+    Raises:
+        SQLAlchemyError, OSError: it cannot be written; `trouble_of` says why.
+    """
+    async with database.connect() as connection:
+        await connection.execute(_WRITE, {"id": new_id()})
+        await connection.rollback()
 
 
 async def schema_of(database: AsyncEngine) -> str | None:

@@ -26,7 +26,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from shared.bad_input import BadInput, refuse
 from shared.clock import now_ms
 from shared.names import DEFAULT, Names
-from shared.redis import is_wrong_type
+from shared.redis import check_writable, is_wrong_type
 
 log = logging.getLogger(__name__)
 
@@ -170,6 +170,14 @@ class Lanes:
             common = [self.names.jobs, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
             pipeline.evalsha(_RING_SHA, 2, *keys, *common, *(call.member for call in calls))
         return await pipeline.execute(raise_on_error=False)
+
+    async def check_writable(self) -> None:
+        """See that Redis takes rings at all.
+
+        Raises:
+            RedisError, OSError: it does not.
+        """
+        await check_writable(self._redis, self.names)
 
     async def silence(self, rings: Sequence[Ring]) -> None:
         """Take back calls for runs that need no worker any more; without Redis, whoever hears them finds no run."""

@@ -49,6 +49,10 @@ class Names:
         """Name the channel on which a hub listens to itself."""
         return f"{self.prefix}canary:{hub_id}"
 
+    def probe(self, probe_id: UUID) -> str:
+        """Name a key that is written only to see whether that works."""
+        return f"{self.prefix}probe:{probe_id}"
+
     def wake(self, doorbell_id: UUID) -> str:
         """Name the key that ends a worker's pop."""
         return f"{self.prefix}wake:{doorbell_id}"

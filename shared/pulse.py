@@ -13,10 +13,13 @@ import logging
 import math
 import os
 import socket
+import time
 from contextlib import suppress
 from typing import Any, TypeVar
 
 import psycopg
+
+from shared.trouble import Pace
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,13 @@ class Connection(psycopg.AsyncConnection[Any]):
     pulse: Pulse
     host: str
     port: int
+    renewal: int
+    """How often the pool had been renewed when this one was made."""
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the pool was renewed since."""
+        return self.renewal != self.pulse.renewals
 
     async def wait(self, gen: Any, *arguments: Any, **options: Any) -> Any:
         """Wait for the server, as psycopg does for every statement, commit and rollback."""
@@ -78,12 +88,22 @@ class Pulse:
         """Done while the server hangs; of no loop before the first connection."""
         self._sign_seconds, self._alarmed_at = SIGN_SECONDS, -math.inf
         self._heard_at = -math.inf
+        self.renewals = 0
+        """How often all connections were given up for new ones."""
+        self._renewing = Pace()
+
+    def renew(self) -> None:
+        """Have each connection replaced when it is used next: a new one may lead to another server."""
+        if self._renewing.is_due(time.monotonic()):
+            self.renewals += 1
+            log.warning("pulse.renewed renewals=%d", self.renewals)
 
     async def connect(self, **address: Any) -> Connection:
         """Connect as psycopg does, as long as the server does not hang."""
         self._address = address
         if self._hangs is None:
             self._hangs = asyncio.get_running_loop().create_future()
+        renewal = self.renewals
         hangs, connecting = self._hangs, asyncio.create_task(_connect(Connection, **address))
         try:
             await asyncio.wait([hangs, connecting], return_when=asyncio.FIRST_COMPLETED)
@@ -93,6 +113,7 @@ class Pulse:
         finally:
             connecting.cancel()
         connection.pulse, connection.host, connection.port = self, connection.info.host, connection.info.port
+        connection.renewal = renewal
         return connection
 
     def expect(self, connection: Connection) -> None:

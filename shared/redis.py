@@ -1,12 +1,17 @@
-"""The connection to Redis: to the server that is set, or to whatever Sentinels say is the master now."""
+"""The connection to Redis: to the server that is set, or to what Sentinels say is the master now; why it says no."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import re
+import time
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, cast
 from weakref import WeakSet
 
+from redis._parsers import _AsyncHiredisParser  # pyright: ignore[reportPrivateUsage]
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
@@ -15,7 +20,11 @@ from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, Res
 from redis.exceptions import ConnectionError as Unreachable
 
 from shared import servers
+from shared.clock import new_id
+from shared.metrics import Server, server_error
+from shared.names import Names
 from shared.settings import Settings
+from shared.trouble import Pace, Trouble
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +35,31 @@ _LIMITS: dict[str, Any] = {
     "socket_timeout": REPLY_TIMEOUT_SECONDS,
     "retry": Retry(NoBackoff(), 1),
 }
+PROBE_SECONDS = 5
+
+_BY_CODE = {
+    "READONLY": Trouble.READ_ONLY,
+    "UNBLOCKED": Trouble.READ_ONLY,  # A pop that was blocked while its server became a replica.
+    "MASTERDOWN": Trouble.UNREACHABLE,
+    "CLUSTERDOWN": Trouble.UNREACHABLE,
+    "OOM": Trouble.OUT_OF_MEMORY,
+    "MISCONF": Trouble.IO_ERROR,
+    "NOREPLICAS": Trouble.NO_REPLICAS,
+    "NOPERM": Trouble.NOT_PERMITTED,
+    "NOAUTH": Trouble.NOT_PERMITTED,
+    "WRONGPASS": Trouble.NOT_PERMITTED,
+    "DENIED": Trouble.NOT_PERMITTED,
+    "LOADING": Trouble.STARTING,
+    "BUSY": Trouble.BUSY,
+    "TRYAGAIN": Trouble.BUSY,
+}
+"""By the first word of an error."""
+_FULL = "max number of clients"
+_RENEWS = {"READONLY", "UNBLOCKED", "MASTERDOWN"}
+"""New connections may lead to another server; all old ones hear the same."""
+_ORDINARY = {"NOSCRIPT"}
+"""What the service meets in its ordinary work."""
+_CODE = re.compile(r"[A-Z]{2,}(?= |$)")
 
 
 def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> Any:
@@ -33,7 +67,7 @@ def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> 
 
     A command is tried again once, at once, on a connection that turned out to be closed; callers decide about the rest.
     """
-    return client(connection_pool=ConnectionPool(**_connections(settings.redis)), **options)
+    return client(connection_pool=_heard(ConnectionPool(**_connections(settings.redis))), **options)
 
 
 def connect_few(settings: Settings, connections: int) -> Redis:
@@ -41,12 +75,77 @@ def connect_few(settings: Settings, connections: int) -> Redis:
     pool = BlockingConnectionPool(
         max_connections=connections, timeout=REPLY_TIMEOUT_SECONDS, **_connections(settings.redis)
     )
-    return Redis(connection_pool=pool)
+    return Redis(connection_pool=_heard(pool))
 
 
 def is_wrong_type(error: object) -> bool:
     """Tell whether Redis refused a command because its key holds something else: a list where a stream should be."""
     return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+
+
+def trouble_of(error: BaseException) -> Trouble | None:
+    """Say why Redis does not do what it was asked for now; None where what was asked for is wrong.
+
+    By the first word of its error, which `redis` takes off some messages and not off others.
+    """
+    code: str | None = getattr(error, "code", None)
+    if code is not None:
+        return Trouble.TOO_MANY_CONNECTIONS if _FULL in str(error) else _BY_CODE.get(code)
+    return Trouble.UNREACHABLE if isinstance(error, RedisError | OSError) else None
+
+
+async def check_writable(redis: Redis, names: Names) -> None:
+    """Write a key, which expires.
+
+    Raises:
+        RedisError, OSError: it cannot be written; `trouble_of` says why.
+    """
+    await redis.set(names.probe(new_id()), b"", ex=PROBE_SECONDS)
+
+
+class _Parser(_AsyncHiredisParser):
+    """Tells of each error in a reply, wherever in the reply it stands. Replies without errors cost nothing more."""
+
+    def __init__(self, renewal: _Renewal, socket_read_size: int) -> None:
+        super().__init__(socket_read_size=socket_read_size)
+        self._renewal = renewal
+
+    def parse_error(self, response: str) -> Exception:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Make an exception of an error, and note its first word in `code`."""
+        error: Any = super().parse_error(response)
+        code = found[0] if (found := _CODE.match(response)) else "ERR"
+        error.code = code
+        if code not in _ORDINARY:
+            server_error(Server.REDIS, code)
+        if code in _RENEWS:
+            self._renewal.begin()
+        return error
+
+
+class _Renewal:
+    """Gives all connections of a pool up, those that wait for something too, so that the address is looked up again."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self._pool = pool
+        self._pace = Pace()
+        self._under_way: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Renew soon, unless it was tried just now and did not help."""
+        if self._pace.is_due(time.monotonic()):
+            self._under_way = asyncio.get_running_loop().create_task(self._renew())
+
+    async def _renew(self) -> None:
+        log.warning("redis.renewed")
+        idle, used = self._pool._available_connections, self._pool._in_use_connections  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+        for connection in [*idle, *used]:
+            await connection.disconnect(nowait=True)  # At once: nobody gets one that is being closed.
+
+
+def _heard(pool: ConnectionPool) -> ConnectionPool:
+    """Have each error that this pool's connections read counted, and the pool renewed where that may help."""
+    pool.connection_kwargs["parser_class"] = partial(_Parser, _Renewal(pool))
+    return pool
 
 
 def _connections(server: servers.Redis) -> dict[str, Any]:

@@ -245,6 +245,7 @@ class Sweeper:
             await self._lanes.ring([ring])
 
     async def _ring_absent(self) -> None:
+        await self._lanes.check_writable()  # One that only reads would miss all rings, and take none.
         async with self._database.connect() as connection:
             pools = (await connection.scalars(text("SELECT DISTINCT pool FROM agents"))).all()
         for pool in pools:

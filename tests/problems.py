@@ -18,7 +18,7 @@ def problem_of(response: httpx.Response, status: int, code: str | None = None) -
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = response.json()
-    assert problem.keys() - {"errors", "run_id", "thread_id"} == MEMBERS
+    assert problem.keys() - {"errors", "run_id", "thread_id", "reason"} == MEMBERS
     assert problem["status"] == status
     assert problem["type"] == f"urn:agent-relay:problem:{problem['code']}"
     assert problem["request_id"] == response.headers["x-request-id"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
@@ -290,7 +291,7 @@ async def test_one_that_spoils_a_group_spoils_its_own_only() -> None:
 
 
 async def test_a_database_that_is_away_is_told_to_all_and_not_asked_again() -> None:
-    asked = Asked(away=OperationalError("", {}, Exception()))
+    asked = Asked(away=OperationalError("", {}, psycopg.OperationalError()))
     asked.may_answer.set()
     group = asked.group()
 

@@ -26,7 +26,9 @@ async def test_the_dead_are_judged_although_redis_does_not_answer(stage: Stage, 
         asked.set()
         await asyncio.Event().wait()
 
-    sweeper = Sweeper(settings, stage.database, cast("Lanes", SimpleNamespace(absent=never)), cast("EventLog", None))
+    sweeper = Sweeper(
+        settings, stage.database, cast("Lanes", SimpleNamespace(check_writable=never)), cast("EventLog", None)
+    )
     sweeping = asyncio.create_task(sweeper.run())
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):

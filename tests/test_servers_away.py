@@ -143,8 +143,8 @@ async def test_without_postgres_every_call_is_refused_for_now_and_then_works_aga
     assert before.status_code == 200
     assert len(answers) > 10
     for name, answer in answers:
-        if name == "get /health/live":
-            assert answer.status_code == 200
+        if name in {"get /health/live", "get /metrics"}:
+            assert answer.status_code == 200, name
         else:
             assert problem_of(answer, 503, "service_unavailable")["detail"] == "The database cannot be reached.", name
             assert int(answer.headers["retry-after"]) > 0
@@ -163,7 +163,10 @@ async def test_without_redis_queries_are_still_taken_and_then_answered(caller: C
     cancelled = await caller.http.post(f"/runs/{bounded.json()['id']}/cancel", timeout=SECONDS)
     own_redis.start()
 
-    assert (degraded.status_code, degraded.json()) == (200, {"status": "degraded", "degraded": ["redis"]})
+    assert (degraded.status_code, degraded.json()) == (
+        200,
+        {"status": "degraded", "degraded": ["redis"], "reasons": {"redis": "unreachable"}},
+    )
     assert [item["id"] for item in listed.json()["items"]] == [run["id"]]
     assert bounded.status_code == 202
     assert cancelled.json()["status"] == "cancelled"
@@ -205,7 +208,7 @@ async def test_before_the_tables_are_there_no_traffic_is_wanted(
 
             upgrade(own_postgres.url("empty").replace("postgresql://", "postgresql+psycopg://"))
 
-            assert (await ready(client)).json() == {"status": "ok", "degraded": []}
+            await ready_again(client)
 
 
 async def test_a_postgres_that_hangs_harms_no_open_stream_and_no_answer(

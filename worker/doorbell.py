@@ -86,6 +86,7 @@ class Doorbell(Worker):
         self._popped_from: dict[str, Lane] = {}
         """The lanes of the jobs that have slots."""
         self._may_pop = may_pop
+        self._answer = answer
         self._ended: list[str] = []
         """Jobs whose keys are to be removed."""
         self._forgetting: asyncio.Task[None] | None = None
@@ -115,9 +116,17 @@ class Doorbell(Worker):
             for member in members:
                 self._shares.take(lane)
                 self._popped_from[member] = lane
-                task = asyncio.create_task(self.run_job(member, 0))
+                task = asyncio.create_task(self._run(lane, member))
                 self.tasks[member] = task
                 task.add_done_callback(partial(self._over, lane, member))
+
+    async def _run(self, lane: Lane, member: str) -> None:
+        """Run a job; where Redis does not let arq begin it, answer the run all the same: its ring is gone."""
+        try:
+            await self.run_job(member, 0)
+        except (RedisError, OSError) as away:
+            log.warning("doorbell.redis_away job=%s error=%r", member, away)
+            await self._answer(run_of(member.encode()), lane)
 
     def stop(self) -> None:
         """Pop no more, even if all slots are taken; what was popped goes on."""

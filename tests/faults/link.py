@@ -1,4 +1,4 @@
-"""The link between one process and one server: a TCP proxy that can cut it, hold it up, or lose one reply."""
+"""The link between one process and one server: a TCP proxy that can cut it, hold it up, lose a reply, or say no."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Link:
         self._flows = asyncio.Event()
         self._flows.set()
         self._doomed: list[bytes] = []
+        self._says: bytes | None = None
         self._serving: set[asyncio.Task[None]] = set()
         self.lost_replies: list[bytes] = []
         """The requests of which the reply was lost, by the word that marked them."""
@@ -64,9 +65,18 @@ class Link:
         """Have the next request with this word done, and the connection cut before the server can say so."""
         self._doomed.append(word)
 
+    def say(self, error: bytes) -> None:
+        """Answer each command to Redis with this error from now on, and have none of them done."""
+        self._says = b"-" + error + b"\r\n"
+
     def forgive(self) -> None:
-        """Lose no more replies."""
+        """Lose no more replies, and say nothing."""
         self._doomed.clear()
+        self._says = None
+
+    def lead_to(self, server: Path | int) -> None:
+        """Lead new connections to another server; the old ones stay where they are."""
+        self._server = server
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -82,20 +92,32 @@ class Link:
         doom: list[bytes] = []
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, to_server[1], requests=True, doom=doom))
-                both.create_task(self._pump(to_server[0], writer, requests=False, doom=doom))
+                both.create_task(self._pump(reader, to_server[1], doom=doom, back=writer))
+                both.create_task(self._pump(to_server[0], writer, doom=doom))
         finally:
             for end in ends:
                 end.abort()
                 self._transports.discard(end)
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, requests: bool, doom: list[bytes]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        *,
+        doom: list[bytes],
+        back: asyncio.StreamWriter | None = None,
     ) -> None:
+        """Carry what comes, of requests as long as the link does not answer them itself; these have a way back."""
+        rest = b""
         with suppress(ConnectionError):
             while data := await reader.read(PIECE_BYTES):
                 await self._flows.wait()
-                if requests:
+                if back is not None and self._says is not None:
+                    commands, rest = _commands(rest + data)
+                    back.write(self._says * commands)
+                    continue
+                data, rest = rest + data, b""
+                if back is not None:
                     doom += [self._doomed.pop(place) for place in self._marked(data)]
                 elif doom:
                     self.lost_replies += doom
@@ -106,3 +128,27 @@ class Link:
 
     def _marked(self, data: bytes) -> list[int]:
         return [place for place, word in enumerate(self._doomed) if word in data][:1]
+
+
+def _commands(data: bytes) -> tuple[int, bytes]:
+    """Count the whole commands to Redis, and return what is left of the data; see the protocol's specification."""
+    count = 0
+    while end := _end_of_command(data):
+        count, data = count + 1, data[end:]
+    return count, data
+
+
+def _end_of_command(data: bytes) -> int:
+    """Say where the first command ends; 0 where that has not come yet."""
+    head, line, _ = data.partition(b"\r\n")
+    if not line:
+        return 0
+    end = len(head) + 2
+    for _ in range(int(head.removeprefix(b"*"))):
+        head, line, _ = data[end:].partition(b"\r\n")
+        if not line:
+            return 0
+        end += len(head) + 2 + int(head.removeprefix(b"$")) + 2
+        if end > len(data):
+            return 0
+    return end
