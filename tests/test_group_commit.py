@@ -305,7 +305,7 @@ async def test_a_database_that_is_away_is_told_to_all_and_not_asked_again() -> N
 
 
 async def test_one_that_breaks_the_connection_of_its_group_fails_the_others_once() -> None:
-    breaks = OperationalError("", {}, Exception("the server closed the connection"))
+    breaks = OperationalError("", {}, psycopg.OperationalError("the server closed the connection"))
     asked = Asked(spoils={TWO: breaks})
     asked.may_answer.set()
     group = asked.group()
