@@ -9,37 +9,39 @@ import pytest
 
 from tests import fake_openai
 from tests.client import Client, names, texts
-from tests.service import serving
+from tests.service import Running, serving
 
 TROUBLES = ["http_429", "http_500", "hang", "hang_after_first", "cut", "cut_before_first", "eof", "eof_text"]
+REJECTIONS = ["http_400", "http_401", "http_413"]
+OTHERS = ["flaky", "invalid", "falls_back", "asks"]
 AGENTS = {
     "bank_support": "worker.agents.bank_support:served",
-    **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, "flaky", "invalid", "falls_back"]},
+    **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, *REJECTIONS, *OTHERS]},
 }
 
 
 @pytest.fixture(scope="module")
-def url(
+def served(
     new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+) -> Iterator[tuple[str, Running]]:
     """Serve agents whose models live at the fake provider."""
     with (
         fake_openai.running(0.01) as provider,
         serving(new_database(), new_redis(), tmp_path_factory.mktemp("model")) as service,
     ):
-        service.worker(
+        worker = service.worker(
             MODEL="openai-chat:bank",
             OPENAI_BASE_URL=provider,
             MODEL_TIMEOUT_SECONDS="1",
             AGENTS=",".join(f"{name}={path}" for name, path in AGENTS.items()),
         )
-        yield service.api().url
+        yield service.api().url, worker
 
 
 @pytest.fixture
-async def client(url: str) -> AsyncGenerator[Client]:
+async def client(served: tuple[str, Running]) -> AsyncGenerator[Client]:
     """A user of those agents."""
-    async with Client(url) as client:
+    async with Client(served[0]) as client:
         yield client
 
 
@@ -70,6 +72,42 @@ async def test_a_model_that_cannot_be_had_ends_the_run(client: Client, agent_typ
     assert events[-2]["error"]["code"] == "model_unavailable"
     assert events[-2]["error"]["retryable"] is True
     assert events[-1]["status"] == run["status"] == "failed"
+
+
+@pytest.mark.parametrize("agent_type", REJECTIONS)
+async def test_a_model_that_rejects_the_request_ends_the_run_for_good(
+    client: Client, served: tuple[str, Running], agent_type: str
+) -> None:
+    refused = await client.ask("What is my balance?", agent_type=agent_type)
+
+    run = await client.read(refused.json()["run_id"])
+    assert (refused.status_code, refused.json()["code"]) == (502, "model_rejected")
+    assert run["error"]["code"] == "model_rejected"
+    assert run["error"]["retryable"] is False
+    assert "fake server" not in run["error"]["message"]
+    status = agent_type.removeprefix("http_")
+    served[1].await_line(f"job.refused run={run['id']} agent={agent_type} .*The fake server was asked for a {status}")
+
+
+async def test_a_thread_goes_on_after_a_run_that_waited_for_somebody(client: Client) -> None:
+    thread_id = await client.thread("asks")
+
+    waited = await client.ask("Pay, please.", thread_id=thread_id)
+    later = await client.ask("And now?", thread_id=thread_id)
+
+    assert waited.json()["code"] == "agent_error"
+    assert "waits for an approval" in waited.json()["detail"]
+    assert later.json()["response"] == "Said. Be brief."
+
+
+async def test_a_thread_whose_first_run_was_cancelled_has_its_system_prompt(client: Client) -> None:
+    thread_id = await client.thread("asks")
+    first = await client.run("Wait, please.", thread_id=thread_id)
+    await client.http.post(f"/runs/{first['id']}/cancel", params={"wait": 30})
+
+    answers = [(await client.ask("And now?", thread_id=thread_id)).json()["response"] for _ in range(2)]
+
+    assert answers == ["Said. Be brief."] * 2
 
 
 async def test_a_model_that_recovers_is_asked_again(client: Client) -> None:

@@ -11,14 +11,17 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any
 
 from pydantic_ai.exceptions import (
+    ContentFilterError,
     FallbackExceptionGroup,
     ModelAPIError,
     ModelQuotaExceededError,
+    OutputTokenLimitExceeded,
+    UnexpectedModelBehavior,
 )
 from pydantic_ai.messages import ModelMessage
 from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
@@ -55,9 +58,10 @@ class RetryingModel(WrapperModel):
         while True:
             stack = AsyncExitStack()
             try:
-                response = await stack.enter_async_context(
-                    super().request_stream(messages, model_settings, model_request_parameters, run_context)
-                )
+                with _as_trouble_of(self.model_name):
+                    response = await stack.enter_async_context(
+                        super().request_stream(messages, model_settings, model_request_parameters, run_context)
+                    )
             except (ModelAPIError, FallbackExceptionGroup) as error:
                 tried += 1
                 pause = _pause(error, tried)
@@ -71,6 +75,17 @@ class RetryingModel(WrapperModel):
             async with stack:
                 yield response
             return
+
+
+@contextmanager
+def _as_trouble_of(model_name: str) -> Generator[None]:
+    """Take an answer that is none, as the empty one of a proxy, for the trouble of a provider that it is."""
+    try:
+        yield
+    except (ContentFilterError, OutputTokenLimitExceeded):
+        raise
+    except UnexpectedModelBehavior as error:
+        raise ModelAPIError(model_name, str(error), body=error.body) from error
 
 
 def _pause(error: Exception, tried: int) -> float | None:

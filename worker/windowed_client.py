@@ -7,20 +7,24 @@ Nothing is held back for longer than a window, and what is not plainly the next 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import httpx2
-from aiohttp import ClientSession
+from aiohttp import ClientError, ClientSession
 from openai import DefaultAioHttpClient
 from openai._vendor.httpx_aiohttp.transport import AiohttpTransport
 from pydantic_core import from_json, to_json
 
 from worker.merging import seconds_left
 
+log = logging.getLogger(__name__)
+
+LONGEST_ERROR = 500
+"""Characters of what is wrong with an answer."""
 LONGEST_HEADER_BYTES = 100 << 10
 """Of a response; as much as httpx takes of all headers together."""
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
@@ -38,23 +42,45 @@ def windowed_client(window_seconds: float, **options: Any) -> httpx2.AsyncClient
 
     async def in_windows(response: httpx2.Response) -> None:
         kind = response.headers.get("content-type", "")
-        if kind.startswith("text/event-stream") and "content-encoding" not in response.headers:
-            response.stream = _Windows(response.stream, window_seconds)
+        if kind.startswith("text/event-stream"):
+            if "content-encoding" not in response.headers:
+                response.stream = _Windows(response.stream, window_seconds)
+        elif response.is_success and "json" not in kind:
+            log.warning("windowed_client.odd_answer url=%s content_type=%.100r", response.url.host, kind)
 
-    client = DefaultAioHttpClient(event_hooks={"response": [in_windows]}, **options)
-    for transport in (client._transport, *client._mounts.values()):  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-        if isinstance(transport, AiohttpTransport):
-            transport.client = partial(_session, transport)
-    return client
+    return _Client(event_hooks={"response": [in_windows]}, **options)
 
 
-def _session(transport: AiohttpTransport) -> ClientSession:
-    """Open the session that a transport makes for itself, with room for headers that httpx takes, too."""
-    transport.client = None
-    made = transport.get_client()
-    connector = made.connector
-    made.detach()
-    return ClientSession(connector=connector, max_line_size=LONGEST_HEADER_BYTES, max_field_size=LONGEST_HEADER_BYTES)
+class _Client(DefaultAioHttpClient):
+    """The SDK's client with our transport."""
+
+    def _init_transport(self, transport: httpx2.AsyncBaseTransport | None = None, **options: Any) -> Any:
+        return transport or _Transport(**options)
+
+    def _init_proxy_transport(self, proxy: httpx2.Proxy, **options: Any) -> Any:
+        return _Transport(proxy=proxy, **options)
+
+
+class _Transport(AiohttpTransport):
+    """The SDK's transport over aiohttp, which takes what httpx takes and raises what httpx raises."""
+
+    def get_client(self) -> ClientSession:
+        """Open a session with room for the headers that gateways add."""
+        if isinstance(self.client, ClientSession):
+            return self.client
+        made = super().get_client()
+        connector = made.connector
+        made.detach()
+        return ClientSession(
+            connector=connector, max_line_size=LONGEST_HEADER_BYTES, max_field_size=LONGEST_HEADER_BYTES
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request; an answer that is no HTTP is the provider's fault, as one that does not come."""
+        try:
+            return await super().handle_async_request(request)
+        except ClientError as error:
+            raise httpx2.RemoteProtocolError(str(error)[:LONGEST_ERROR], request=request) from error
 
 
 class _Windows(httpx2.AsyncByteStream):

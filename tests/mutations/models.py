@@ -6,6 +6,7 @@ RETRYING = "tests/test_retrying.py::"
 ANSWER = "tests/test_answer.py::"
 AGENTS = "tests/test_agents_as_they_are.py::"
 OUTPUT = "tests/test_output_text.py::"
+PROVIDERS = "tests/test_providers_as_they_are.py::"
 TROUBLE = "tests/test_model_trouble.py::"
 
 MUTATIONS = [
@@ -162,6 +163,62 @@ MUTATIONS = [
         "        except UserError:\n            return",
         "        except ZeroDivisionError:\n            return",
         AGENTS + "test_approvals_that_are_given_at_once_are_no_obstacle",
+    ),
+    Mutation(
+        "headers of a gateway that are too long",
+        "worker/windowed_client.py",
+        "max_line_size=LONGEST_HEADER_BYTES, max_field_size=LONGEST_HEADER_BYTES",
+        "",
+        PROVIDERS + "test_what_is_answered_in_process_is_answered_here",
+    ),
+    Mutation(
+        "an answer that is no HTTP, told as the agent's mistake",
+        "worker/windowed_client.py",
+        "except ClientError as error:",
+        "except ZeroDivisionError as error:",
+        PROVIDERS + "test_what_a_provider_breaks_is_told_as_its_doing",
+    ),
+    Mutation(
+        "an empty answer, told as an output that is not valid",
+        "worker/retrying.py",
+        "    except UnexpectedModelBehavior as error:",
+        "    except ZeroDivisionError as error:",
+        PROVIDERS + "test_what_a_provider_breaks_is_told_as_its_doing",
+    ),
+    Mutation(
+        "a rejected request that may be asked again",
+        "worker/model_errors.py",
+        "return status in _REJECTED",
+        "return False",
+        PROVIDERS + "test_a_request_that_will_be_refused_again_is_told_apart",
+    ),
+    Mutation(
+        "a key in the log",
+        "worker/model_errors.py",
+        '_SECRET.sub("***", text)',
+        "text",
+        PROVIDERS + "test_the_operator_reads_why_and_callers_do_not",
+    ),
+    Mutation(
+        "a model that cannot stream, asked to",
+        "worker/unstreamed.py",
+        "if not known and _can_stream(self._known_as):",
+        "if not known:",
+        PROVIDERS + "test_a_model_that_cannot_stream_answers_whole",
+    ),
+    Mutation(
+        "a provider that is asked to stream each time it refuses to",
+        "worker/unstreamed.py",
+        "_refused[id(self._known_as)] = self._known_as",
+        "pass",
+        PROVIDERS + "test_a_provider_that_refuses_to_stream_is_asked_for_the_whole_answer_and_remembered",
+    ),
+    Mutation(
+        "what a provider said, written nowhere",
+        "worker/job.py",
+        'log.warning("job.refused run=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))',
+        "pass",
+        TROUBLE + "test_a_model_that_rejects_the_request_ends_the_run_for_good",
     ),
     Mutation(
         "a number that is none, told as null",
