@@ -8,6 +8,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from api.access_log import AccessLog
 from api.app import create_app
 from api.connections import Connections, limit_of_connections
 from api.protocol import patient_protocol
@@ -46,7 +47,7 @@ def main() -> None:
     server = Server(
         app,
         uvicorn.Config(
-            app,
+            AccessLog(app) if settings.access_log else app,
             host=settings.host,
             port=settings.port,
             loop="uvloop",

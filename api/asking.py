@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,13 @@ from api.problems import invalid
 from api.resources import NewQuery
 from api.run_cancel import announce
 from api.run_rows import owned_run
+from shared import logs
 from shared.failpoints import Failpoint, reached
 from shared.idempotency import Key, Repeated
 from shared.runs import Query, Strategy, accept
 from shared.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LOOK_UP_SECONDS = 1.0
 """How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
@@ -63,6 +67,8 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
     except Repeated as repeated:
         run = await owned_run(service.database, caller, repeated.created)
         return Asked(run, REPLAYED | warned_of(run))
+    logs.RUN_ID.set(accepted.run.id)
+    log.info("asking.accepted agent=%s thread=%s", accepted.run.agent_type, accepted.run.thread_id)
     reached(Failpoint.RUN_ACCEPTED)
     await service.lanes.ring([accepted.ring])
     reached(Failpoint.RUN_RUNG)

@@ -66,7 +66,7 @@ async def _requeue(service: Parts, operator: str, run_id: UUID, deadline_seconds
         return Requeued(run_id=run_id, outcome="unknown_agent", requeued_as=None)
     if requeued.ring is None:
         return Requeued(run_id=run_id, outcome="already_requeued", requeued_as=requeued.run_id)
-    log.info("dead_letters.requeued run=%s as=%s operator=%s", run_id, requeued.run_id, operator)
+    log.info("dead_letters.requeued run_id=%s as=%s operator=%s", run_id, requeued.run_id, operator)
     await service.lanes.ring([requeued.ring])
     return Requeued(run_id=run_id, outcome="requeued", requeued_as=requeued.run_id)
 

@@ -19,9 +19,11 @@ class Head:
             await self._app(scope, receive, send)
             return
         answered = asyncio.Event()
+        as_get: Scope = {**scope, "method": "GET"}
 
         async def send_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                scope.update({name: as_get[name] for name in ("route", "path_params") if name in as_get})
                 await send(message)
                 await send({"type": "http.response.body", "body": b""})
                 answered.set()
@@ -30,4 +32,4 @@ class Head:
             await answered.wait()
             return {"type": "http.disconnect"}
 
-        await self._app({**scope, "method": "GET"}, hang_up, send_headers)
+        await self._app(as_get, hang_up, send_headers)

@@ -1,13 +1,16 @@
-"""Every request has an id, which every response and every problem carries."""
+"""Every request has an id, which its response, its problem and its lines of the log carry; and it is counted."""
 
 from __future__ import annotations
 
 import re
+from http import HTTPMethod
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shared import logs
 from shared.clock import new_id
+from shared.metrics import HTTP_REQUESTS
 
 HEADER = "X-Request-ID"
 _KEY = "agent_relay.request_id"
@@ -21,18 +24,46 @@ class RequestId:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Name the request, and have the response say so."""
+        """Name the request, have the response say so, and count it by what was answered."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(scope)
+        logs.REQUEST_ID.set(request_id)  # Of the task that answers this request and no other.
+        method, status = scope["method"], ""
 
         async def named(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
+                status = str(message["status"])
+                HTTP_REQUESTS.labels(method_of(method), route_of(scope), status).inc()
             await send(message)
 
-        await self._app(scope, receive, named)
+        try:
+            await self._app(scope, receive, named)
+        finally:
+            if not status:
+                HTTP_REQUESTS.labels(method_of(method), route_of(scope), status).inc()
+
+
+def route_of(scope: Scope) -> str:
+    """Tell the template of the route that answers, empty where none does.
+
+    FastAPI keeps the prefix of a router that was included to itself, so the values of the path become names again.
+    """
+    if "route" not in scope:
+        return ""
+    steps = scope["path"].split("/")
+    for name, value in scope.get("path_params", {}).items():
+        place = len(steps) - 1 - steps[::-1].index(value) if value in steps else 0
+        steps[place] = f"{{{name}}}" if place else steps[place]
+    return "/".join(steps)
+
+
+def method_of(method: str) -> str:
+    """Tell the method, of which callers can make up any number."""
+    return method if method in HTTPMethod.__members__ else "other"
 
 
 def request_id_of(scope: Scope) -> str:

@@ -10,6 +10,7 @@ from redis.exceptions import RedisError
 
 from api.dependencies import Parts
 from shared.failpoints import Failpoint, reached
+from shared.metrics import run_ended
 from shared.runs import Cancellation, cancel, next_in_thread
 
 log = logging.getLogger(__name__)
@@ -36,6 +37,8 @@ async def announce(service: Parts, cancellations: Sequence[Cancellation]) -> Non
     """
     reached(Failpoint.CANCEL_STORED)
     ended = [cancellation.ended for cancellation in cancellations if cancellation.ended is not None]
+    for row in ended:
+        run_ended(row)
     try:
         if ended:
             await service.event_log.tell_ends(ended, service.settings.log_retention_seconds)

@@ -135,7 +135,7 @@ class Follower:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
                 except (RedisError, OSError) as away:
-                    log.warning("stream.cut run=%s error=%r", feed.run_id, away)
+                    log.warning("stream.cut run_id=%s error=%r", feed.run_id, away)
                     break
                 frames += [self._frame(item) for item in feed.after(self._cursor, forgotten)]
                 if frames:

@@ -18,7 +18,9 @@ from starlette.requests import ClientDisconnect
 
 from api.identity import caller_of, identify, identify_by_ticket, identify_operator
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
+from shared import logs
 
+_UUID = re.compile(r"[0-9A-Fa-f-]{36}")
 MAX_DEPTH = 64
 MOST_VALUES = 2_000
 """Values that a body, or an item of a batch, may hold. Text, however long, is one."""
@@ -78,6 +80,7 @@ class StrictRoute(APIRoute):
         takes_key = IDEMPOTENCY_KEY in _header_names(self.dependant)
 
         async def strictly(request: Request) -> Response:
+            _name_lines(request.path_params)
             self.identify(request)
             rate = await _take_turn(request)
             _check_query(request, known)
@@ -120,6 +123,13 @@ class OperatorRoute(StrictRoute):
     def identify(request: Request) -> None:
         """Find out which operator calls, or refuse."""
         identify_operator(request)
+
+
+def _name_lines(path_params: dict[str, str]) -> None:
+    """Have the lines of the log about this request say which run or batch it is about."""
+    for name, about in (("run_id", logs.RUN_ID), ("batch_id", logs.BATCH_ID)):
+        if _UUID.fullmatch(path_params.get(name, "")):
+            about.set(path_params[name])
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

@@ -90,5 +90,5 @@ class Judge:
         self._unbroken.answered(seen.at)
         if seen.lapsed and self._unbroken.for_a_lease and (dead := await judge_workers(self._database)):
             for worker_id in dead:
-                log.warning("judge.worker_lost worker=%s", worker_id)
+                log.warning("judge.worker_lost worker_id=%s", worker_id)
             self._judged()

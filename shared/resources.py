@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from pydantic_core import from_json
 
+from shared.bad_input import BadInput, refuse
 from shared.failures import FailureCode
 from shared.tables import BatchStatus, RunStatus
 
@@ -88,6 +89,29 @@ class Run(Resource):
     """When it ended."""
 
 
+def usage_of(stored: Any) -> dict[str, int]:
+    """Read what a run used; what is not as it should be counts as nothing."""
+    found = cast("dict[str, object]", stored) if isinstance(stored, dict) else {}
+    kinds = Usage.model_fields.keys() & found.keys()
+    return {kind: count for kind in kinds if isinstance(count := found[kind], int) and count >= 0}
+
+
+def metadata_of(stored: Any) -> Metadata:
+    """Read metadata; what is no object, as it should be, is an empty one."""
+    return cast("Metadata", stored) if isinstance(stored, dict) else {}
+
+
+def _error_of(stored: Any) -> RunError | None:
+    """Read why a run failed; a reason that this version cannot read is an error of the agent's."""
+    if stored is None:
+        return None
+    try:
+        return RunError.model_validate(stored)
+    except ValidationError as unreadable:
+        refuse(BadInput.ROW, "runs.error", unreadable.errors(include_input=False, include_url=False)[:1])
+        return RunError(code=FailureCode.AGENT_ERROR, message="This version cannot read why.", retryable=False)
+
+
 def run_of(row: Any, queue_position: int | None = None) -> Run:
     """Show a run's row."""
     return Run(
@@ -99,12 +123,12 @@ def run_of(row: Any, queue_position: int | None = None) -> Run:
         attempt=row.attempt,
         output=output_of(row.output, text_output=row.text_output),
         partial_output=output_of(row.partial_output, text_output=row.text_output),
-        error=None if row.error is None else RunError(**row.error),
-        usage=Usage(**row.usage),
+        error=_error_of(row.error),
+        usage=Usage(**usage_of(row.usage)),
         message_id=row.message_id,
         queue_position=queue_position,
         served=getattr(row, "served", None),
-        metadata=row.metadata,
+        metadata=metadata_of(row.metadata),
         retry_of=row.retry_of,
         batch_id=row.batch_id,
         custom_id=row.custom_id,
@@ -116,7 +140,14 @@ def run_of(row: Any, queue_position: int | None = None) -> Run:
 
 def output_of(text: str | None, *, text_output: bool) -> JsonValue:
     """Show an output, which is kept as JSON text, or of a text agent as the text, as the value itself."""
-    return text if text is None or text_output else from_json(text)
+    """Show an output; one that is no JSON, as it should be, is shown as text."""
+    if text is None or text_output:
+        return text
+    try:
+        return from_json(text)
+    except ValueError as unreadable:
+        refuse(BadInput.ROW, "runs.output", unreadable)
+        return text
 
 
 class Counts(Resource):
@@ -180,7 +211,7 @@ def batch_of(row: Any) -> Batch:
         status=BatchStatus(row.status),
         counts=counts_of(row),
         served=getattr(row, "served", None),
-        metadata=row.metadata,
+        metadata=metadata_of(row.metadata),
         retry_of=row.retry_of,
         created_at=row.created_at,
         finished_at=row.finished_at,

@@ -117,6 +117,13 @@ class Settings(BaseSettings):
     )
     """DEBUG, INFO, WARNING or ERROR."""
 
+    access_log: bool = False
+    """Whether the API writes a line for each request."""
+    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    """Address on which workers show their metrics."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Port on which a worker shows its metrics; 0 shows none. Those of the API are at its own `/metrics`."""
+
     host: str = "127.0.0.1"
     """Address that the API listens on."""
     port: int = Field(default=8000, ge=0, le=65535)

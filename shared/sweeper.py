@@ -32,6 +32,7 @@ from shared.event_log import EventLog
 from shared.failpoints import Failpoint, reached
 from shared.judge import Judge
 from shared.lanes import Lane, Lanes, Ring
+from shared.metrics import run_ended
 from shared.runs import next_in_thread
 from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.running import PASSED_OVER, Quota
@@ -231,8 +232,10 @@ class Sweeper:
         """Have runs that nobody answers any more wait again, or end; and tell both. Returns what waits again."""
         ended, taken = await take_back(self._database, self._settings.max_crashes, self._aside["take_back"])
         ended += await expire(self._database, self._aside["expire"])
+        for run in ended:
+            run_ended(run)
         for run_id in (*(run.id for run in ended), *(ring.run_id for ring in taken)):
-            log.warning("sweeper.took_back run=%s", run_id)
+            log.warning("sweeper.took_back run_id=%s", run_id)
             reached(Failpoint.RUNS_TAKEN_BACK)
         await self._lanes.ring(taken)
         for thread_id in {run.thread_id for run in ended} - {None}:

@@ -64,7 +64,7 @@ async def test_a_frozen_worker_writes_nothing_after_its_run_was_taken_over(servi
             service.worker(**patience)
             events += [event async for event in stream]
         frozen.thaw()
-        frozen.await_line(r"lease\.(declared_dead|registered worker=.*\n(.*\n)*.*lease\.registered)")
+        frozen.await_line(r"lease\.(declared_dead|registered worker_id=.*\n(.*\n)*.*lease\.registered)")
         after = await client.events(events[0]["run_id"])
         messages = await client.messages(thread_id)
 

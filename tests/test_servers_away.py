@@ -226,7 +226,7 @@ async def test_a_postgres_that_hangs_harms_no_open_stream_and_no_answer(
                 await asyncio.sleep(0.05)
 
             own_postgres.pause()
-            await asyncio.to_thread(processes[1].await_line, f"job.database_away run={in_hand['id']}")
+            await asyncio.to_thread(processes[1].await_line, f"job.database_away run_id={in_hand['id']}")
             events += [await anext(stream) for _ in range(10)]
             refused = await client.http.get("/runs", timeout=SECONDS)
             own_postgres.resume()

@@ -54,7 +54,7 @@ def main() -> None:
         case _ if arguments.processes:
             parent.keep(settings, arguments.processes)
         case _:
-            work(settings, new_id())
+            work(settings, new_id(), metrics_ports=[settings.metrics_port] if settings.metrics_port else [])
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import Enum, auto
 from typing import Any
 
 from pydantic_ai import CancellationToken, RunUsage
 
 from shared.failures import FailureCode, failure
+from shared.metrics import FIRST_PARTIAL_SECONDS, MODEL_REQUESTS, TOKENS
 from shared.runs import Claim, Ending
 from shared.settings import Settings
 from shared.tables import Begun, RunStatus
@@ -44,6 +46,7 @@ class Attempt:
         self.claimed = claimed
         self.offer = offer
         self.stopped: Stop | None = None
+        self._began_at = time.monotonic()
         self.unwound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once an agent that was told to stop has had its time."""
         self._token = CancellationToken()
@@ -100,6 +103,16 @@ class Attempt:
     def held(self) -> Held:
         """What the next beat stores of it; read from the beat's thread."""
         return Held(self.claimed.run_id, self.claimed.attempt, *self.telling.known, self.usage)
+
+    def count(self) -> None:
+        """Count what this attempt used, once its agent has ended, and how long its first partial took."""
+        agent, before, used = self.claimed.agent_type, self.claimed.usage, self.usage
+        MODEL_REQUESTS.labels(agent).inc(max(used["requests"] - before.get("requests", 0), 0))
+        for direction in ("input", "output"):
+            tokens = f"{direction}_tokens"
+            TOKENS.labels(agent, direction).inc(max(used[tokens] - before.get(tokens, 0), 0))
+        if self.telling.first_shown_at is not None:
+            FIRST_PARTIAL_SECONDS.labels(agent).observe(self.telling.first_shown_at - self._began_at)
 
     def ending(self, status: RunStatus, text: str | None, **kept: Any) -> Ending:
         """Say how the run ended, with what is known in any case."""

@@ -54,6 +54,6 @@ class BatchEnds:
         try:
             await self._lanes.ring(await release(self._database, batch_id))
         except (SQLAlchemyError, OSError) as away:
-            log.warning("batch_ends.database_away batch=%s error=%r", batch_id, away)
+            log.warning("batch_ends.database_away batch_id=%s error=%r", batch_id, away)
         except Exception:
-            log.exception("batch_ends.failed batch=%s", batch_id)
+            log.exception("batch_ends.failed batch_id=%s", batch_id)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, cast
 from uuid import UUID
@@ -138,7 +139,7 @@ class Doorbell(Worker):
         """Remove what arq keeps of a job, in one round trip with others; the job's slot does not wait for it."""
         self._ended.append(job_id)
         if self._forgetting is None:
-            self._forgetting = asyncio.create_task(self._forget())
+            self._forgetting = asyncio.create_task(self._forget(), context=Context())
 
     async def finish_failed_job(self, job_id: str, *_: Any) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Refuse a job that is missing or cannot be read; a sweeper rings for its run again."""

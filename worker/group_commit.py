@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 from uuid import UUID
 
@@ -58,7 +59,8 @@ class GroupCommit(Generic[Asked, Answered]):
         if self._under_way is not None or not self._gathered:
             return
         group, self._gathered = self._gathered[:MOST], self._gathered[MOST:]
-        self._under_way = task = asyncio.create_task(self._ask(group))
+        # In no context: it is for all of them, not for the run that asked first.
+        self._under_way = task = asyncio.create_task(self._ask(group), context=Context())
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
         task.add_done_callback(self._over)

@@ -6,10 +6,13 @@ import asyncio
 import logging
 from uuid import UUID
 
+from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.clock import new_id
+from shared.database import transact
+from shared.metrics import run_ended
 from shared.runs import set_aside
 from shared.runs.take_back import declare_dead
 from shared.settings import Settings
@@ -22,6 +25,11 @@ START_SECONDS = 10.0
 """How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
 WAITING = 2
 """So many suspects may be here for each that is tried: who waits here has a slot of the worker's."""
+
+_ENDED_BY = text("""
+    SELECT agent_type, status, error FROM runs
+    WHERE id = :run_id AND worker_id = :worker_id AND finished_at IS NOT NULL
+""")
 
 
 class Isolation:
@@ -51,14 +59,16 @@ class Isolation:
         if self._stopping or not await set_aside(self._database, run_id, START_SECONDS):
             return  # It is still queued, and swept to somebody else; or somebody else is at it.
         worker_id = new_id()
-        log.warning("isolation.suspect run=%s worker=%s", run_id, worker_id)
+        log.warning("isolation.suspect run_id=%s worker_id=%s", run_id, worker_id)
         try:
             status = await self._nursery.run(worker_id, run_id)
         except NurseryLost:
             status = None
         if status != 0 and not self._stopping:
-            log.error("isolation.died run=%s status=%s", run_id, status)
+            log.error("isolation.died run_id=%s status=%s", run_id, status)
         try:  # Whatever its status says: who has said goodbye has nothing that could be taken.
+            for row in await transact(self._database, _ENDED_BY, {"run_id": run_id, "worker_id": worker_id}):
+                run_ended(row)  # Its own counters went with it.
             await declare_dead(self._database, worker_id)
             await self._sweeper.take_back()
         except (SQLAlchemyError, OSError) as away:

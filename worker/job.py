@@ -21,10 +21,12 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared import logs
 from shared.database import is_away, is_ours
 from shared.failpoints import Failpoint, reached
 from shared.failures import FailureCode, failure
-from shared.lanes import Lanes, Ring
+from shared.lanes import Lane, Lanes, Ring
+from shared.metrics import ATTEMPTS, PICK_UP_SECONDS, run_ended
 from shared.runs import (
     Claim,
     Ending,
@@ -115,13 +117,14 @@ class Job:
         """Answer one run, if it is to be had."""
         if run_id in self._roster:
             return
+        logs.RUN_ID.set(run_id)  # Of the task that answers this run and no other.
         try:
             with self._roster.taking(run_id):
                 await self._answer(run_id, worker_id)
         except SQLAlchemyError as error:
             if not is_away(error):
                 raise
-            log.warning("job.gave_up run=%s error=%r", run_id, error)  # A sweeper sees to it.
+            log.warning("job.gave_up run_id=%s error=%r", run_id, error)  # A sweeper sees to it.
 
     async def _answer(self, run_id: UUID, worker_id: UUID) -> None:
         reached(Failpoint.RUN_POPPED)
@@ -131,6 +134,9 @@ class Job:
                 await self._isolation.answer(run_id)
             return
         reached(Failpoint.RUN_CLAIMED)
+        logs.BATCH_ID.set(claimed.batch_id)
+        ATTEMPTS.labels(claimed.agent_type, claimed.begun).inc()
+        PICK_UP_SECONDS.labels(Lane.BATCH if claimed.batch_id else Lane.INTERACTIVE).observe(claimed.waited_seconds)
         offer = self._offers.get(claimed.agent_type)
         if offer is None:
             await self._pass_on(claimed)
@@ -139,6 +145,7 @@ class Job:
         self._roster.begin(attempt)
         attempt.telling.tell({"event": "message_started", "reason": claimed.begun})
         ending = await self._outcome(attempt)
+        attempt.count()
         await attempt.telling.flushed()
         reached(Failpoint.RUN_FLUSHED)
         await self._conclude(attempt, ending)
@@ -185,7 +192,7 @@ class Job:
     ) -> Ending:
         """Say that the run failed for what its provider said, or for want of somebody's answer; the log says more."""
         claimed = attempt.claimed
-        log.warning("job.refused run=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))
+        log.warning("job.refused run_id=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))
         if isinstance(error, WaitsForAnswer):
             return attempt.failed(FailureCode.AGENT_ERROR, str(error))
         return attempt.failed(*failure_of(error))
@@ -193,10 +200,10 @@ class Job:
     def _raised(self, attempt: Attempt, error: BaseException) -> Ending | None:
         """Say what becomes of a run whose agent raised: it failed, unless it was our own database that broke."""
         if is_ours(error) and attempt.claimed.attempt < AWAY_ATTEMPTS:
-            log.warning("job.database_away run=%s", attempt.claimed.run_id)
+            log.warning("job.database_away run_id=%s", attempt.claimed.run_id)
             attempt.stopped = attempt.stopped or Stop.DATABASE_AWAY
             return self._cut(attempt, Stopped())
-        log.error("job.agent_error run=%s", attempt.claimed.run_id, exc_info=error)
+        log.error("job.agent_error run_id=%s", attempt.claimed.run_id, exc_info=error)
         return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
 
     async def _ask(self, attempt: Attempt) -> Answered:
@@ -206,7 +213,7 @@ class Job:
         await asyncio.wait([asking, attempt.unwound], return_when=asyncio.FIRST_COMPLETED)
         deadline.cancel()
         if not asking.done():
-            log.warning("job.left_behind run=%s", attempt.claimed.run_id)
+            log.warning("job.left_behind run_id=%s", attempt.claimed.run_id)
             asking.cancel()
             raise Stopped
         if asking.cancelled():
@@ -258,17 +265,20 @@ class Job:
         """Store the end, tell it, and call for the thread's next run."""
         row = await self._finish(claimed, ending)
         if row is None:
-            log.warning("job.fenced run=%s attempt=%d", claimed.run_id, claimed.attempt)
+            log.warning("job.fenced run_id=%s attempt=%d", claimed.run_id, claimed.attempt)
             return
+        run_ended(row)
         reached(Failpoint.RUN_STORED)
         try:
             await self._publisher.tell_end(row, self._settings.log_retention_seconds)
             reached(Failpoint.END_TOLD)
             self._roster.end_told(claimed.run_id)
         except (RedisError, OSError) as away:
-            log.warning("job.end_untold run=%s error=%r", claimed.run_id, away)
+            log.warning("job.end_untold run_id=%s error=%r", claimed.run_id, away)
         except Exception:
-            log.exception("job.end_untold run=%s", claimed.run_id)  # It has ended: what follows is done all the same.
+            log.exception(
+                "job.end_untold run_id=%s", claimed.run_id
+            )  # It has ended: what follows is done all the same.
         if claimed.batch_id:
             self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
         passed_over = await self._while_it_lasts(
@@ -289,7 +299,7 @@ class Job:
         except Exception as error:
             if is_away(error):
                 raise
-            log.exception("job.end_not_taken run=%s status=%s", claimed.run_id, ending.status)
+            log.exception("job.end_not_taken run_id=%s status=%s", claimed.run_id, ending.status)
             bare = _bare(ending, error)
             row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, bare))
         return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))
@@ -307,12 +317,12 @@ class Job:
             except SQLAlchemyError as error:
                 if not is_away(error) or loop.time() > give_up:
                     raise
-                log.warning("job.database_away run=%s", run_id)
+                log.warning("job.database_away run_id=%s", run_id)
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _pass_on(self, claimed: Claim) -> None:
         """Leave the run to a worker that serves its agent."""
-        log.warning("job.not_served run=%s agent=%s", claimed.run_id, claimed.agent_type)
+        log.warning("job.not_served run_id=%s agent=%s", claimed.run_id, claimed.agent_type)
         await give_back(self._database, claimed, claimed.usage, claimed.begun, delay_seconds=PASS_ON_SECONDS)
 
 

@@ -21,6 +21,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.types.json import Jsonb
 
+from shared import logs
 from shared.clock import new_id
 from shared.database import CONNECT_TIMEOUT_SECONDS, parameters_of, settle
 from shared.settings import Settings
@@ -157,7 +158,7 @@ class Lease:
         try:
             self._beat_until_told()
         except BaseException:
-            log.critical("lease.failed worker=%s: the process ends", self._worker_id, exc_info=True)
+            log.critical("lease.failed worker_id=%s: the process ends", self._worker_id, exc_info=True)
             os._exit(EXIT_STATUS)
 
     def _beat_until_told(self) -> None:
@@ -188,7 +189,7 @@ class Lease:
                     connection.ask(_END, {"id": self._worker_id})
                     left = connection.ask(_LEAVE, {"id": self._worker_id})
                 for (run_id,) in left:
-                    log.warning("lease.left run=%s", run_id)
+                    log.warning("lease.left run_id=%s", run_id)
             except psycopg.Error as error:
                 log.warning("lease.not_released error=%r", error)
             connection.close()
@@ -236,7 +237,7 @@ class Lease:
         """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
         worker_id = self._first_id
         if self._worker_id is not None:
-            log.error("lease.declared_dead worker=%s", self._worker_id)
+            log.error("lease.declared_dead worker_id=%s", self._worker_id)
             self._trusted_until = 0.0
             self._call(self._on_lost)
             worker_id = new_id()
@@ -255,7 +256,8 @@ class Lease:
             },
         )
         self._worker_id = worker_id
-        log.info("lease.registered worker=%s", worker_id)
+        logs.name_worker(worker_id)
+        log.info("lease.registered worker_id=%s", worker_id)
 
     def _keep(self, connection: _Connection) -> None:
         """Store the partials and the usage that changed since the last beat; one that cannot be stored is left out."""
@@ -277,7 +279,7 @@ class Lease:
         except psycopg.OperationalError:
             raise
         except Exception:
-            log.exception("lease.not_kept run=%s", run.run_id)
+            log.exception("lease.not_kept run_id=%s", run.run_id)
 
     def _store(self, connection: _Connection, changed: Sequence[Held]) -> None:
         if not changed:
@@ -297,7 +299,7 @@ class Lease:
         """Past the lease, have the loop stop its runs; a loop that does not answer takes the process with it."""
         if not self._trusted_until or time.monotonic() < self._trusted_until:
             return
-        log.warning("lease.lapsed worker=%s", self._worker_id)
+        log.warning("lease.lapsed worker_id=%s", self._worker_id)
         self._trusted_until = 0.0
         answered = threading.Event()
         self._call(self._on_lost)

@@ -15,7 +15,7 @@ from uuid import UUID
 import uvloop
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import database, failpoints, logs, redis
+from shared import database, failpoints, logs, metrics, redis
 from shared.clock import new_id
 from shared.event_log import EventLog
 from shared.lanes import Lanes
@@ -32,16 +32,23 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_SECONDS = 0.2
 """Before the restart: the processes of the suspects start first, for whose answers somebody waits already."""
 LONGEST_PAUSE_SECONDS = 10.0
+HIGHEST_PORT = 65_535
 HEALTHY_SECONDS = 30.0
 """A child that lived for so long is restarted as if it were the first to die."""
 
 
 def keep(settings: Settings, processes: int) -> None:
-    """Keep so many workers running until told to stop."""
+    """Keep so many workers running until told to stop.
+
+    This process shows its metrics on `METRICS_PORT`, and each worker on one of the ports after it.
+    """
     logs.configure(settings)
     import_model(settings)
-    with Nursery(partial(work, settings)) as nursery:
+    first = settings.metrics_port
+    of_workers = range(first + 1, min(first + 1 + processes, HIGHEST_PORT + 1)) if first else ()
+    with Nursery(partial(work, settings, metrics_ports=of_workers)) as nursery:
         failpoints.arm(settings.failpoints)
+        metrics.serve(settings.metrics_host, (first,) if first else ())
         uvloop.run(_keep(settings, processes, nursery))
 
 
@@ -96,7 +103,7 @@ class Parent:
                 return
             if self._stopping.is_set():
                 return
-            log.error("parent.worker_died worker=%s status=%d", worker_id, status)
+            log.error("parent.worker_died worker_id=%s status=%d", worker_id, status)
             await self._take_back(worker_id)
             if asyncio.get_running_loop().time() - began > HEALTHY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS

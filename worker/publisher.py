@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ class Telling:
         self.attempt = attempt
         self.text: str | None = None
         """The newest text told."""
+        self.first_shown_at: float | None = None
+        """When the first text was told, by the monotonic clock."""
         self.last_entry = 0
         """The `n` of the last entry made, whether it stands in the log yet or not."""
         self.stuck = False
@@ -75,6 +78,8 @@ class Telling:
         """Tell the whole text as it is now; it takes the place of one that still waits."""
         if text == self.text:
             return
+        if self.text is None:
+            self.first_shown_at = time.monotonic()
         self.text = text
         if self._waiting and isinstance(self._waiting[-1], str):
             self._waiting[-1] = text
@@ -87,7 +92,7 @@ class Telling:
         try:
             await asyncio.wait_for(self._quiet.wait(), GIVE_UP_SECONDS)
         except TimeoutError:
-            log.warning("publisher.gave_up run=%s", self.run_id)
+            log.warning("publisher.gave_up run_id=%s", self.run_id)
             self._number()
 
     @property
@@ -229,7 +234,7 @@ class Publisher:
                 except (RedisError, OSError):
                     raise
                 except Exception:
-                    log.exception("publisher.set_aside run=%s", telling.run_id)
+                    log.exception("publisher.set_aside run_id=%s", telling.run_id)
                     telling.set_aside()
             for end in ends:
                 try:
@@ -237,7 +242,7 @@ class Publisher:
                 except (RedisError, OSError):
                     raise
                 except Exception as error:
-                    log.exception("publisher.end_not_written run=%s", end.append.run_id)
+                    log.exception("publisher.end_not_written run_id=%s", end.append.run_id)
                     _answer(end, error)
         except (RedisError, OSError) as away:
             await self._later(tellings, ends, away)
@@ -277,13 +282,13 @@ class Publisher:
         try:
             is_mine = await self._ask(telling, outcome)
         except Exception:
-            log.exception("publisher.set_aside run=%s", telling.run_id)
+            log.exception("publisher.set_aside run_id=%s", telling.run_id)
             telling.set_aside()
             return
         finally:
             del self._in_doubt[telling]
         if is_mine:
-            log.info("publisher.log_lost run=%s attempt=%d", telling.run_id, telling.attempt)
+            log.info("publisher.log_lost run_id=%s attempt=%d", telling.run_id, telling.attempt)
             telling.start_over()
             self._note(telling)
         else:
@@ -304,7 +309,7 @@ class Publisher:
             except (SQLAlchemyError, RedisError, OSError) as error:
                 if isinstance(error, SQLAlchemyError) and not is_away(error):
                     raise
-                log.warning("publisher.undecided run=%s error=%r", telling.run_id, error)
+                log.warning("publisher.undecided run_id=%s error=%r", telling.run_id, error)
                 telling.stuck = True
             else:
                 return is_mine

@@ -69,7 +69,7 @@ class Roster:
                 try:
                     held.append(attempt.held)
                 except Exception:
-                    log.exception("roster.not_held run=%s", attempt.claimed.run_id)
+                    log.exception("roster.not_held run_id=%s", attempt.claimed.run_id)
         return held
 
     def told(self) -> list[UUID]:
@@ -96,11 +96,11 @@ class Roster:
     async def _give_back_orphan(self, run_id: UUID, attempt: int) -> None:
         """Let the run wait again. The second time that happens here, no reply was lost: it counts as a crash."""
         again = run_id in self._let_go
-        log.warning("roster.orphan run=%s attempt=%d counts_as_crash=%s", run_id, attempt, again)
+        log.warning("roster.orphan run_id=%s attempt=%d counts_as_crash=%s", run_id, attempt, again)
         try:
             ring = await let_go(self._database, run_id, attempt, max_crashes=self._max_crashes if again else None)
         except SQLAlchemyError as away:
-            log.warning("roster.database_away run=%s error=%r", run_id, away)  # The next beat brings it again.
+            log.warning("roster.database_away run_id=%s error=%r", run_id, away)  # The next beat brings it again.
             return
         if ring is not None:
             self._let_go.append(run_id)

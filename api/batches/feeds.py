@@ -10,12 +10,13 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from redis.asyncio import Redis
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -24,8 +25,9 @@ from api.batches.rows import batch_with_results
 from api.feed import Waited, end_wait
 from api.framing import one_line
 from api.hub import Hub
+from shared.bad_input import BadInput, refuse
 from shared.names import Names
-from shared.resources import Counts, counts_of
+from shared.resources import Counts, counts_of, usage_of
 from shared.tables import BatchStatus
 
 log = logging.getLogger(__name__)
@@ -143,7 +145,8 @@ class BatchFeeds:
         feed = self._feeds.get(name)
         if feed is None:
             feed = self._feeds[name] = BatchFeed(standing)
-            feed.reading = asyncio.create_task(self._keep_reading(feed, batch_id))
+            # In no context: it reads for all followers, not for the request that came first.
+            feed.reading = asyncio.create_task(self._keep_reading(feed, batch_id), context=Context())
             self._hub.want(name)
         feed.followers += 1
         try:
@@ -171,9 +174,9 @@ class BatchFeeds:
             try:
                 await self._read(feed, batch_id)
             except (SQLAlchemyError, OSError) as away:
-                log.warning("feeds.database_away batch=%s error=%r", batch_id, away)
+                log.warning("feeds.database_away batch_id=%s error=%r", batch_id, away)
             except Exception:
-                log.exception("feeds.failed batch=%s", batch_id)
+                log.exception("feeds.failed batch_id=%s", batch_id)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _read(self, feed: BatchFeed, batch_id: UUID) -> None:
@@ -193,12 +196,22 @@ async def page_of(database: AsyncEngine, batch_id: UUID, after: int) -> tuple[An
     return await batch_with_results(database, batch_id, after=after, limit=PAGE_RESULTS, most_bytes=PAGE_BYTES)
 
 
+def _json(output: str) -> bytes:
+    """Take an output that is stored as JSON; one that is none goes out as text, so that it spoils no other line."""
+    try:
+        from_json(output)
+    except ValueError as unreadable:
+        refuse(BadInput.ROW, "runs.output", unreadable)
+        return to_json(output)
+    return output.encode().replace(b"\n", b" ")
+
+
 def line_of(result: Any) -> bytes:
     """Write a result. Its output is stored as JSON, and goes out as it came in."""
     output = b"null"
     if result.output is not None:
-        output = to_json(result.output) if result.text_output else result.output.encode()
-    usage = {"requests": 0, "input_tokens": 0, "output_tokens": 0, **result.usage}
+        output = to_json(result.output) if result.text_output else _json(result.output)
+    usage = {"requests": 0, "input_tokens": 0, "output_tokens": 0, **usage_of(result.usage)}
     line = b'{"cursor":%d,"custom_id":%s,"run_id":"%s","status":"%s","output":%s,"error":%s,"usage":%s}\n' % (
         result.place,
         to_json(result.custom_id),

@@ -68,7 +68,7 @@ class Results:
         except (SQLAlchemyError, OSError) as away:
             if not is_away(away):
                 raise
-            log.warning("results.cut batch=%s error=%r", self._batch_id, away)
+            log.warning("results.cut batch_id=%s error=%r", self._batch_id, away)
         finally:
             self._call.close()
         await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -25,6 +25,7 @@ from api.problems import Refused, invalid, responses, unknown_agent
 from api.run_cancel import tell_workers
 from api.stream import Stream
 from api.strict import StrictRoute, media_type_of
+from shared import logs
 from shared.batches import Accepted, Manifest, Submission, accept, announce, begin_to_cancel, cancel_some, retry
 from shared.errors import UnknownAgent, WebhookRefused
 from shared.idempotency import Repeated
@@ -182,7 +183,7 @@ async def cancel_batch(batch_id: BatchId, service: Service, caller: Caller) -> R
             await service.lanes.silence(step.silenced)
             await tell_workers(service, step.wished)
     except (RedisError, OSError) as away:
-        log.warning("batches.redis_away batch=%s error=%r", batch_id, away)
+        log.warning("batches.redis_away batch_id=%s error=%r", batch_id, away)
     await announce(service.redis, service.settings.names, [batch_id])
     row = await owned_batch(service.database, caller, batch_id)
     status = 202 if row.finished_at is None else 200
@@ -215,6 +216,8 @@ async def retry_batch(
 
 async def _begun(service: Parts, accepted: Accepted, response: Response) -> Batch:
     """Ring for workers, now that the batch is committed, and show it as it was then."""
+    logs.BATCH_ID.set(accepted.batch.id)
+    log.info("batches.accepted agent=%s items=%d", accepted.batch.agent_type, accepted.batch.total)
     await service.lanes.ring(accepted.rings())
     response.headers.update({**warned_of(accepted.batch), "Location": service.url_of("batches", accepted.batch.id)})
     return batch_of(accepted.batch)

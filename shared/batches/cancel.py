@@ -9,6 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.lanes import Ring
+from shared.metrics import run_ended
 from shared.runs.finish import RING_COLUMNS, ring_of
 from shared.tables import RunStatus
 
@@ -30,7 +31,7 @@ _CANCEL_SOME = text(f"""
         WHERE batch_id = :batch_id AND status IN ('queued', 'running') AND cancel_requested_at IS NULL
         LIMIT {STEP} FOR UPDATE SKIP LOCKED
     )
-    RETURNING status, {RING_COLUMNS}
+    RETURNING status, agent_type, error, {RING_COLUMNS}
 """)  # noqa: S608  (constants)
 
 
@@ -57,5 +58,8 @@ async def cancel_some(database: AsyncEngine, batch_id: UUID) -> Step | None:
     """
     async with database.begin() as connection:
         rows = (await connection.execute(_CANCEL_SOME, {"batch_id": batch_id})).all()
-    ended = [ring_of(row) for row in rows if row.status != RunStatus.RUNNING]
-    return Step(ended, [row.id for row in rows if row.status == RunStatus.RUNNING]) if rows else None
+    ended = [row for row in rows if row.status != RunStatus.RUNNING]
+    for row in ended:
+        run_ended(row)
+    wished = [row.id for row in rows if row.status == RunStatus.RUNNING]
+    return Step([ring_of(row) for row in ended], wished) if rows else None

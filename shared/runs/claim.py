@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.database import transact
+from shared.resources import metadata_of, usage_of
 from shared.runs.running import NO_QUOTA, Quota
 from shared.tables import Begun
 
@@ -38,6 +39,8 @@ class Claim:
     seconds_left: float
     """Until the deadline, by the database's clock; of a run of a batch also from here on."""
     batch_id: UUID | None = None
+    waited_seconds: float = 0
+    """Since a worker was called for it."""
     batch_is_capped: bool = False
     """Whether only so many runs of its batch may run at once."""
 
@@ -74,7 +77,7 @@ _TAKE = """
 
 _TAKEN = """
     RETURNING run.id, run.attempt, begun, tenant, user_id, run.thread_id, run.seq, agent_type, query, metadata,
-        message_id, usage, run.batch_id,
+        message_id, usage, run.batch_id, extract(epoch FROM now() - run.rung_at) AS waited_seconds,
         least(extract(epoch FROM run.deadline_at - now()),
               (SELECT run_seconds FROM batches WHERE batches.id = run.batch_id)) AS seconds_left,
         EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND max_running IS NOT NULL) AS batch_is_capped,
@@ -148,19 +151,20 @@ def _claimed(row: Any) -> Claim:
     return Claim(
         run_id=row.id,
         attempt=row.attempt,
-        begun=Begun(row.begun),
+        begun=Begun(row.begun) if row.begun in Begun.__members__.values() else Begun.WORKER_LOST,
         tenant=row.tenant,
         user_id=row.user_id,
         thread_id=row.thread_id,
         seq=row.seq,
         agent_type=row.agent_type,
         query=row.query,
-        metadata=row.metadata,
-        thread_metadata=row.thread_metadata or {},
+        metadata=metadata_of(row.metadata),
+        thread_metadata=metadata_of(row.thread_metadata),
         message_id=row.message_id,
-        usage=row.usage,
+        usage=usage_of(row.usage),
         seconds_left=float(row.seconds_left),
         batch_id=row.batch_id,
+        waited_seconds=max(float(row.waited_seconds), 0),
         batch_is_capped=row.batch_is_capped,
     )
 

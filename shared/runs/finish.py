@@ -37,8 +37,8 @@ class Ending:
 RING_COLUMNS = "id, ring, pool, lane, tenant"
 """What a ring is made from; see `ring_of`."""
 
-END_COLUMNS = "id, thread_id, status, attempt, output, partial_output, last_entry, usage, error"
-"""What the end of an event log is written from; see `end_entry`."""
+END_COLUMNS = "id, thread_id, agent_type, status, attempt, output, partial_output, last_entry, usage, error"
+"""What the end of an event log is written from, see `end_entry`, and what it is counted by."""
 
 INTERRUPTED = """
     INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
