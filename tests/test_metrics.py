@@ -75,7 +75,7 @@ async def test_requests_are_counted_by_the_template_of_their_route(service: Serv
     assert counted["POST", "/api/v1/runs", "202"] == 1
     assert counted["POST", "/api/v1/runs", "422"] == 1
     assert counted["GET", "", "404"] == 3
-    assert counted["other", "", "405"] + counted.get(("other", "/api/v1/runs", "405"), 0) == 1
+    assert [status for method, _, status in counted if method == "other"] == ["405"]
     assert not any(UUID.search(label) for labels in counted for label in labels)
 
 
