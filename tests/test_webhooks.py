@@ -466,6 +466,51 @@ async def test_nobody_at_home(stage: Stage, database_url: str) -> None:
     assert (delivery.status, delivery.error, delivery.response_status) == ("failed", "connection_failed", None)
 
 
+@pytest.mark.parametrize(
+    ("change", "codes"),
+    [
+        ("url = E'https://\\\\x\\n.example/'", {"malformed_url"}),
+        ("url = ''", {"malformed_url"}),
+        ("url = 'http://127.0.0.1:99999/hook'", {"malformed_url"}),
+        ("url = 'http://' || repeat('a', 300) || '.example/'", {"https_required"}),
+        ("type = 'schedule.fired'", {"cannot_be_sent"}),
+        ("type = ''", {"cannot_be_sent"}),
+    ],
+    ids=["no URL", "an empty URL", "no port", "no name", "a newer version's event", "no event"],
+)
+async def test_a_delivery_that_cannot_be_made_ends_on_its_schedule_and_others_are_made(
+    stage: Stage, database_url: str, receiver: Receiver, change: str, codes: set[str]
+) -> None:
+    bad = await end_for(stage, f"{receiver.url}/bad")
+    await stage.execute(f"UPDATE webhook_deliveries SET {change}")
+    good = await end_for(stage, f"{receiver.url}/good")
+    async with carrying(stage, settings_of(database_url, webhook_retry_seconds="0.1")):
+        found = {delivery.resource_id: delivery for delivery in await settled(stage)}
+
+    assert (found[good].status, found[good].attempts) == ("delivered", 1)
+    assert (found[bad].status, found[bad].attempts) == ("failed", 2)
+    assert found[bad].error in codes
+
+
+async def test_a_secret_that_signs_nothing_and_a_row_with_odd_json_spoil_no_other_delivery(
+    stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    await secret_of(stage)
+    bad = await end_for(stage, f"{receiver.url}/bad")
+    odd = await end_for(stage, f"{receiver.url}/odd")
+    await stage.execute("UPDATE webhook_deliveries SET tenant = 'other' WHERE resource_id = :id", id=bad)
+    await stage.execute("INSERT INTO webhook_secrets (tenant, number, secret) VALUES ('other', 1, 'whsec_?')")
+    await stage.execute("UPDATE runs SET usage = '[]', error = '7', metadata = '[[[1]]]' WHERE id = :id", id=odd)
+    async with carrying(stage, settings_of(database_url, webhook_retry_seconds="0.1")):
+        found = {delivery.resource_id: delivery for delivery in await settled(stage)}
+
+    assert (found[bad].status, found[bad].error) == ("failed", "cannot_be_sent")
+    assert found[odd].status == "delivered"
+    (posted,) = receiver.received
+    data = posted.verified(await secret_of(stage))["data"]
+    assert (data["metadata"], data["error"]["code"], data["usage"]["requests"]) == ({}, "agent_error", 0)
+
+
 async def test_proxies_of_the_environment_are_not_asked(
     stage: Stage, database_url: str, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

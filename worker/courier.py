@@ -15,6 +15,7 @@ import httpx2
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from shared.bad_input import BadInput, failed, refuse
 from shared.errors import WebhookRefused
 from shared.settings import Settings
 from shared.webhooks import Delivery, DeliveryStatus, Message, Resolver, Target, claim, message_of, read_url, settle
@@ -69,6 +70,9 @@ class Courier:
             except (SQLAlchemyError, OSError) as away:
                 log.warning("courier.database_away error=%r", away)
                 claimed = []
+            except Exception as error:  # noqa: BLE001  (whatever it is, what is due later is delivered)
+                failed("courier", "claim", error)
+                claimed = []
             for delivery in claimed:
                 task = asyncio.create_task(self._deliver(delivery))
                 self._under_way[task] = delivery.tenant
@@ -103,8 +107,18 @@ class Courier:
             await self._settle(delivery, gone if message is None else await self._post(delivery.url, message))
         except (SQLAlchemyError, OSError) as away:
             log.warning("courier.database_away delivery=%s error=%r", delivery.id, away)
-        except Exception:
-            log.exception("courier.failed delivery=%s", delivery.id)
+        except Exception as error:  # noqa: BLE001  (whatever stands in its row, or in what it tells of)
+            await self._refuse(delivery, error)
+
+    async def _refuse(self, delivery: Delivery, error: Exception) -> None:
+        """Count an attempt that could not be made; the schedule says when the next is due, perhaps by a newer worker."""
+        refuse(BadInput.DELIVERY, f"webhook_deliveries {delivery.id}", error)
+        try:
+            await self._settle(delivery, Attempt(error="cannot_be_sent"))
+        except (SQLAlchemyError, OSError) as away:
+            log.warning("courier.database_away delivery=%s error=%r", delivery.id, away)
+        except Exception as odd:  # noqa: BLE001  (it is due again after its lease; the others are delivered)
+            failed("courier", "settle", odd)
 
     async def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
         """Note what came of an attempt, and where the schedule has another one, when that is due."""

@@ -98,4 +98,11 @@ MUTATIONS = [
         "max_running, :run_seconds, NULL,",
         TESTS + "test_what_failed_of_a_batch_is_retried_under_the_same_url",
     ),
+    Mutation(
+        "a delivery that cannot be made and is due for ever",
+        "worker/courier.py",
+        '            await self._settle(delivery, Attempt(error="cannot_be_sent"))\n',
+        "            await asyncio.sleep(0)\n",
+        TESTS + "test_a_secret_that_signs_nothing_and_a_row_with_odd_json_spoil_no_other_delivery",
+    ),
 ]
