@@ -86,7 +86,9 @@ async def test_a_model_that_rejects_the_request_ends_the_run_for_good(
     assert run["error"]["retryable"] is False
     assert "fake server" not in run["error"]["message"]
     status = agent_type.removeprefix("http_")
-    served[1].await_line(f"job.refused run={run['id']} agent={agent_type} .*The fake server was asked for a {status}")
+    served[1].await_line(
+        f"job.refused run_id={run['id']} agent={agent_type} .*The fake server was asked for a {status}"
+    )
 
 
 async def test_a_thread_goes_on_after_a_run_that_waited_for_somebody(client: Client) -> None:

@@ -111,7 +111,7 @@ class Courier:
             await self._refuse(delivery, error)
 
     async def _refuse(self, delivery: Delivery, error: Exception) -> None:
-        """Count an attempt that could not be made; the schedule says when the next is due, perhaps by a newer worker."""
+        """Count an attempt that could not be made; the schedule says when the next is due, perhaps elsewhere."""
         refuse(BadInput.DELIVERY, f"webhook_deliveries {delivery.id}", error)
         try:
             await self._settle(delivery, Attempt(error="cannot_be_sent"))
