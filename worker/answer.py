@@ -28,6 +28,7 @@ from pydantic_ai.messages import (
     PartDeltaEvent,
     SystemPromptPart,
 )
+from pydantic_ai.models import Model
 from pydantic_ai.result import AgentStream
 from pydantic_ai.run import AgentRun
 from pydantic_ai.settings import ModelSettings
@@ -124,7 +125,7 @@ class Answer:
             query,
             message_history=history,
             deps=deps,
-            model=None if self._offer.chooses_model else self._offer.model,
+            model=self._model(),
             capabilities=self._capabilities(history),
             usage=copy(self._used_before),
             usage_limits=self._offer.usage_limits,
@@ -157,16 +158,27 @@ class Answer:
         later = [*self._said, *messages[known + 1 :]]
         return later if len(later) > len(messages) else messages
 
+    def _model(self) -> Model | str | None:
+        """Return the model to be asked with; None where the agent chooses."""
+        model = self._offer.model
+        if self._offer.is_plain and isinstance(model, Model):
+            return self._policy.get_wrapper_model(model)
+        return None if self._offer.chooses_model else model
+
     def _capabilities(self, history: Sequence[ModelMessage]) -> list[AbstractCapability[Any]]:
-        """Add to the agent's own what this service needs; a first run that was cut has left no system prompt behind."""
+        """List what this service adds to the agent's own: a first run that was cut has left no system prompt behind.
+
+        Each one costs something at each partial output; an agent without any of its own is given its model wrapped.
+        """
+        needed: list[AbstractCapability[Any]] = [] if self._offer.is_plain else [self._policy]
         if history and not any(
             isinstance(part, SystemPromptPart)
             for message in history
             if isinstance(message, ModelRequest)
             for part in message.parts
         ):
-            return [self._policy, ReinjectSystemPrompt()]
-        return [self._policy]
+            needed.append(ReinjectSystemPrompt())
+        return needed
 
     async def _call_tools(self, node: Any, run: AgentRun[Any, Any]) -> None:
         """Tell what tools are called and return."""

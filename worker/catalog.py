@@ -17,7 +17,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from pydantic_ai import UsageLimits
+from pydantic_ai import Agent, UsageLimits
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability, DynamicCapability
 from pydantic_ai.models import Model, infer_model, parse_model_id
@@ -105,6 +105,8 @@ class Offer:
     """What it is asked with; a name is looked up by the agent itself."""
     chooses_model: bool
     """Whether the agent's own model or capabilities count before `model`."""
+    is_plain: bool
+    """Whether the agent has no capabilities that could change a request or the model that it goes to."""
     description: str
     output_schema: dict[str, Any]
     """JSON Schema of the output."""
@@ -210,6 +212,12 @@ def _is_dynamic(capability: AbstractCapability[Any]) -> bool:
     return any(isinstance(leaf, DynamicCapability) for leaf in capabilities_of(capability))
 
 
+@cache
+def _of_every_agent() -> frozenset[type]:
+    """Name the capabilities that pydantic-ai gives to every agent."""
+    return frozenset(type(leaf) for leaf in capabilities_of(Agent().root_capability))
+
+
 def import_model(settings: Settings) -> None:
     """Import what a configured model needs, so that processes that are forked need not; none is made."""
     importlib.import_module(_NEEDED_BY_ALL)
@@ -253,6 +261,7 @@ def _offer(agent_type: str, served: ServedAgent, model: tuple[Model | str | None
         agent=agent,
         model=model[0],
         chooses_model=model[1],
+        is_plain=_of_every_agent() >= {type(leaf) for leaf in capabilities_of(agent.root_capability)},
         description=served.description or agent.description or "",
         output_schema=schema,
         text_output=agent.output_type is str,

@@ -104,8 +104,8 @@ MUTATIONS = [
     Mutation(
         "a model that an agent selects, replaced by ours",
         "worker/answer.py",
-        "model=None if self._offer.chooses_model else self._offer.model,",
-        "model=self._offer.model,",
+        "return None if self._offer.chooses_model else model",
+        "return model",
         AGENTS + "test_a_capability_that_is_made_for_a_run_selects_the_model",
     ),
     Mutation(
@@ -132,8 +132,8 @@ MUTATIONS = [
     Mutation(
         "a thread without the system prompt that its first run did not live to say",
         "worker/answer.py",
-        "return [self._policy, ReinjectSystemPrompt()]",
-        "return [self._policy]",
+        "needed.append(ReinjectSystemPrompt())",
+        "pass",
         AGENTS + "test_a_thread_whose_first_run_was_cut_has_its_system_prompt",
     ),
     Mutation(
