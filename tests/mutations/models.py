@@ -216,8 +216,8 @@ MUTATIONS = [
     Mutation(
         "what a provider said, written nowhere",
         "worker/job.py",
-        'log.warning("job.refused run_id=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))',
-        "pass",
+        "claimed.agent_type, for_operator(error))",
+        'claimed.agent_type, "")',
         TROUBLE + "test_a_model_that_rejects_the_request_ends_the_run_for_good",
     ),
     Mutation(
