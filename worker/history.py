@@ -44,7 +44,7 @@ def transcript_of(messages: Sequence[ModelMessage]) -> str | None:
     again: the query and the answer stand for such a run in the thread's history.
     """
     try:
-        return _written(list(messages))
+        return _written([storable(message) if _is_open(message) else message for message in messages])
     except Exception as error:  # noqa: BLE001  (what tools put into messages raises anything)
         log.warning("history.mended error=%s", type(error).__name__)
     try:
@@ -52,6 +52,15 @@ def transcript_of(messages: Sequence[ModelMessage]) -> str | None:
     except Exception:
         log.exception("history.not_written messages=%d", len(messages))
         return None
+
+
+def _is_open(message: ModelMessage) -> bool:
+    """Tell whether a message holds what may be anything, and pydantic-ai itself has not had to write so far.
+
+    It may be endless: nothing but `storable` may touch it.
+    """
+    held = (message, *message.parts)
+    return any(getattr(each, name, None) is not None for each in held for name in ("metadata", "provider_details"))
 
 
 def _written(messages: list[ModelMessage]) -> str:

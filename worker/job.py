@@ -168,8 +168,8 @@ class Job:
         except BaseException as error:  # noqa: BLE001  (whatever an agent raises: a panic in Rust is no Exception)
             try:
                 return self._broken_off(attempt, error)
-            except Exception as odd:  # noqa: BLE001  (an error whose own text or attributes raise)
-                return self._raised(attempt, odd)
+            except Exception:  # noqa: BLE001  (its own text or attributes raise)
+                return self._raised(attempt, error)
         transcript = transcript_of(answered.messages)
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
 

@@ -86,15 +86,37 @@ def _scalar(kind: type, value: Any) -> Any:
 
 
 def _converted_object(value: Any, inside: frozenset[int]) -> Any:
-    """Convert as pydantic does; where a part of the object cannot be converted, convert its fields one by one."""
-    try:
-        return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside)
-    except Exception:  # Serializers of foreign classes raise anything.
-        if isinstance(value, BaseModel):
-            return _storable(dict(value), inside)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return _storable({field.name: getattr(value, field.name) for field in dataclasses.fields(value)}, inside)
-        raise
+    """Convert as pydantic does; where a part of the object cannot be converted, convert its fields one by one.
+
+    Pydantic would read an iterator to its end, which some do not have.
+    """
+    if not _holds_iterator(value, DEEPEST):
+        try:
+            return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside)
+        except Exception:  # Serializers of foreign classes raise anything.
+            if _fields(value) is None:
+                raise
+    return _storable(_fields(value), inside)
+
+
+def _holds_iterator(value: Any, levels: int) -> bool:
+    if isinstance(value, _SCALARS) or not levels:
+        return False
+    held = _fields(value) or value
+    if isinstance(held, Mapping):
+        return any(_holds_iterator(item, levels - 1) for item in cast("Mapping[Any, Any]", held).values())
+    if isinstance(held, _ARRAYS):
+        return any(_holds_iterator(item, levels - 1) for item in cast("list[Any]", held))
+    return isinstance(held, Iterator)
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Read the fields of an object that says which they are."""
+    if isinstance(value, BaseModel):
+        return dict(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
 
 
 def _message(value: Any, inside: frozenset[int]) -> Any:

@@ -1,0 +1,349 @@
+"""Agents whose models and tools say what JSON, UTF-8 or PostgreSQL cannot hold."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import math
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Never, cast
+
+from pydantic import BaseModel
+from pydantic_ai import Agent, BinaryContent, ModelMessage, ModelResponse, RunContext, ToolReturn
+from pydantic_ai import messages as said
+from pydantic_ai.exceptions import UnexpectedModelBehavior, UsageLimitExceeded
+from pydantic_ai.messages import ModelResponseStreamEvent
+from pydantic_ai.models import Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
+from pydantic_ai.settings import ModelSettings
+
+from tests.agents import Form, query_of
+
+HALF, OTHER_HALF = "\ud83d", "\ude00"
+
+
+class Nameless:
+    """An object that says nothing of itself, and raises where it is asked."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no name")
+
+
+class Opaque(BaseModel):
+    """A model that holds what pydantic cannot serialize."""
+
+    inside: Any
+
+
+class Wordless(UsageLimitExceeded):
+    """An error that cannot say what it is about."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Panic(BaseException):
+    """As what panics in a library written in Rust raises it: no `Exception`."""
+
+
+def _contains_itself() -> list[Any]:
+    """Make a list that contains itself, twice."""
+    it: list[Any] = []
+    it += [it, it]
+    return it
+
+
+def _deep() -> list[Any]:
+    it: list[Any] = []
+    for _ in range(5000):
+        it = [it]
+    return it
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "object": object,
+    "nameless": Nameless,
+    "opaque": lambda: Opaque(inside=object()),
+    "exception": lambda: ValueError(f"a\0b{HALF}"),
+    "class": lambda: Nameless,
+    "function": lambda: _deep,
+    "contains_itself": _contains_itself,
+    "deep": _deep,
+    "bytes": lambda: b"\xff\0",
+    "nan": lambda: math.nan,
+    "infinite": lambda: -math.inf,
+    "huge": lambda: 10**5000,
+    "big": lambda: 2**70,
+    "complex": lambda: 1 + 2j,
+    "keys": lambda: {1: 1, (2, 3): 2, None: 3, object(): 4, f"a\0{HALF}": 5},
+    "set": lambda: {1, "a\0", HALF},
+    "endless": itertools.count,
+    "text": lambda: f"\0{OTHER_HALF}{HALF}",
+    "file": lambda: BinaryContent(data=b"\xff\0", media_type="image/png"),
+    "plain": lambda: {"a": [1, None, True, 2.5, "b"]},
+}
+
+PARTS: dict[str, Callable[[], Any]] = {
+    "SystemPromptPart": lambda: said.SystemPromptPart("x"),
+    "UserPromptPart": lambda: said.UserPromptPart(["x", BinaryContent(data=b"\xff", media_type="image/png")]),
+    "ToolReturnPart": lambda: said.ToolReturnPart("x", "x", tool_call_id="x"),
+    "ToolSearchReturnPart": lambda: said.ToolSearchReturnPart(content={"discovered_tools": []}, tool_call_id="x"),
+    "LoadCapabilityReturnPart": lambda: said.LoadCapabilityReturnPart(content={"message": "x"}, tool_call_id="x"),
+    "RetryPromptPart": lambda: said.RetryPromptPart("x"),  # pyright: ignore[reportDeprecated]
+    "RetryFeedbackPart": lambda: said.RetryFeedbackPart("x", retry=said.RetryInfo("no_output")),
+    "ToolAvailabilityDeltaPart": lambda: said.ToolAvailabilityDeltaPart(tools_added=["x"]),
+    "CapabilityLoadDeltaPart": lambda: said.CapabilityLoadDeltaPart(loaded=["x"]),
+    "ModelSettingsDeltaPart": lambda: said.ModelSettingsDeltaPart(settings={}),
+    "InstructionDeltaPart": lambda: said.InstructionDeltaPart(id=None, content="x"),
+    "InstructionBaselinePart": lambda: said.InstructionBaselinePart(instructions=[said.InstructionPart(content="x")]),
+    "CompactionPart": lambda: said.CompactionPart("x"),
+    "SpeechPart": lambda: said.SpeechPart(speaker="assistant", transcript="x"),
+    "TextPart": lambda: said.TextPart("x"),
+    "ThinkingPart": lambda: said.ThinkingPart("x"),
+    "FilePart": lambda: said.FilePart(BinaryContent(data=b"\xff", media_type="image/png")),
+    "ToolCallPart": lambda: said.ToolCallPart("x", {"x": "x"}),
+    "ToolSearchCallPart": lambda: said.ToolSearchCallPart(args={"queries": ["x"]}),
+    "LoadCapabilityCallPart": lambda: said.LoadCapabilityCallPart(args={"id": "x"}),
+    "NativeToolCallPart": lambda: said.NativeToolCallPart("x", {"x": "x"}),
+    "NativeToolReturnPart": lambda: said.NativeToolReturnPart("x", "x"),
+    "NativeToolSearchCallPart": lambda: said.NativeToolSearchCallPart(args={"queries": ["x"]}),
+    "NativeToolSearchReturnPart": lambda: said.NativeToolSearchReturnPart(content={"discovered_tools": []}),
+}
+"""Every kind of part that pydantic-ai knows, plain."""
+
+KEPT_PLAIN = {"part_kind", "kind", "cause", "on_change", "timestamp", "media_type"}
+"""What pydantic-ai itself writes, and reads a part's kind from."""
+
+
+def odd_part(kind: str, text: str, thing: Any) -> Any:
+    """Make a part of that kind with `text` wherever there is text, and `thing` wherever anything may be."""
+    return _odd(PARTS[kind](), text, thing)
+
+
+def _odd(value: Any, text: str, thing: Any) -> Any:
+    if isinstance(value, str):
+        return text
+    if isinstance(value, Mapping):
+        return {key: _odd(item, text, thing) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list):
+        return [_odd(item, text, thing) for item in cast("list[Any]", value)]
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            held = getattr(value, field.name)
+            if field.name in KEPT_PLAIN or "Literal" in str(field.type):
+                continue
+            if "Any" in str(field.type) and held is None:
+                held = {text: thing} if "dict" in str(field.type) else thing
+            else:
+                held = _odd(held, text, thing)
+            object.__setattr__(value, field.name, held)
+    return value
+
+
+@dataclass
+class _Said(StreamedResponse):
+    """A response whose parts arrive whole."""
+
+    parts: list[Any]
+    name: str
+
+    async def _get_event_iterator(self) -> AsyncIterator[ModelResponseStreamEvent]:
+        for number, part in enumerate(self.parts):
+            await asyncio.sleep(0)
+            yield self._parts_manager.handle_part(vendor_part_id=number, part=part)
+
+    async def close_stream(self) -> None:
+        pass
+
+    @property
+    def model_name(self) -> str:
+        return self.name
+
+    @property
+    def provider_name(self) -> str:
+        return self.name
+
+    @property
+    def provider_url(self) -> None:
+        return None
+
+    @property
+    def timestamp(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class Odd(Model):
+    """A model that says what the query tells it to: a JSON object with `part`, `text`, `object` and `where`.
+
+    Its first response calls the tool `odd`; the second holds the part, if it is one of a response, and a word of text.
+    """
+
+    @property
+    def model_name(self) -> str:
+        """Its name."""
+        return "odd"
+
+    @property
+    def system(self) -> str:
+        """Its provider."""
+        return "odd"
+
+    async def request(self, *_: Any, **__: Any) -> ModelResponse:
+        """Refuse: it streams."""
+        raise NotImplementedError
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,  # noqa: ARG002
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,  # noqa: ARG002
+    ) -> AsyncGenerator[StreamedResponse]:
+        """Say it."""
+        recipe = recipe_of(messages)
+        if any(isinstance(message, ModelResponse) for message in messages[_last_prompt(messages) :]):
+            parts = [said.TextPart("So be it.")]
+            if _is_of_a_response(recipe["part"]) and "Call" not in recipe["part"]:
+                parts.insert(0, odd_part(recipe["part"], recipe["text"], OBJECTS[recipe["object"]]()))
+        else:
+            parts = [said.ToolCallPart("odd", {}, tool_call_id=recipe["text"] + "1")]
+            if _is_of_a_response(recipe["part"]) and "Call" in recipe["part"]:
+                parts.append(odd_part(recipe["part"], recipe["text"], OBJECTS[recipe["object"]]()))
+        yield _Said(model_request_parameters, parts, recipe["text"])
+
+
+def recipe_of(messages: list[ModelMessage]) -> dict[str, str]:
+    """Read what the query tells the model."""
+    return json.loads(query_of(messages[: _last_prompt(messages) + 1]))
+
+
+def _last_prompt(messages: list[ModelMessage]) -> int:
+    """Find the query of this run: the last that a user wrote as plain text."""
+    return max(
+        number
+        for number, message in enumerate(messages)
+        for part in message.parts
+        if isinstance(part, said.UserPromptPart) and isinstance(part.content, str) and part.content.startswith("{")
+    )
+
+
+def _is_of_a_response(kind: str) -> bool:
+    return kind.removeprefix("Native") in _OF_RESPONSES or kind.startswith("Native")
+
+
+_OF_RESPONSES = {
+    "TextPart",
+    "ThinkingPart",
+    "FilePart",
+    "SpeechPart",
+    "CompactionPart",
+    "ToolCallPart",
+    "ToolSearchCallPart",
+    "LoadCapabilityCallPart",
+}
+
+odd = Agent(Odd(), name="odd", retries={"tools": 3})
+
+
+@odd.tool(name="odd")
+def return_the_odd(ctx: RunContext[object]) -> Any:
+    """Return, raise or add to the conversation what the query says."""
+    recipe = recipe_of(ctx.messages)
+    thing = OBJECTS[recipe["object"]]()
+    if recipe["part"] == "error":
+        raise UnexpectedModelBehavior(recipe["text"])
+    if not _is_of_a_response(recipe["part"]) and recipe["part"] in PARTS:
+        ctx.messages.append(said.ModelRequest(parts=[odd_part(recipe["part"], recipe["text"], thing)]))
+    return ToolReturn(
+        [recipe["text"], thing] if recipe["where"] == "content" else recipe["text"],
+        metadata={recipe["text"]: thing} if recipe["where"] == "metadata" else None,
+    )
+
+
+def _calls(name: str, arguments: str = "{}", *, model_name: str = "calls") -> Model:
+    """Make a model that calls a tool, and then says so."""
+
+    async def stream(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        if isinstance(messages[-1], ModelResponse) or len(messages) % 4 == 3:
+            yield "Done."
+        else:
+            yield {0: DeltaToolCall(name=name, json_args=arguments)}
+
+    return FunctionModel(stream_function=stream, model_name=model_name)
+
+
+def _words(*words: str, model_name: str = "words") -> Model:
+    async def stream(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        for word in words:
+            await asyncio.sleep(0.05)
+            yield word
+
+    return FunctionModel(stream_function=stream, model_name=model_name)
+
+
+def _calling(returns: Callable[[], Any]) -> Agent[object, str]:
+    """Make an agent whose tool returns, or raises, that."""
+    agent: Agent[object, str] = Agent(_calls("it"))
+
+    @agent.tool_plain(name="it")
+    def call() -> Any:  # pyright: ignore[reportUnusedFunction]
+        """Return it."""
+        return returns()
+
+    return agent
+
+
+def _raising(error: BaseException) -> Agent[object, str]:
+    def fail() -> Never:
+        raise error
+
+    return _calling(fail)
+
+
+metadata_object = _calling(lambda: ToolReturn("3 rows", metadata={"frame": object()}))
+odd_file_name = _calling(lambda: os.fsdecode(b"caf\xe9.txt"))
+huge_number = _calling(lambda: {"number": 10**5000})
+contains_itself = _calling(_contains_itself)
+raises_nul = _raising(UnexpectedModelBehavior("a\0b"))
+raises_wordless = _raising(Wordless("x"))
+panics = _raising(Panic())
+split_emoji = Agent(_words("So: ", HALF, OTHER_HALF, "!"))
+half_emoji = Agent(_words("So: ", HALF, "!"))
+odd_tool_name = Agent(_calls(f"lo{HALF}ok"), retries={"tools": 3})
+odd_model_name = Agent(_words("Yes.", model_name=f"gp\0t{HALF}"))
+
+odd_form = Agent(_calls("final_result", '{"title": "x", "pages": 1, "tags": []}'), output_type=Form)
+
+
+@odd_form.output_validator
+def spoil(form: Form) -> Form:
+    """Put into the output what its type allows and JSON does not."""
+    form.title = f"caf\0{HALF}{OTHER_HALF}{HALF}"
+    return form
+
+
+def _boxed(text: str) -> Any:
+    """Return an object that pydantic knows nothing of."""
+    return {"text": text, "box": object()}
+
+
+custom_object = Agent(_calls("final_result", '{"text": "x"}'), output_type=_boxed)
+
+
+async def _until_told(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+    word = Path(query_of(messages))
+    for number in itertools.count():
+        yield f"{number} "
+        await asyncio.sleep(0.05)
+        if word.exists():  # noqa: ASYNC240  (another process makes it)
+            return
+
+
+bystander = Agent(FunctionModel(stream_function=_until_told, model_name="bystander"))

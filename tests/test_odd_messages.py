@@ -1,0 +1,253 @@
+"""Whatever an agent, a model or a tool puts into a message: its run ends once and spoils no other."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+import httpx
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequestPart, ModelResponsePart
+
+from tests import odd_agents
+from tests.client import Client, names, texts
+from tests.eventually import eventually
+from tests.odd_agents import HALF, OBJECTS, PARTS
+from tests.service import KEYS, Service, serving
+
+AGENTS = [
+    "metadata_object",
+    "odd_file_name",
+    "huge_number",
+    "contains_itself",
+    "raises_nul",
+    "raises_wordless",
+    "panics",
+    "split_emoji",
+    "half_emoji",
+    "odd_tool_name",
+    "odd_model_name",
+    "odd_form",
+    "custom_object",
+    "odd",
+    "bystander",
+]
+ODD_TEXTS = [HALF, odd_agents.OTHER_HALF + HALF, HALF + odd_agents.OTHER_HALF, "a\0b", "caf\udce9.txt", "plain", ""]
+SECONDS = 60
+"""Far more than any of these runs needs, and far less than the deadline up to which one would be repeated."""
+
+
+@pytest.fixture(scope="module")
+def service(
+    new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """One worker process that serves all of them."""
+    folder = tmp_path_factory.mktemp("odd")
+    with serving(new_database(), new_redis(), folder) as service:
+        service.worker(AGENTS=",".join(f"{name}=tests.odd_agents:{name}" for name in AGENTS))
+        service.api()
+        yield service
+
+
+@pytest.fixture
+def url(service: Service) -> str:
+    """Where its API is."""
+    return service.processes[-1].url
+
+
+def transcripts(service: Service, run_id: str) -> list[str]:
+    """Read what is stored of a run's messages."""
+    with psycopg.connect(service.database_url) as connection:
+        rows = connection.execute("SELECT messages FROM transcripts WHERE run_id = %s", [run_id]).fetchall()
+    return [messages for (messages,) in rows]
+
+
+async def asked_twice(client: Client, service: Service, agent_type: str, query: str = "hello") -> dict[str, Any]:
+    """Ask an agent twice in one thread; returns the first run. Both end at their first attempt, and can be read."""
+    thread_id = await client.thread(agent_type)
+    async with asyncio.timeout(SECONDS):
+        first, second = [await client.ended((await client.run(query, thread_id=thread_id))["id"]) for _ in range(2)]
+    assert first["attempt"] == second["attempt"] == 1
+    assert first["usage"]["requests"] > 0
+    assert second["status"] == first["status"]
+    for run in (first, second):
+        for messages in transcripts(service, run["id"]):
+            ModelMessagesTypeAdapter.validate_json(messages)
+        assert run["status"] == "failed" or len(transcripts(service, run["id"])) == 1
+        assert names(await client.events(run["id"]))[-1] == "done"
+    return first
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "output"),
+    [
+        ("metadata_object", "Done."),
+        ("odd_file_name", "Done."),
+        ("huge_number", "Done."),
+        ("odd_tool_name", "Done."),
+        ("odd_model_name", "Yes."),
+        ("split_emoji", "So: 😀!"),
+        ("half_emoji", "So: \ufffd!"),
+        ("odd_form", {"title": "caf\ufffd😀\ufffd", "pages": 1, "tags": []}),
+        ("custom_object", {"text": "x", "box": "<object>"}),
+    ],
+)
+async def test_what_json_cannot_say_fails_no_run_that_pydantic_ai_finishes(
+    service: Service, url: str, agent_type: str, output: Any
+) -> None:
+    async with Client(url) as client:
+        run = await asked_twice(client, service, agent_type)
+        told = texts(await client.events(run["id"]))[-1]
+
+    assert run["status"] == "succeeded"
+    assert run["output"] == output
+    assert told == output or json.loads(told) == output
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "code", "message"),
+    [
+        ("raises_nul", "output_invalid", "a\ufffdb"),
+        ("raises_wordless", "agent_error", "Wordless"),
+        ("panics", "agent_error", "Panic"),
+        ("contains_itself", "agent_error", "PydanticSerializationError"),
+    ],
+)
+async def test_whatever_an_agent_raises_ends_the_run_at_the_first_time(
+    service: Service, url: str, agent_type: str, code: str, message: str
+) -> None:
+    async with Client(url) as client:
+        run = await asked_twice(client, service, agent_type)
+
+    assert run["status"] == "failed"
+    assert run["error"]["code"] == code
+    assert message in run["error"]["message"]
+
+
+async def test_a_tool_name_that_is_no_text_is_told_mended(service: Service, url: str) -> None:
+    async with Client(url) as client:
+        run = await asked_twice(client, service, "odd_tool_name")
+        events = await client.events(run["id"])
+
+    assert [event["tool_name"] for event in events if event["event"].startswith("tool_")] == ["lo\ufffdok"] * 2
+
+
+def recipe(part: str, text: str, thing: str, where: str) -> str:
+    """Say what the agent `odd` is to say."""
+    return json.dumps({"part": part, "text": text, "object": thing, "where": where})
+
+
+class Bystander:
+    """Somebody whose run streams on the same worker all the while."""
+
+    def __init__(self, url: str, word: Path) -> None:
+        self.events = 0
+        self.last = ""
+        self._url, self._word = url, word
+        self._thread = threading.Thread(target=self._listen)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self.goes_on()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._word.touch()
+        self._thread.join()
+
+    def goes_on(self) -> None:
+        """Wait until a few more events have come."""
+        seen = self.events
+        eventually(lambda: self.events > seen + 2)
+
+    def _listen(self) -> None:
+        headers = {"X-API-Key": KEYS["acme"], "X-User-ID": "00000000-0000-4000-8000-000000000001"}
+        body = {"agent_type": "bystander", "query": str(self._word)}
+        with httpx.Client(base_url=f"{self._url}/api/v1", headers=headers, timeout=SECONDS) as client:
+            run = client.post("/runs", json=body).json()
+            with client.stream("GET", f"/runs/{run['id']}/stream", params={"deltas": "true"}) as response:
+                for line in response.iter_lines():
+                    if line:
+                        self.events += 1
+                        self.last = json.loads(line)["event"]
+
+
+async def ask_all(service: Service, url: str, recipes: list[str]) -> list[dict[str, Any]]:
+    """Ask the agent `odd` all of these at once."""
+    async with Client(url) as client:
+        return await asyncio.gather(*(asked_twice(client, service, "odd", each) for each in recipes))
+
+
+def test_every_kind_of_part_is_known_here() -> None:
+    """A kind that is new in pydantic-ai goes into `PARTS`, and so into the tests below."""
+    assert {kind.__name__ for union in (ModelRequestPart, ModelResponsePart) for kind in _kinds(union)} == set(PARTS)
+
+
+def _kinds(union: Any) -> Iterator[type]:
+    for arm in get_args(union):
+        if isinstance(arm, type):
+            yield arm
+        elif isinstance(get_origin(arm), type) and get_args(arm) and get_origin(arm).__name__.endswith("Part"):
+            yield get_origin(arm)
+        else:
+            yield from _kinds(arm)
+
+
+def test_every_kind_of_part_may_be_odd_all_over(service: Service, url: str, tmp_path: Path) -> None:
+    with Bystander(url, tmp_path / "word") as bystander:
+        runs = asyncio.run(ask_all(service, url, [recipe(part, HALF, "object", "metadata") for part in PARTS]))
+        bystander.goes_on()
+
+    assert [run["status"] for run in runs] == ["succeeded"] * len(PARTS)
+    assert bystander.last == "done"
+
+
+RECIPES = st.builds(
+    recipe,
+    st.sampled_from([*PARTS, "error"]),
+    st.sampled_from(ODD_TEXTS) | st.text(max_size=5),
+    st.sampled_from([*OBJECTS]),
+    st.sampled_from(["content", "metadata"]),
+).filter(lambda asked: '"endless", "where": "content"' not in asked)
+"""An endless result keeps pydantic-ai itself, and so the process: that is no matter of what can be stored."""
+
+
+def fuzz(service: Service, url: str, word: Path, *, examples: int) -> None:
+    """Ask for random oddities, a few at once."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+    )
+    @given(st.lists(RECIPES, min_size=1, max_size=6))
+    def ask(recipes: list[str]) -> None:
+        runs = asyncio.run(ask_all(service, url, recipes))
+        for each, run in zip(recipes, runs, strict=True):
+            said = json.loads(each)
+            if said["where"] == "metadata" and said["part"] != "error":
+                assert run["status"] == "succeeded", run
+        bystander.goes_on()
+
+    with Bystander(url, word) as bystander:
+        ask()
+    assert bystander.last == "done"
+
+
+def test_random_oddities_end_their_own_runs_and_nobody_elses(service: Service, url: str, tmp_path: Path) -> None:
+    fuzz(service, url, tmp_path / "word", examples=8)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_random_oddities_for_minutes(service: Service, url: str, tmp_path: Path) -> None:
+    fuzz(service, url, tmp_path / "word", examples=300)
