@@ -162,6 +162,9 @@ def _deltas(model: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     call = _next_call(model, body)
     if call is None:
         yield {"role": "assistant", "content": ""}
+        if model == "half-emojis":
+            yield from ({"content": half} for half in ("So: ", "\ud83d", "\ude00", "\ud83d", "!"))
+            return
         yield from ({"content": token} for token in _TOKEN.findall(_answer_text(body)))
         return
     name, arguments = call
@@ -174,7 +177,7 @@ def _deltas(model: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _next_call(model: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
     """Choose the first function tool not called since the user spoke, then the output tool; None for text."""
-    if model == "text":
+    if model in {"text", "half-emojis"}:
         return None
     schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in body.get("tools", [])}
     called = {call["function"]["name"] for message in _turn(body) for call in message.get("tool_calls") or ()}

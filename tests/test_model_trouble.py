@@ -13,7 +13,7 @@ from tests.service import Running, serving
 
 TROUBLES = ["http_429", "http_500", "hang", "hang_after_first", "cut", "cut_before_first", "eof", "eof_text"]
 REJECTIONS = ["http_400", "http_401", "http_413"]
-OTHERS = ["flaky", "invalid", "falls_back", "asks"]
+OTHERS = ["half_emojis", "flaky", "invalid", "falls_back", "asks"]
 AGENTS = {
     "bank_support": "worker.agents.bank_support:served",
     **{name: f"tests.troubled_agents:{name}" for name in [*TROUBLES, *REJECTIONS, *OTHERS]},
@@ -131,3 +131,11 @@ async def test_where_one_model_cannot_be_had_the_next_answers(client: Client) ->
     assert names(events)[-3:] == ["text_delta", "message_complete", "done"]
     assert json.loads(texts(events)[-1]) == run["output"]
     assert run["attempt"] == 1
+
+
+async def test_an_emoji_that_comes_in_two_halves_is_whole(client: Client) -> None:
+    events = await client.stream("Smile.", agent_type="half_emojis")
+
+    run = await client.read(events[0]["run_id"])
+    assert (run["status"], run["attempt"]) == ("succeeded", 1)
+    assert run["output"] == texts(events)[-1] == "So: 😀\ufffd!"
