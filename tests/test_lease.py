@@ -50,15 +50,15 @@ async def test_a_beat_stores_what_there_is_of_an_answer_but_not_of_an_attempt_th
         await stage.claimed(run_id, lease.worker_id)
     await stage.execute("UPDATE runs SET attempt = 2 WHERE id = :id", id=over)
 
-    held += [Held(run_id, 1, "So far", 3, {"requests": 1}) for run_id in (over, mine)]
+    held += [Held(run_id, 1, "So far", 3, {"requests": 2}) for run_id in (over, mine)]
 
     async def stored() -> bool:
         return (await stage.row(mine)).partial_output is not None
 
     assert await soon(stored)
     row, other = await stage.row(mine), await stage.row(over)
-    assert (row.partial_output, row.last_entry, row.usage) == ("So far", 3, {"requests": 1})
-    assert (other.partial_output, other.last_entry, other.usage) == (None, 0, {})
+    assert (row.partial_output, row.last_entry, row.usage) == ("So far", 3, {"requests": 2})
+    assert (other.partial_output, other.last_entry, other.usage) == (None, 0, {"requests": 1})
     await lease.release()
 
 

@@ -105,11 +105,18 @@ class Answer:
         self._said: list[ModelMessage] = []
         """What this run adds to the conversation, but for the results of tools after its last response."""
         self._run: AgentRun[Any, Any] | None = None
+        self._requests = self._used_before.requests
+        """Requests that were begun, by earlier attempts, too."""
 
     @property
     def usage(self) -> RunUsage:
-        """What was used so far, by earlier attempts, too; may be read from any thread."""
-        return self._used_before if self._run is None else self._run.usage
+        """What was used so far, by earlier attempts, too; may be read from any thread.
+
+        A request counts once it has begun; pydantic-ai counts it once it is answered.
+        """
+        used = copy(self._used_before if self._run is None else self._run.usage)
+        used.requests = max(used.requests, self._requests)
+        return used
 
     async def write(self, query: str, history: Sequence[ModelMessage], deps: Any) -> Answered:
         """Run the agent to its end.
@@ -136,6 +143,7 @@ class Answer:
                 if Agent.is_model_request_node(node):
                     self._said.append(node.request)
                     async with node.stream(run.ctx) as stream:
+                        self._requests += 1
                         await self._hear(stream)
                 elif Agent.is_call_tools_node(node):
                     self._said.append(node.model_response)

@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
 from types import NoneType
@@ -90,7 +90,7 @@ def _converted_object(value: Any, inside: frozenset[int]) -> Any:
 
     Pydantic would read an iterator to its end, which some do not have.
     """
-    if not _holds_iterator(value, DEEPEST):
+    if not _holds_iterator(value):
         try:
             return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside)
         except Exception:  # Serializers of foreign classes raise anything.
@@ -99,15 +99,24 @@ def _converted_object(value: Any, inside: frozenset[int]) -> Any:
     return _storable(_fields(value), inside)
 
 
-def _holds_iterator(value: Any, levels: int) -> bool:
-    if isinstance(value, _SCALARS) or not levels:
-        return False
+def _holds_iterator(value: Any) -> bool:
+    """Look through a value, at most 100 levels deep, at nothing twice."""
+    seen: set[int] = set()
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [item for item in level if not isinstance(item, _SCALARS) and id(item) not in seen]
+        seen.update(map(id, level))
+        if not level or any(isinstance(item, Iterator) for item in level):
+            break
+        level = [inner for item in level for inner in _inside(item)]
+    return any(isinstance(item, Iterator) for item in level)
+
+
+def _inside(value: Any) -> Iterable[Any]:
     held = _fields(value) or value
     if isinstance(held, Mapping):
-        return any(_holds_iterator(item, levels - 1) for item in cast("Mapping[Any, Any]", held).values())
-    if isinstance(held, _ARRAYS):
-        return any(_holds_iterator(item, levels - 1) for item in cast("list[Any]", held))
-    return isinstance(held, Iterator)
+        return cast("Mapping[Any, Any]", held).values()
+    return cast("Iterable[Any]", held) if isinstance(held, _ARRAYS) else ()
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
@@ -159,6 +168,6 @@ def _key(key: Any) -> str:
 
 def _name(value: Any) -> str:
     """Name the type of a value, to stand in its place."""
-    kind = type(value)
+    kind: type = type(value)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return _text(f"<{name}>")

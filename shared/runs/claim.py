@@ -35,7 +35,7 @@ class Claim:
     thread_metadata: dict[str, Any]
     message_id: UUID
     usage: dict[str, int]
-    """What earlier attempts used."""
+    """What earlier attempts used; the row already counts the first request of this one."""
     seconds_left: float
     """Until the deadline, by the database's clock; of a run of a batch also from here on."""
     batch_id: UUID | None = None
@@ -72,8 +72,11 @@ _MAY_BE_HAD = """
 
 _TAKE = """
     SET status = 'running', attempt = run.attempt + 1, worker_id = {worker_id},
-        started_at = coalesce(started_at, now()), partial_output = NULL, last_entry = 0
+        started_at = coalesce(started_at, now()), partial_output = NULL, last_entry = 0,
+        usage = usage || jsonb_build_object('requests', coalesce(
+            CASE jsonb_typeof(usage -> 'requests') WHEN 'number' THEN CAST(usage ->> 'requests' AS numeric) END, 0) + 1)
 """
+"""It counts the attempt's first request, which an attempt that dies before its first heartbeat cannot report."""
 
 _TAKEN = """
     RETURNING run.id, run.attempt, begun, tenant, user_id, run.thread_id, run.seq, agent_type, query, metadata,
@@ -161,12 +164,16 @@ def _claimed(row: Any) -> Claim:
         metadata=metadata_of(row.metadata),
         thread_metadata=metadata_of(row.thread_metadata),
         message_id=row.message_id,
-        usage=usage_of(row.usage),
+        usage=_before_this_attempt(usage_of(row.usage)),
         seconds_left=float(row.seconds_left),
         batch_id=row.batch_id,
         waited_seconds=max(float(row.waited_seconds), 0),
         batch_is_capped=row.batch_is_capped,
     )
+
+
+def _before_this_attempt(usage: dict[str, int]) -> dict[str, int]:
+    return {**usage, "requests": max(usage.get("requests", 0) - 1, 0)}
 
 
 async def _claim(database: AsyncEngine, values: dict[str, Any], quota: Quota) -> Sequence[Any]:
