@@ -18,7 +18,7 @@ from shared.settings import Settings
 from tests.eventually import soon
 from tests.stage import Stage
 from worker.attempt import Attempt, Stop
-from worker.lease import Held, Lease, Row
+from worker.lease import EXIT_STATUS, Held, Lease, Row
 from worker.roster import Roster
 
 QUICKLY: dict[str, Any] = {"lease_seconds": 60, "beat_seconds": 0.05}
@@ -123,3 +123,49 @@ async def test_a_worker_that_was_declared_dead_stops_what_it_does_and_begins_ane
     await declare_dead(stage.database, declared_dead)  # By whoever sees the process die, and knows it by that id.
     assert await stage.execute("SELECT 1 FROM workers WHERE id = :id AND ended_at IS NOT NULL", id=anew)
     await lease.release()
+
+
+async def test_a_run_that_cannot_be_kept_keeps_nobody_else(stage: Stage, database_url: str) -> None:
+    held: list[Held] = []
+    lease = lease_of(database_url, held, [])
+    await lease.acquire()
+    assert lease.worker_id is not None
+    runs = [await stage.query(thread_id=None, agent_type="echo") for _ in range(3)]
+    for run_id in runs:
+        await stage.claimed(run_id, lease.worker_id)
+
+    held += [Held(run_id, 1, text, 3, {}) for run_id, text in zip(runs, ["a\0b", "\ud83d", "So far"], strict=True)]
+
+    async def stored() -> bool:
+        return (await stage.row(runs[2])).partial_output == "So far"
+
+    assert await soon(stored)
+    seen = (await stage.execute("SELECT lease_until FROM workers WHERE id = :id", id=lease.worker_id))[0].lease_until
+
+    async def renewed() -> bool:
+        renewal = "SELECT 1 FROM workers WHERE id = :id AND lease_until > :seen AND ended_at IS NULL"
+        return bool(await stage.execute(renewal, id=lease.worker_id, seen=seen))
+
+    assert await soon(renewed)
+    assert [(await stage.row(run_id)).partial_output for run_id in runs[:2]] == [None, None]
+    await lease.release()
+
+
+async def test_a_beat_that_breaks_in_a_way_nobody_foresaw_ends_the_process(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statuses: list[int] = []
+
+    def break_down(*_: object, **__: object) -> None:
+        raise RuntimeError("nobody foresaw it")
+
+    monkeypatch.setattr("worker.lease.os._exit", statuses.append)
+    monkeypatch.setattr("worker.lease._Connection.connect", break_down)
+    acquiring = asyncio.create_task(lease_of(database_url, [], []).acquire())
+
+    async def ended() -> bool:
+        return bool(statuses)
+
+    assert await soon(ended)
+    assert statuses == [EXIT_STATUS]
+    acquiring.cancel()

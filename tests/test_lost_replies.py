@@ -177,3 +177,46 @@ async def test_a_run_that_was_claimed_without_the_worker_knowing_is_let_go(
     row = await stage.row(run_id)
     assert (row.status, row.crashes, row.worker_id) == ("queued", 0, None)
     assert [ring.member for ring in lanes.rung] == [f"{run_id}:2"]
+
+
+@pytest.mark.parametrize("max_crashes", [1, 2])
+async def test_a_run_that_is_let_go_again_and_again_counts_as_crashed(
+    stage: Stage, engine: AsyncEngine, max_crashes: int
+) -> None:
+    run_id, worker_id = await stage.query(), await stage.worker()
+    roster = Roster(engine, Rung(), max_crashes)
+
+    async def let_go() -> bool:
+        return (await stage.row(run_id)).status != "running"
+
+    for attempt in (1, 2):
+        await stage.claimed(run_id, worker_id)
+        for _ in range(2):
+            roster.beat([Row(run_id, attempt, cancel_requested=False)])
+        await soon(let_go)
+
+    row = await stage.row(run_id)
+    assert row.crashes == 1
+    assert row.status == ("failed" if max_crashes == 1 else "queued")
+    assert (row.error or {}).get("code") == ("worker_crashed" if max_crashes == 1 else None)
+
+
+async def test_an_end_that_the_database_does_not_take_ends_its_run_bare_and_no_others(
+    stage: Stage, engine: AsyncEngine, settings: Settings
+) -> None:
+    worker_id, nothing = await stage.worker(), cast("Any", None)
+    runs = [await stage.query(thread_id=None, agent_type="echo") for _ in range(2)]
+    await stage.execute("ALTER TABLE messages ADD CHECK (content <> 'Never.')")
+    claims = [await stage.claimed(run_id, worker_id) for run_id in (*runs, await stage.query())]
+    job = Job(settings, engine, nothing, nothing, nothing, nothing, nothing, {})
+
+    texts = ["a\0b", "Yes.", "Never."]  # What no text may hold, an answer, and what a constraint refuses.
+    ends = [Ending(status=RunStatus.SUCCEEDED, text=text, last_entry=3, usage={"requests": 2}) for text in texts]
+    finish = job._finish  # pyright: ignore[reportPrivateUsage]
+    rows = await asyncio.gather(*(finish(*each) for each in zip(claims, ends, strict=True)))
+
+    assert [row and row.status for row in rows] == ["failed", "succeeded", "failed"]
+    for row in (rows[0], rows[2]):
+        assert row is not None
+        assert row.error["code"] == "agent_error"
+        assert (row.usage, row.last_entry, row.output, row.partial_output) == ({"requests": 2}, 3, None, None)

@@ -32,6 +32,8 @@ class TroubledLog(EventLog):
         self.open.set()
         self.replies_to_lose = 0
         self.away = False
+        self.unwritable: set[UUID] = set()
+        """Runs whose entries cannot be written, for a reason that nobody foresaw."""
         self.sizes: list[int] = []
 
     async def append(self, appends: Sequence[Append]) -> list[Outcome]:
@@ -39,6 +41,8 @@ class TroubledLog(EventLog):
         await self.open.wait()
         if self.away:
             raise RedisAway("away")
+        if self.unwritable & {append.run_id for append in appends}:
+            raise ValueError("what cannot be written")
         outcomes = await super().append(appends)
         self.sizes.append(len(appends))
         if self.replies_to_lose:
@@ -314,3 +318,63 @@ async def test_an_end_that_cannot_be_told_holds_nobody_up(desk: Desk) -> None:
 
     desk.log.away = False
     await desk.publisher.tell_end(ended(), TTL)
+
+
+async def test_a_log_that_cannot_be_written_is_set_aside_and_the_others_go_on(desk: Desk) -> None:
+    bad, good, row = desk.telling(), desk.telling(), ended()
+    desk.log.unwritable = {bad.run_id}
+    async with desk.held():
+        bad.show("a")
+        good.show("a")
+        telling = asyncio.create_task(desk.publisher.tell_end(row, TTL))
+        await asyncio.sleep(0)
+    await asyncio.gather(bad.flushed(), good.flushed(), telling)
+    failed = len(desk.log.sizes)
+    for text in ("ab", "abc"):
+        bad.show(text)
+        good.show(text)
+        await good.flushed()
+
+    assert story(await desk.read(good)) == ["1-1 a", "1-2 ab", "1-3 abc"]
+    assert [entry.event for entry in await desk.log.read(row.id)] == ["message_complete"]
+    assert await desk.read(bad) == []
+    assert bad.known == ("abc", bad.last_entry)
+    assert desk.log.sizes[failed:] == [1, 1]  # It does not fail a round trip twice.
+
+
+async def test_an_end_that_cannot_be_written_fails_alone(desk: Desk) -> None:
+    bad, good = ended(), ended()
+    desk.log.unwritable = {bad.id}
+
+    told = await asyncio.gather(*(desk.publisher.tell_end(row, TTL) for row in (bad, good)), return_exceptions=True)
+
+    assert [type(outcome) for outcome in told] == [ValueError, type(None)]
+
+
+async def test_an_event_that_json_cannot_say_is_told_mended(desk: Desk) -> None:
+    telling = desk.telling()
+    telling.tell(CALL | {"tool_name": "lo\ud83dok", "args": object()})
+    await telling.flushed()
+
+    assert [dict(entry.body) for entry in await desk.read(telling)] == [
+        CALL | {"tool_name": "lo\ufffdok", "args": "<object>"}
+    ]
+
+
+async def test_a_database_that_does_not_answer_holds_up_one_lost_log_only(desk: Desk) -> None:
+    lost, other = desk.telling(), desk.telling()
+    lost.show("a")
+    await lost.flushed()
+    await desk.redis.delete(DEFAULT.log(lost.run_id))
+    desk.database_failures = 10**6
+
+    lost.show("ab")
+    await asyncio.sleep(0.05)
+    for text in ("a", "ab"):
+        other.show(text)
+        await other.flushed()
+
+    assert story(await desk.read(other)) == ["1-1 a", "1-2 ab"]
+    desk.database_failures = 0
+    await lost.flushed()
+    assert [entry.text for entry in await desk.read(lost)] == ["ab"]

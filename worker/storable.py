@@ -54,12 +54,12 @@ def as_json(value: Any) -> str:
 def _storable(value: Any, above: frozenset[int]) -> Any:
     """`above` are the ids of the containers around the value."""
     try:
-        return _converted(type(value), value, above)
+        return _converted(cast("Any", type(value)), value, above)
     except Exception:  # noqa: BLE001  (foreign classes raise anything, whatever is asked of them)
         return _name(value)
 
 
-def _converted(kind: type, value: Any, above: frozenset[int]) -> Any:
+def _converted(kind: type[Any], value: Any, above: frozenset[int]) -> Any:
     if issubclass(kind, _SCALARS):
         return _scalar(kind, value)
     if issubclass(kind, Iterator) or id(value) in above or len(above) >= DEEPEST:
@@ -75,7 +75,7 @@ def _converted(kind: type, value: Any, above: frozenset[int]) -> Any:
     return _converted_object(value, inside)
 
 
-def _scalar(kind: type, value: Any) -> Any:
+def _scalar(kind: type[Any], value: Any) -> Any:
     if value is None or kind is bool:
         return value
     if issubclass(kind, str):
@@ -142,7 +142,7 @@ def _message(value: Any, inside: frozenset[int]) -> Any:
     return copied
 
 
-def _is_of_pydantic_ai(kind: type) -> bool:
+def _is_of_pydantic_ai(kind: type[Any]) -> bool:
     return dataclasses.is_dataclass(kind) and any(base.__module__.startswith("pydantic_ai.") for base in kind.__mro__)
 
 
@@ -168,6 +168,6 @@ def _key(key: Any) -> str:
 
 def _name(value: Any) -> str:
     """Name the type of a value, to stand in its place."""
-    kind: type = type(value)
+    kind = cast("type[Any]", type(value))
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return _text(f"<{name}>")
