@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from shared.judge import Unbroken
-from shared.runs import Ending, cancel, claim, finish, give_back, let_go
+from shared.runs import Ending, cancel, claim, claim_many, finish, give_back, let_go
 from shared.runs.take_back import declare_dead, judge_workers, take_back
 from shared.tables import Begun, RunStatus
 from tests.stage import Stage
@@ -134,3 +134,18 @@ def test_a_lease_is_judged_only_over_a_lease_of_unbroken_database() -> None:
     assert judged == ([False] * 15 + [True]) * 2
     unbroken.broke()
     assert not unbroken.for_a_lease
+
+
+async def test_the_first_request_of_an_attempt_counts_from_its_claim(stage: Stage) -> None:
+    """Its worker may die before it can report it."""
+    run_id, worker_id = await stage.query(), await stage.worker()
+
+    first = await stage.claimed(run_id, worker_id)
+    assert (first.usage["requests"], (await stage.row(run_id)).usage["requests"]) == (0, 1)
+    await stage.execute("UPDATE runs SET usage = usage || '{\"input_tokens\": 7}' WHERE id = :id", id=run_id)
+    await declare_dead(stage.database, worker_id)
+    await take_back(stage.database, max_crashes=5)
+    (second,) = (await claim_many(stage.database, [(run_id, await stage.worker())], isolated=True)).values()
+
+    assert second.usage == {"requests": 1, "input_tokens": 7}
+    assert (await stage.row(run_id)).usage == {"requests": 2, "input_tokens": 7}
