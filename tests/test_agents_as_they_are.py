@@ -148,13 +148,17 @@ async def test_a_capability_that_is_made_for_a_run_may_leave_the_model_alone() -
 
 
 async def test_a_capability_falls_back_to_another_model() -> None:
-    async def refuses(_messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+    asked: list[int] = []
+
+    async def refuses(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
+        asked.append(len(messages))
         raise ModelHTTPError(500, "first")
         yield ""
 
     agent = Agent(FunctionModel(stream_function=refuses), capabilities=[ModelFallback(says("second"))])
 
-    assert (await ask(agent)).texts[-1] == "second "
+    assert (await ask(agent, tries=4)).texts[-1] == "second "
+    assert asked == [1]
 
 
 async def test_a_wrapped_agent_is_served_as_the_agent_it_wraps() -> None:

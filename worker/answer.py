@@ -96,7 +96,7 @@ class Answer:
         self._tool_event_bytes = tool_event_bytes
         self._policy = RequestPolicy(
             settings=ModelSettings(timeout=model_timeout_seconds, max_retries=0),  # A client's own would multiply ours.
-            tries=model_tries,
+            tries=1 if offer.falls_back else model_tries,
             give_up_at=asyncio.get_running_loop().time() + seconds_left,
             window_seconds=partial_interval_seconds,
             model=offer.model if offer.chooses_model else None,

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from pydantic_ai import Agent, UsageLimits
 from pydantic_ai.agent import AbstractAgent
-from pydantic_ai.capabilities import AbstractCapability, DynamicCapability
+from pydantic_ai.capabilities import AbstractCapability, DynamicCapability, ModelFallback
 from pydantic_ai.models import Model, infer_model, parse_model_id
 from pydantic_ai.providers import infer_provider_class
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -105,6 +105,8 @@ class Offer:
     """What it is asked with; a name is looked up by the agent itself."""
     chooses_model: bool
     """Whether the agent's own model or capabilities count before `model`."""
+    falls_back: bool
+    """Whether a capability of the agent's asks another model as soon as one fails."""
     is_plain: bool
     """Whether the agent has no capabilities that could change a request or the model that it goes to."""
     description: str
@@ -251,6 +253,7 @@ def _usage_limits(settings: Settings) -> UsageLimits:
 
 def _offer(agent_type: str, served: ServedAgent, model: tuple[Model | str | None, bool], settings: Settings) -> Offer:
     agent = served.agent
+    capabilities = {type(leaf) for leaf in capabilities_of(agent.root_capability)}
     try:
         schema = agent.output_json_schema()
         output_text = OutputText(agent.output_type)
@@ -261,7 +264,8 @@ def _offer(agent_type: str, served: ServedAgent, model: tuple[Model | str | None
         agent=agent,
         model=model[0],
         chooses_model=model[1],
-        is_plain=_of_every_agent() >= {type(leaf) for leaf in capabilities_of(agent.root_capability)},
+        falls_back=ModelFallback in capabilities,
+        is_plain=_of_every_agent() >= capabilities,
         description=served.description or agent.description or "",
         output_schema=schema,
         text_output=agent.output_type is str,
