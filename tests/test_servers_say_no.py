@@ -391,7 +391,7 @@ async def test_while_postgres_says_no_callers_are_refused_for_now_and_nothing_in
         cancelled = await caller.http.post(f"/runs/{in_hand['id']}/cancel", timeout=SECONDS)
         await until_ready_says(caller, 503, no.reason)
         exposed = await metrics(caller)
-        await asyncio.to_thread(worker.await_line, f"job.database_away run={in_hand['id']}")
+        await asyncio.to_thread(worker.await_line, f"job.database_away run_id={in_hand['id']}")
 
     for path, answer in answers.items():
         problem = problem_of(answer, 503, "service_unavailable")
