@@ -20,8 +20,8 @@ _AGENTS = text(f"""
 
 
 @router.get("", summary="List the agents", response_description="The agents.", responses=responses())
-async def list_agents(service: Service, _: Caller) -> list[Agent]:
-    """Every agent that a worker has ever registered, with the JSON Schema of its output, and whether it is served."""
+async def list_agents(service: Service, caller: Caller) -> list[Agent]:
+    """The agents that your key may ask: what each is for, the JSON Schema of its output, and whether it is served."""
     async with service.database.connect() as connection:
         rows = (await connection.execute(_AGENTS)).all()
     return [
@@ -32,4 +32,5 @@ async def list_agents(service: Service, _: Caller) -> list[Agent]:
             served=row.served,
         )
         for row in rows
+        if caller.may_ask(row.agent_type)
     ]

@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Receive, Scope, Send
 
-from api import agents, dead_letters, docs, health, problems, query, runs, threads, webhooks
+from api import agents, dead_letters, docs, health, operator_keys, problems, query, runs, threads, webhooks
 from api.asking import WARNING
 from api.batches import routes as batches
 from api.batches.feeds import BatchFeeds
@@ -22,6 +22,7 @@ from api.cut_short import CutShort
 from api.dependencies import Parts
 from api.head import Head
 from api.idempotency import REPLAYED_HEADER
+from api.key_ring import KeyRing
 from api.limits import Limits
 from api.probes import Probes
 from api.relay import Relay
@@ -68,6 +69,8 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     relay = Relay(engine, client, event_log, keepalive_seconds=settings.keepalive_seconds)
     batch_feeds = BatchFeeds(engine, client, settings.names)
     probes = Probes(settings)
+    limits = Limits.of(settings, app.state.connections)
+    keys = KeyRing(settings, engine, limits.calls.end)
     app.state.parts = Parts(
         settings,
         engine,
@@ -75,17 +78,19 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         lanes,
         event_log,
         relay,
-        Tickets(settings),
+        keys,
+        Tickets(keys),
         Admission(settings),
         Resolver(settings.webhook_trusted_hosts),
         Intake(settings),
         batch_feeds,
-        Limits.of(settings, app.state.connections),
+        limits,
         probes,
     )
     background = [
         asyncio.create_task(relay.run()),
         asyncio.create_task(batch_feeds.run()),
+        asyncio.create_task(keys.run()),
         asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run()),
     ]
     for task in background:
@@ -127,7 +132,7 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app.state.connections = connections
     problems.install(app)
     v1 = APIRouter(prefix="/api/v1")
-    routers = (agents, threads, query, runs, batches, webhooks, dead_letters)
+    routers = (agents, threads, query, runs, batches, webhooks, dead_letters, operator_keys)
     for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)

@@ -60,6 +60,7 @@ async def ask(service: Parts, caller: Owner, new: NewQuery, key: Key | None) -> 
         deadline_seconds=deadline,
         strategy=new.multitask_strategy or Strategy.ENQUEUE,
         metadata=new.metadata,
+        allowed_agents=caller.allowed_agents,
         webhook_url=new.webhook_url,
     )
     try:

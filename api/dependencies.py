@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from api.batches.feeds import BatchFeeds
 from api.batches.intake import Intake
+from api.key_ring import KeyRing
 from api.limits import Limits
 from api.probes import Probes
 from api.relay import Relay
@@ -32,6 +33,7 @@ class Parts:
     lanes: Lanes
     event_log: EventLog
     relay: Relay
+    keys: KeyRing
     tickets: Tickets
     admission: Admission
     resolver: Resolver

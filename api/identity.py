@@ -6,19 +6,23 @@ Nobody is believed without a header, nor with two.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Annotated
 from uuid import UUID
 
 from fastapi import Depends, Request
+from sqlalchemy import text
 
-from api.problems import Refused
-from api.tickets import Tickets
-from shared.keys import holder_of
+from api.key_ring import KeysUnknown
+from api.problems import Refused, unavailable
+from api.tickets import refused
+from shared.api_keys import ApiKey, Scope
+from shared.keys import hash_key
 
 _KEY = "agent_relay.caller"
 _OPERATOR = "agent_relay.operator"
+_OWNER = text("SELECT tenant, user_id FROM runs WHERE id = :id")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 
@@ -45,21 +49,35 @@ class Owner:
 
     tenant: str
     user_id: UUID
+    key: ApiKey | None = field(default=None, compare=False)
+    """The key that was shown; None where none was needed."""
+
+    @property
+    def allowed_agents(self) -> frozenset[str] | None:
+        """The agents that may be asked with the key that was shown; None for all."""
+        return None if self.key is None else self.key.agents
+
+    def may_ask(self, agent_type: str) -> bool:
+        """Say whether an agent may be asked with the key that was shown."""
+        return self.allowed_agents is None or agent_type in self.allowed_agents
 
 
-def identify(request: Request) -> Owner:
-    """Read who calls.
+def identify(request: Request, scopes: Collection[Scope]) -> Owner:
+    """Read who calls, with a key that has one of these scopes.
 
     Raises:
-        Refused: 401 without a valid key, 400 without exactly one user.
+        Refused: 401 without a valid key, 403 with one that lacks the scope, 400 without exactly one user.
     """
-    tenant = _holder(request, request.app.state.settings.api_keys)
+    key = _key(request)
     users = request.headers.getlist("X-User-ID")
     if len(users) != 1:
         raise Refused(400, "X-User-ID is repeated." if users else "X-User-ID is missing.")
     if not _UUID.fullmatch(users[0]):  # `UUID` takes more for one: braces, signs, dashes anywhere.
         raise Refused(400, "X-User-ID is not a UUID.")
-    owner = Owner(tenant, UUID(users[0]))
+    if not key.allows(scopes):
+        wanted = " or ".join(f"`{scope}`" for scope in scopes)
+        raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
+    owner = Owner(key.tenant, UUID(users[0]), key)
     request.scope[_KEY] = owner
     return owner
 
@@ -70,33 +88,68 @@ def identify_operator(request: Request) -> None:
     Raises:
         Refused: 401 without a valid key of an operator, as every key is where none is configured.
     """
-    request.scope[_OPERATOR] = _holder(request, request.app.state.settings.operator_keys)
+    name = request.app.state.settings.operator_keys.get(hash_key(_given(request)))
+    if name is None:
+        raise _no_key()
+    request.scope[_OPERATOR] = name
 
 
-def _holder(request: Request, names_by_hash: Mapping[str, str]) -> str:
+def _key(request: Request) -> ApiKey:
+    """Find the key that the request shows.
+
+    Raises:
+        Refused: 401, it is not valid; 400, there are two; 503, the keys are not known yet.
+    """
+    try:
+        key = request.app.state.parts.keys.find(_given(request))
+    except KeysUnknown:
+        raise unavailable("The API keys have not been read from the database yet.") from None
+    if key is None:
+        raise _no_key()
+    return key
+
+
+def _given(request: Request) -> bytes:
     keys = request.headers.getlist("X-API-Key")
     if len(keys) > 1:
         raise Refused(400, "X-API-Key is repeated.")
-    name = holder_of(keys[0].encode("latin-1") if keys else b"", names_by_hash)
-    if name is None:
-        raise Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
-    return name
+    return keys[0].encode("latin-1") if keys else b""
 
 
-def identify_by_ticket(request: Request) -> None:
+def _no_key() -> Refused:
+    return Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
+
+
+async def identify_by_ticket(request: Request) -> None:
     """Read whose run the ticket in the query string is for; it opens that run's stream and nothing else.
 
     Raises:
-        Refused: 401, the ticket is not valid for this run.
+        Refused: 401, the ticket is not valid for this run; 503, the keys are not known yet.
     """
-    tickets: Tickets = request.app.state.parts.tickets
-    owner = tickets.owner(request.query_params["ticket"], request.path_params["run_id"])
-    request.scope[_KEY] = Owner(*owner)
+    parts = request.app.state.parts
+    try:
+        run_id = UUID(request.path_params["run_id"])
+        key = parts.tickets.key_of(request.query_params["ticket"], run_id)
+    except KeysUnknown:
+        raise unavailable("The API keys have not been read from the database yet.") from None
+    except ValueError:
+        raise refused() from None
+    async with parts.database.connect() as connection:
+        run = (await connection.execute(_OWNER, {"id": run_id})).one_or_none()
+    if run is None or run.tenant != key.tenant:
+        raise refused()
+    request.scope[_KEY] = Owner(run.tenant, run.user_id, key)
 
 
 def caller_of(request: Request) -> Owner | None:
     """Say which user was identified; None where an operator calls."""
     return request.scope.get(_KEY)
+
+
+def shown_key(caller: Owner) -> ApiKey:
+    """Return the key that a caller has shown."""
+    assert caller.key is not None, "the caller was not identified by a request"  # noqa: S101
+    return caller.key
 
 
 def _identified(request: Request) -> Owner:

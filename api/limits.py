@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,13 +29,14 @@ FULL_RETRY_AFTER_SECONDS = 5
 class OpenCall:
     """A call that stays open; it takes room until it is closed."""
 
-    __slots__ = ("_calls", "_names", "_open")
+    __slots__ = ("_caller", "_calls", "_open", "revoked")
 
-    def __init__(self, calls: Counter[str], names: tuple[str, ...]) -> None:
+    def __init__(self, calls: OpenCalls, caller: Owner) -> None:
         self._calls = calls
-        self._names = names
+        self._caller = caller
         self._open = True
-        calls.update(names)
+        self.revoked: Callable[[], None] | None = None
+        """What ends the call once the key is revoked that it was made with."""
 
     @contextmanager
     def kept(self) -> Generator[OpenCall]:
@@ -50,10 +51,7 @@ class OpenCall:
         """Give the room back; a second time, do nothing."""
         if self._open:
             self._open = False
-            for name in self._names:
-                self._calls[name] -= 1
-                if not self._calls[name]:
-                    del self._calls[name]
+            self._calls.closed(self, self._caller)
 
 
 class OpenCalls:
@@ -66,10 +64,11 @@ class OpenCalls:
             (per_tenant, 429, f"tenant_{what}_full", f"The limit of open {what} of this tenant"),
             (most, 503, f"{what}_full", f"The limit of open {what} of this process"),
         )
-        self._calls = Counter[str]()
+        self._counts = Counter[str]()
+        self._by_key: dict[bytes, set[OpenCall]] = {}
 
     def __len__(self) -> int:
-        return self._calls[""]
+        return self._counts[""]
 
     def open(self, caller: Owner) -> OpenCall:
         """Make room for a call, until it is closed.
@@ -77,12 +76,34 @@ class OpenCalls:
         Raises:
             Refused: 429, a limit of the user or the tenant is reached; 503, that of the process is.
         """
-        names = (f"{caller.tenant} {caller.user_id}", caller.tenant, "")
+        names = _names(caller)
         for name, (limit, status, code, sentence) in zip(names, self._limits, strict=True):
-            if limit and self._calls[name] >= limit:
+            if limit and self._counts[name] >= limit:
                 headers = {"Retry-After": str(FULL_RETRY_AFTER_SECONDS)}
                 raise Refused(status, f"{sentence} ({limit}) is reached.", code=code, headers=headers)
-        return OpenCall(self._calls, names)
+        self._counts.update(names)
+        call = OpenCall(self, caller)
+        if caller.key is not None:
+            self._by_key.setdefault(caller.key.reference, set()).add(call)
+        return call
+
+    def closed(self, call: OpenCall, caller: Owner) -> None:
+        """Forget a call."""
+        self._counts.subtract(names := _names(caller))
+        for name in names:
+            if not self._counts[name]:
+                del self._counts[name]
+        if caller.key is not None:
+            of_key = self._by_key.get(caller.key.reference, set())
+            of_key.discard(call)
+            if not of_key:
+                self._by_key.pop(caller.key.reference, None)
+
+    def end(self, reference: bytes) -> None:
+        """End the calls that were made with a key."""
+        for call in list(self._by_key.get(reference, ())):
+            if call.revoked is not None:
+                call.revoked()
 
     @contextmanager
     def opened(self, caller: Owner) -> Generator[None]:
@@ -92,6 +113,11 @@ class OpenCalls:
             yield
         finally:
             call.close()
+
+
+def _names(caller: Owner) -> tuple[str, str, str]:
+    """Name what is counted: a user, a tenant and all."""
+    return f"{caller.tenant} {caller.user_id}", caller.tenant, ""
 
 
 @dataclass(slots=True)
@@ -122,9 +148,7 @@ class RequestRate:
         now = asyncio.get_running_loop().time()
         buckets = [
             (self._bucket(name, rate, now), scope, rate)
-            for (scope, rate), name in zip(
-                self._limits, (f"{caller.tenant} {caller.user_id}", caller.tenant), strict=True
-            )
+            for (scope, rate), name in zip(self._limits, _names(caller)[:2], strict=True)
             if rate
         ]
         if not buckets:

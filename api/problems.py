@@ -68,6 +68,7 @@ FAILURE_STATUS: dict[FailureCode, int] = {
 _CODES = {
     400: "bad_request",
     401: "unauthorized",
+    403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
     406: "not_acceptable",
@@ -85,7 +86,8 @@ _CODES = {
 
 _MEANINGS = {
     400: "Malformed: the JSON, its encoding or nesting, a header, a cursor.",
-    401: "No valid API key; absent, wrong and revoked look the same.",
+    401: "No valid API key; absent, wrong, expired and revoked look the same.",
+    403: "The key lacks the scope that this call needs (`scope_missing`).",
     404: "It is not there, or it is not yours, which looks the same.",
     406: "You accept neither of the two framings of a stream.",
     409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), a"
@@ -177,7 +179,7 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Document the problems of a route of the API, besides those that each of them can give."""
-    return problem_responses(400, 401, 422, 429, 503, *statuses)
+    return problem_responses(400, 401, 403, 422, 429, 503, *statuses)
 
 
 def example(status: int) -> dict[str, Any]:
@@ -296,18 +298,18 @@ def _refused_for_now(error: Exception) -> Refused:
 async def unknown_agent(database: AsyncEngine, error: UnknownAgent, pointer: str = "/agent_type") -> Refused:
     """Refuse a query for an agent that is not known, and name some that are."""
     try:
-        known = await _known_agents(database)
+        known = await _known_agents(database, error.allowed)
     except (SQLAlchemyError, OSError) as away:
         log.warning("problems.database_away error=%r", away)
         known = "See `GET /agents`."
     return invalid(pointer, "unknown_agent", f"{error} {known}")
 
 
-async def _known_agents(database: AsyncEngine) -> str:
+async def _known_agents(database: AsyncEngine, allowed: frozenset[str] | None) -> str:
     async with database.connect() as connection:
-        names = (await connection.scalars(_AGENTS)).all()
+        names = [name for name in await connection.scalars(_AGENTS) if allowed is None or name in allowed]
     if not names:
-        return "No agent is known: no worker has started on this database yet."
+        return "No agent is known: no worker that serves one has started on this database yet."
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"Known agents: {', '.join(names[:MOST_NAMED])}{more}."
 

@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 
+from shared.api_keys import Scope
 from shared.resources import Metadata, Resource, RunError
 from shared.runs import Strategy
+from shared.settings import TENANT
 from shared.webhooks import DeliveryStatus
 from shared.webhooks.addresses import LONGEST_URL
 
@@ -254,3 +256,65 @@ class RequeuedRuns(Resource):
 
     items: list[Requeued]
     """In the order of the request."""
+
+
+Tenant = Annotated[str, Field(pattern=f"^{TENANT.pattern}$")]
+KeyId = Annotated[UUID, Path(description="The key's id.")]
+
+
+class NewApiKey(Request):
+    """A key to be made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tenant": "acme", "label": "web", "scopes": ["ask"]}]})
+
+    tenant: Tenant
+    """Whom it belongs to."""
+    label: str = Field(default="", max_length=200)
+    """What it is for."""
+    scopes: list[Scope] | None = Field(default=None, min_length=1, max_length=len(Scope))
+    """What it may be used for; null for everything."""
+    agents: list[Annotated[str, Field(max_length=63)]] | None = Field(default=None, max_length=100)
+    """The agents that may be asked with it; null for all."""
+    expires_at: AwareDatetime | None = None
+    """When it stops being valid; null for never."""
+
+
+class ApiKey(Resource):
+    """A key, without the key itself, which is not kept."""
+
+    id: UUID
+    """Its id."""
+    tenant: str
+    """Whom it belongs to."""
+    label: str
+    """What it is for."""
+    prefix: str
+    """Its first characters, by which people know it."""
+    scopes: list[str] | None
+    """What it may be used for; null for everything."""
+    agents: list[str] | None
+    """The agents that may be asked with it; null for all."""
+    created_at: datetime
+    """When it was made."""
+    expires_at: datetime | None
+    """When it stops being valid."""
+    revoked_at: datetime | None
+    """When it was revoked."""
+    last_used_at: datetime | None
+    """When it was used last; at most half a minute behind."""
+
+
+class CreatedApiKey(ApiKey):
+    """A key that was just made."""
+
+    key: str
+    """The key itself. It is not kept and cannot be shown again."""
+
+
+class Rotation(Request):
+    """How a key is replaced."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"overlap_hours": 24}]})
+
+    overlap_hours: float = Field(default=24, ge=0, le=8760, allow_inf_nan=False)
+    """How long the former key stays valid."""

@@ -16,7 +16,7 @@ from api.dependencies import Parts, Service
 from api.docs import STREAM
 from api.following import Deltas, LastSeen, follow
 from api.idempotency import IdempotencyKey
-from api.identity import Caller, Owner
+from api.identity import Caller, Owner, shown_key
 from api.pages import Cursor, Limit, Page, page, place_of
 from api.problems import Refused, responses
 from api.resources import NewQuery, RunId, StreamTicket
@@ -149,7 +149,7 @@ async def create_ticket(run_id: RunId, service: Service, caller: Caller) -> Stre
     """For clients that cannot send headers, as a browser's `EventSource`: it opens this stream, nothing else."""
     row = await owned_run(service.database, caller, run_id)
     expires_at = row.deadline_at + timedelta(seconds=service.settings.log_retention_seconds)
-    ticket = service.tickets.sign(run_id, caller.tenant, caller.user_id, expires_at)
+    ticket = service.tickets.sign(run_id, shown_key(caller), expires_at)
     return StreamTicket(url=f"{service.url_of('runs', run_id)}/stream?ticket={ticket}", expires_at=expires_at)
 
 

@@ -77,6 +77,7 @@ class Follower:
         "_call",
         "_cursor",
         "_deltas",
+        "_ended",
         "_following",
         "_hung_up",
         "_lost",
@@ -100,12 +101,13 @@ class Follower:
         self.framing = framing
         self._relay = relay
         self._call = call
+        call.revoked = self.end
         self._following = relay.follow(run)
         self._message_id = str(run.message_id)
         self._cursor = cursor
         self._deltas = deltas
         self._hung_up = hung_up
-        self._lost = False
+        self._lost = self._ended = False
         self._waiting: asyncio.Future[Waited] | None = None
         self._base: tuple[Id, str] | None = None
         """The text that the reader has, where it is sent growth."""
@@ -113,6 +115,12 @@ class Follower:
     def lose(self) -> None:
         """The reader is gone; told by the connection, so that no task need listen for it."""
         self._lost = True
+        if self._waiting is not None:
+            end_wait(self._waiting, Waited.NO_LONGER)
+
+    def end(self) -> None:
+        """End the stream without `done`, because its key was revoked."""
+        self._ended = True
         if self._waiting is not None:
             end_wait(self._waiting, Waited.NO_LONGER)
 
@@ -131,7 +139,7 @@ class Follower:
     async def _write(self, send: Send) -> None:
         async with self._following as feed:
             frames = [self.framing.opening] if self.framing.opening else []
-            while not self._relay.closing and not self._lost:
+            while not self._relay.closing and not self._lost and not self._ended:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
                 except (RedisError, OSError) as away:

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from api.identity import caller_of, identify, identify_by_ticket, identify_operator
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 from shared import logs
+from shared.api_keys import Scope
 
 _UUID = re.compile(r"[0-9A-Fa-f-]{36}")
 MAX_DEPTH = 64
@@ -64,13 +65,25 @@ async def chunks_of(request: Request, limit: int) -> AsyncIterator[bytes]:
         raise Refused(400, "The body ended before its end.") from None
 
 
+_AREAS = {"/batches": Scope.BATCHES, "/webhooks": Scope.WEBHOOKS}
+"""The scope that the calls of a path need, and no other; all others need `ask`."""
+
+
 class StrictRoute(APIRoute):
     """A route of the API: identity first, then the query string, then the body."""
 
-    @staticmethod
-    def identify(request: Request) -> None:
+    async def identify(self, request: Request) -> None:
         """Find out who calls, or refuse."""
-        identify(request)
+        identify(request, self._scopes(request.method))
+
+    def _scopes(self, method: str) -> tuple[Scope, ...]:
+        """Say which scopes of a key allow a call of this route."""
+        area = next((scope for path, scope in _AREAS.items() if path in self.path_format), Scope.ASK)
+        if self.path_format.endswith("/agents"):
+            return tuple(Scope)
+        return (
+            (area, Scope.READ) if method in {"GET", "HEAD"} or self.path_format.endswith("/stream-ticket") else (area,)
+        )
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
@@ -81,7 +94,7 @@ class StrictRoute(APIRoute):
 
         async def strictly(request: Request) -> Response:
             _name_lines(request.path_params)
-            self.identify(request)
+            await self.identify(request)
             rate = await _take_turn(request)
             _check_query(request, known)
             if request.method == "POST" and not takes_key and IDEMPOTENCY_KEY in request.headers:
@@ -107,20 +120,18 @@ async def _take_turn(request: Request) -> dict[str, str]:
 class TicketedRoute(StrictRoute):
     """A route that a ticket opens as well as the headers do."""
 
-    @staticmethod
-    def identify(request: Request) -> None:
+    async def identify(self, request: Request) -> None:
         """Find out who calls, or whose ticket it is, or refuse."""
         if "ticket" in request.query_params:
-            identify_by_ticket(request)
+            await identify_by_ticket(request)
         else:
-            identify(request)
+            await super().identify(request)
 
 
 class OperatorRoute(StrictRoute):
     """A route for operators, with keys of their own and no user."""
 
-    @staticmethod
-    def identify(request: Request) -> None:
+    async def identify(self, request: Request) -> None:
         """Find out which operator calls, or refuse."""
         identify_operator(request)
 

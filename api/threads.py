@@ -156,6 +156,8 @@ async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) ->
 
 async def _create(database: AsyncEngine, caller: Owner, new: NewThread, key: Key | None) -> Any:
     async with database.begin() as connection:
+        if not caller.may_ask(new.agent_type):
+            raise UnknownAgent(new.agent_type, caller.allowed_agents)
         thread_id = new_id()
         await keep(connection, key, thread_id)
         result = await connection.execute(
@@ -170,7 +172,7 @@ async def _create(database: AsyncEngine, caller: Owner, new: NewThread, key: Key
         )
         row = result.one_or_none()
         if row is None:
-            raise UnknownAgent(new.agent_type)
+            raise UnknownAgent(new.agent_type, caller.allowed_agents)
     return row
 
 

@@ -1,57 +1,61 @@
-"""Stream tickets: the right to follow one run, for clients that cannot send headers. Signed, not stored."""
+"""Stream tickets: the right to follow one run, for clients that cannot send headers. Signed, not stored.
+
+A ticket is 53 bytes: the reference of the key it was made with, when it expires, and a signature over both and the run.
+It says nothing about its user, and it is valid for no longer than its key.
+"""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import hmac
-import json
+import re
 from datetime import UTC, datetime
 from uuid import UUID
 
+from api.key_ring import KeyRing
 from api.problems import Refused
+from shared.api_keys import REFERENCE_BYTES, ApiKey
 from shared.clock import now
-from shared.settings import Settings
 
+_TIME_BYTES = 5
 _SIGNATURE_BYTES = 32
+_FORM = re.compile(r"[A-Za-z0-9_-]{71}", re.ASCII)
 
 
 class Tickets:
-    """Signs and reads tickets with a key that all API processes derive from the same settings."""
+    """Signs and reads tickets, with a secret that all API processes share."""
 
-    def __init__(self, settings: Settings) -> None:
-        secret = (
-            settings.ticket_secret.get_secret_value() if settings.ticket_secret else ",".join(sorted(settings.api_keys))
-        )
-        self._key = hashlib.sha256(b"agent-relay stream ticket\0" + secret.encode()).digest()
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
 
-    def sign(self, run_id: UUID, tenant: str, user_id: UUID, expires_at: datetime) -> str:
-        """Write a ticket for one run of one owner."""
-        claims = [str(run_id), tenant, str(user_id), int(expires_at.timestamp())]
-        payload = json.dumps(claims, separators=(",", ":")).encode()
-        return base64.urlsafe_b64encode(self._signature(payload) + payload).decode().rstrip("=")
+    def sign(self, run_id: UUID, key: ApiKey, expires_at: datetime) -> str:
+        """Write a ticket for one run; raises as `KeyRing.ticket_secret` does."""
+        claims = key.reference + int(expires_at.timestamp()).to_bytes(_TIME_BYTES)
+        return base64.urlsafe_b64encode(claims + self._signature(run_id, claims)).decode().rstrip("=")
 
-    def owner(self, ticket: str, run_id: str) -> tuple[str, UUID]:
-        """Read whose run a ticket is for.
+    def key_of(self, ticket: str, run_id: UUID) -> ApiKey:
+        """Find the key that a ticket for this run was made with.
 
         Raises:
-            Refused: 401; it is not ours, has expired, or is for another run.
+            Refused: 401; it is not ours, has expired, is for another run, or its key is not valid any more.
+            KeysUnknown: the keys have not been read yet.
         """
-        try:
-            data = base64.urlsafe_b64decode(ticket + "=" * (-len(ticket) % 4))
-        except ValueError:
-            raise _refused() from None
-        signature, payload = data[:_SIGNATURE_BYTES], data[_SIGNATURE_BYTES:]
-        if not hmac.compare_digest(signature, self._signature(payload)):
-            raise _refused()
-        run, tenant, user_id, expires = json.loads(payload)
-        if run != run_id.lower() or datetime.fromtimestamp(expires, UTC) < now():
-            raise _refused()
-        return tenant, UUID(user_id)
+        if not _FORM.fullmatch(ticket):
+            raise refused()
+        data = base64.urlsafe_b64decode(f"{ticket}=")
+        claims, signature = data[:-_SIGNATURE_BYTES], data[-_SIGNATURE_BYTES:]
+        if not hmac.compare_digest(signature, self._signature(run_id, claims)):
+            raise refused()
+        expires_at = datetime.fromtimestamp(int.from_bytes(claims[REFERENCE_BYTES:]), UTC)
+        key = self._keys.find_by_reference(claims[:REFERENCE_BYTES])
+        if key is None or expires_at <= now():
+            raise refused()
+        return key
 
-    def _signature(self, payload: bytes) -> bytes:
-        return hmac.digest(self._key, payload, "sha256")
+    def _signature(self, run_id: UUID, claims: bytes) -> bytes:
+        return hmac.digest(self._keys.ticket_secret, b"stream ticket 2\0" + run_id.bytes + claims, "sha256")
 
 
-def _refused() -> Refused:
+def refused() -> Refused:
+    """Refuse a ticket."""
     return Refused(401, "The ticket is not valid for this stream.", headers={"WWW-Authenticate": "ApiKey"})

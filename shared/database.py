@@ -33,7 +33,7 @@ from shared.servers import Postgres
 from shared.settings import Settings
 from shared.trouble import Trouble
 
-SCHEMA = "0012"
+SCHEMA = "0013"
 """The revision of the tables that this code works with."""
 
 CONNECT_TIMEOUT_SECONDS = 2

@@ -19,11 +19,13 @@ class NotFound(Refusal):
 
 
 class UnknownAgent(Refusal):
-    """No worker has registered an agent of that name."""
+    """No worker has registered an agent of that name, or the caller's key may not ask it, which looks the same."""
 
-    def __init__(self, agent_type: str) -> None:
+    def __init__(self, agent_type: str, allowed: frozenset[str] | None = None) -> None:
+        """`allowed` are the agents that the caller's key may ask; None for all."""
         super().__init__("No worker has registered an agent of that name.")
         self.agent_type = agent_type
+        self.allowed = allowed
 
 
 class AgentNotServed(Refusal):

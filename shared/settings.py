@@ -14,7 +14,7 @@ from shared.failpoints import Trap
 from shared.names import PREFIX, Names
 from shared.servers import Postgres, Redis
 
-_TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -40,7 +40,7 @@ def _keys(value: object) -> object:
         return value  # pyright: ignore[reportUnknownVariableType]
     keys: dict[str, str] = {}
     for name, key_hash in _pairs(value, ":"):
-        if not _TENANT.fullmatch(name) or not _KEY_HASH.fullmatch(key_hash):
+        if not TENANT.fullmatch(name) or not _KEY_HASH.fullmatch(key_hash):
             raise ValueError("must list name:key-hash pairs, as `python -m shared.keys NAME` makes them")
         keys[key_hash] = name
     return keys

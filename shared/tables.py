@@ -373,3 +373,43 @@ class WebhookSecret(Base):
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     secret: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class ApiKeyRow(Base):
+    """A key of a tenant, of which only the hash is kept; see `shared/api_keys.py`."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    label: Mapped[str]
+    prefix: Mapped[str]
+    """The first characters of the key, by which people know it."""
+    key_hash: Mapped[str]
+    """The hexadecimal SHA-256 of the key."""
+    scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """What it may be used for; null for everything."""
+    agents: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
+    """The agents that may be asked with it; null for all."""
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    """At most half a minute old."""
+    changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("key_hash", name="one_api_key_a_hash"),
+        Index("api_keys_changed", "changed_at"),
+        Index("api_keys_of_a_tenant", "tenant", "created_at", "id"),
+    )
+
+
+class ServiceSecret(Base):
+    """A secret that all processes of the service share, made by the first that needs it."""
+
+    __tablename__ = "service_secrets"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    secret: Mapped[bytes]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())

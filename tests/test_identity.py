@@ -7,7 +7,10 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from shared.keys import hash_key, holder_of, new_key
+from api.key_ring import KeyRing, KeysUnknown
+from shared import database
+from shared.keys import hash_key, new_key
+from shared.settings import Settings
 from tests.client import Client
 from tests.problems import CANARY, problem_of
 from tests.service import KEYS, Running, Service
@@ -158,7 +161,14 @@ async def test_a_tenant_changes_its_key_without_a_gap(service: Service) -> None:
 
 def test_a_key_is_found_by_its_bytes() -> None:
     key = new_key()
+    keys = {hash_key(b"another"): "other", hash_key(key.encode()): "acme"}
+    settings = Settings(database_url="postgresql://no/where", redis_url="redis://nowhere", api_keys=keys)
+    ring = KeyRing(settings, database.connect(settings), lambda _: None)
 
-    assert holder_of(key.encode(), {hash_key(b"another"): "other", hash_key(key.encode()): "acme"}) == "acme"
-    assert holder_of(b"\xff" + key.encode(), {hash_key(key.encode()): "acme"}) is None
-    assert holder_of(b"", {}) is None
+    found = ring.find(key.encode())
+    assert found is not None
+    assert found.tenant == "acme"
+    assert ring.find_by_reference(found.reference) is found
+    for unknown in (b"\xff" + key.encode(), b""):
+        with pytest.raises(KeysUnknown):  # It may stand in the database, which has not been read.
+            ring.find(unknown)

@@ -155,6 +155,9 @@ async def test_the_examples_work(client: Client, document: Json) -> None:
     for method, path, example in examples:
         body = {**example, "thread_id": await client.thread()} if "thread_id" in example else example
         headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
+        if "{key_id}" in path:
+            made = await client.http.post("/operator/keys", json={"tenant": "acme"}, headers=headers)
+            path = path.format(key_id=made.json()["id"])
         response = await client.http.request(method, path.removeprefix("/api/v1"), json=body, headers=headers)
         assert response.is_success, (path, response.text)
 

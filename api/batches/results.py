@@ -42,6 +42,7 @@ class Results:
         self._database = database
         self._feeds = feeds
         self._call = call
+        call.revoked = self.end
         self._batch_id: UUID = batch.id
         self._standing = Standing.of(batch)
         self._place = after
@@ -55,6 +56,10 @@ class Results:
         self._lost = True
         if self._waiting is not None:
             end_wait(self._waiting, Waited.NO_LONGER)
+
+    def end(self) -> None:
+        """End without the last counts, because the key was revoked."""
+        self.lose()
 
     async def write(self, send: Send) -> None:
         """Write; trouble of the service cuts what is followed, without the last counts."""

@@ -89,6 +89,9 @@ async def create_batch(
         limit = service.settings.max_batch_deadline_seconds
         deadline = taken.head.deadline_s or service.settings.batch_deadline_seconds
         at = "?" if lines else "/"
+        if not caller.may_ask(agent := taken.head.agent_type):
+            refused = UnknownAgent(agent, caller.allowed_agents)
+            raise await unknown_agent(service.database, refused, f"{at}agent_type")
         if deadline > limit:
             raise invalid(f"{at}deadline_s", "less_than_equal", f"At most {limit:g} seconds")
         if taken.head.webhook_url is not None:
@@ -203,7 +206,9 @@ async def retry_batch(
     batch_id: BatchId, service: Service, caller: Caller, key: IdempotencyKey, response: Response
 ) -> Batch:
     """Once the batch has ended: the same agent is asked the same again, in a batch of its own with `retry_of`."""
-    await owned_batch(service.database, caller, batch_id)
+    former = await owned_batch(service.database, caller, batch_id)
+    if not caller.may_ask(former.agent_type):
+        raise UnknownAgent(former.agent_type, caller.allowed_agents)
     run_seconds = service.settings.batch_run_seconds
     try:
         accepted = await once(lambda: retry(service.database, batch_id, run_seconds, service.admission, key))

@@ -48,6 +48,8 @@ class Query:
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     webhook_url: str | None = None
     """Where to tell of the end."""
+    allowed_agents: frozenset[str] | None = None
+    """The agents that the caller's key may ask; None for all."""
     lane: Lane = Lane.INTERACTIVE
     retry_of: UUID | None = None
     """The run that this one repeats."""
@@ -119,18 +121,26 @@ async def accept(
     return await store(database, lambda connection: accept_in(connection, asked, key, admission))
 
 
+def _check_agent(asked: Query, agent_type: str | None) -> None:
+    if asked.allowed_agents is not None and agent_type not in asked.allowed_agents:
+        raise UnknownAgent(str(agent_type), asked.allowed_agents)
+
+
 async def accept_in(
     connection: AsyncConnection, asked: Query, key: Key | None = None, admission: Admission | None = None
 ) -> Accepted:
     """Store the query in a transaction of the caller's; see `accept`."""
     run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
     await keep(connection, key, run_id)
-    if asked.thread_id is not None:
+    if asked.thread_id is None:
+        _check_agent(asked, agent_type)
+    else:
         owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
         thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
         if thread is None:
             raise NotFound("thread")
         agent_type, seq = thread.agent_type, thread.last_seq
+        _check_agent(asked, agent_type)
         # A new statement, which sees what was committed while this one waited for the thread.
         match asked.strategy:
             case Strategy.REJECT:
@@ -164,5 +174,5 @@ async def accept_in(
 
     run = await (admission.admit(connection, asked.tenant, asked.user_id, insert) if admission else insert(NO_LIMITS))
     if run.id is None:
-        raise UnknownAgent(str(agent_type))
+        raise UnknownAgent(str(agent_type), asked.allowed_agents)
     return Accepted(run, ring_of(run), superseded)

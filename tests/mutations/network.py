@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_connections.py::"
+KEYS = "tests/test_api_keys.py::"
 LIMITS = "tests/test_limits.py::"
 PROTOCOL = "api/protocol.py"
 CONNECTIONS = "api/connections.py"
@@ -60,8 +61,8 @@ MUTATIONS = [
     Mutation(
         "a user with all the streams of a process",
         "api/limits.py",
-        "            if limit and self._calls[name] >= limit:",
-        "            if limit and not name and self._calls[name] >= limit:",
+        "            if limit and self._counts[name] >= limit:",
+        "            if limit and not name and self._counts[name] >= limit:",
         LIMITS + "test_open_streams_and_waits_are_counted_and_given_back",
     ),
     Mutation(
@@ -84,5 +85,40 @@ MUTATIONS = [
         "        if size > self.left:",
         "        if size < 0:",
         LIMITS + "test_the_room_on_disk_is_limited_and_given_back",
+    ),
+    Mutation(
+        "a revoked key whose streams go on",
+        "api/key_ring.py",
+        "        self._revoked(key.reference)",
+        "        pass",
+        KEYS + "test_a_revoked_key_opens_nothing_and_its_streams_end",
+    ),
+    Mutation(
+        "a key of one scope that does everything",
+        "shared/api_keys.py",
+        "return self.scopes is None or not self.scopes.isdisjoint(scopes)",
+        "return True",
+        KEYS + "test_a_scope_allows_its_calls_and_no_others[read]",
+    ),
+    Mutation(
+        "a ticket that outlives its key",
+        "api/tickets.py",
+        "        if key is None or expires_at <= now():",
+        "        key = key or ApiKey('acme', b'')\n        if expires_at <= now():",
+        KEYS + "test_a_revoked_key_opens_nothing_and_its_streams_end",
+    ),
+    Mutation(
+        "a ticket that opens every stream",
+        "api/tickets.py",
+        'b"stream ticket 2\\0" + run_id.bytes + claims',
+        'b"stream ticket 2\\0" + claims',
+        KEYS + "test_a_ticket_is_one_string_and_no_other",
+    ),
+    Mutation(
+        "a key of one agent that asks another in a thread",
+        "shared/runs/accept.py",
+        "        agent_type, seq = thread.agent_type, thread.last_seq\n        _check_agent(asked, agent_type)\n",
+        "        agent_type, seq = thread.agent_type, thread.last_seq\n",
+        KEYS + "test_a_key_asks_its_agents_only",
     ),
 ]

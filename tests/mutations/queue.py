@@ -266,8 +266,9 @@ _LET_GO""",
     Mutation(
         "every tenant an operator",
         "api/identity.py",
-        "_holder(request, request.app.state.settings.operator_keys)",
-        "_holder(request, request.app.state.settings.operator_keys | request.app.state.settings.api_keys)",
+        "request.app.state.settings.operator_keys.get(hash_key(_given(request)))",
+        "(settings := request.app.state.settings, settings.operator_keys | settings.api_keys)[1].get("
+        "hash_key(_given(request)))",
         DEAD_LETTERS + "test_a_tenant_is_no_operator_and_an_operator_no_tenant",
     ),
     Mutation(

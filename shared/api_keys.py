@@ -1,0 +1,216 @@
+"""API keys in the database: made, listed, rotated and revoked while the service runs. Of a key only its hash is kept.
+
+`API_KEYS` goes on serving small installations: a key is valid if it stands there or here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from shared.clock import new_id, now
+from shared.errors import NotFound
+from shared.keys import hash_key, new_key
+
+PREFIX_CHARACTERS = 11
+"""Of a key that is shown wherever it is listed: `ar_` and eight more."""
+REFERENCE_BYTES = 16
+
+
+class Scope(StrEnum):
+    """What a key may be used for."""
+
+    ASK = "ask"
+    """Threads and runs: everything but batches and webhooks."""
+    BATCHES = "batches"
+    """Batches and their results."""
+    WEBHOOKS = "webhooks"
+    """The webhook secret and deliveries."""
+    READ = "read"
+    """Every call that only reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it is checked; None stands for everything."""
+
+    tenant: str
+    reference: bytes
+    """16 bytes by which the key is known without being told."""
+    scopes: frozenset[Scope] | None = None
+    agents: frozenset[str] | None = None
+    """The agents that may be asked with it."""
+    expires_at: datetime | None = None
+    id: UUID | None = None
+    """Its row; None for a key of `API_KEYS`."""
+
+    @classmethod
+    def of_settings(cls, key_hash: str, tenant: str) -> ApiKey:
+        """Make a key of `API_KEYS`."""
+        return cls(tenant, hashlib.sha256(key_hash.encode()).digest()[:REFERENCE_BYTES])
+
+    @classmethod
+    def of_row(cls, row: Any) -> ApiKey:
+        """Make a key of its row. A scope that this version does not know allows nothing."""
+        known = {scope.value for scope in Scope}
+        scopes = None if row.scopes is None else frozenset(Scope(scope) for scope in row.scopes if scope in known)
+        agents = None if row.agents is None else frozenset(row.agents)
+        return cls(row.tenant, row.id.bytes, scopes, agents, row.expires_at, row.id)
+
+    @property
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= now()
+
+    def allows(self, scopes: Iterable[Scope]) -> bool:
+        """Say whether one of these scopes is the key's."""
+        return self.scopes is None or not self.scopes.isdisjoint(scopes)
+
+
+_COLUMNS = """id, tenant, label, prefix, scopes, agents, created_at, expires_at, revoked_at, last_used_at"""
+
+_CREATE = text(f"""
+    INSERT INTO api_keys (id, tenant, label, prefix, key_hash, scopes, agents, expires_at)
+    VALUES (:id, :tenant, :label, :prefix, :key_hash, CAST(:scopes AS text[]), CAST(:agents AS text[]),
+            CAST(:expires_at AS timestamptz))
+    RETURNING {_COLUMNS}
+""")  # noqa: S608  (a constant)
+
+_LIST = text(f"""
+    SELECT {_COLUMNS} FROM api_keys
+    WHERE (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
+      AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
+    ORDER BY created_at DESC, id DESC LIMIT :limit
+""")  # noqa: S608  (a constant)
+
+_REVOKE = text(f"""
+    UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()), changed_at = now() WHERE id = :id RETURNING {_COLUMNS}
+""")  # noqa: S608  (a constant)
+
+_EXPIRE = text(f"""
+    UPDATE api_keys SET expires_at = least(expires_at, now() + make_interval(secs => :seconds)), changed_at = now()
+    WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) RETURNING {_COLUMNS}
+""")  # noqa: S608  (a constant)
+
+_CHANGED = text(f"""
+    SELECT key_hash, changed_at, {_COLUMNS} FROM api_keys
+    WHERE (CAST(:since AS timestamptz) IS NULL AND revoked_at IS NULL)
+       OR changed_at > CAST(:since AS timestamptz) - make_interval(secs => :overlap_seconds)
+""")  # noqa: S608  (a constant)
+
+_USED = text("""
+    UPDATE api_keys SET last_used_at = greatest(last_used_at, used.at)
+    FROM (SELECT unnest(CAST(:ids AS uuid[])) AS id, unnest(CAST(:ats AS timestamptz[])) AS at) AS used
+    WHERE api_keys.id = used.id
+""")
+
+_SECRET = text("""
+    INSERT INTO service_secrets (name, secret) VALUES (:name, :secret)
+    ON CONFLICT (name) DO UPDATE SET secret = service_secrets.secret RETURNING secret
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class NewApiKey:
+    """A key that was made; it is shown once."""
+
+    row: Any
+    key: str
+
+
+async def create(
+    database: AsyncEngine,
+    tenant: str,
+    *,
+    label: str = "",
+    scopes: Sequence[Scope] | None = None,
+    agents: Sequence[str] | None = None,
+    expires_at: datetime | None = None,
+) -> NewApiKey:
+    """Make a key of a tenant."""
+    key = new_key()
+    values = {
+        "id": new_id(),
+        "tenant": tenant,
+        "label": label,
+        "prefix": key[:PREFIX_CHARACTERS],
+        "key_hash": hash_key(key.encode()),
+        "scopes": None if scopes is None else [scope.value for scope in scopes],
+        "agents": None if agents is None else list(agents),
+        "expires_at": expires_at,
+    }
+    async with database.begin() as connection:
+        return NewApiKey((await connection.execute(_CREATE, values)).one(), key)
+
+
+async def list_page(
+    database: AsyncEngine, tenant: str | None, before: tuple[datetime | None, UUID | None], limit: int
+) -> Sequence[Any]:
+    """Read the rows of keys, of a tenant or of all, newest first, from a place on."""
+    async with database.connect() as connection:
+        values = {"tenant": tenant, "at": before[0], "id": before[1], "limit": limit}
+        return (await connection.execute(_LIST, values)).all()
+
+
+async def revoke(database: AsyncEngine, key_id: UUID) -> Any:
+    """Make a key invalid, in all processes within a second; its streams end. Returns its row.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    async with database.begin() as connection:
+        row = (await connection.execute(_REVOKE, {"id": key_id})).one_or_none()
+    if row is None:
+        raise NotFound("key")
+    return row
+
+
+async def rotate(database: AsyncEngine, key_id: UUID, overlap_seconds: float) -> NewApiKey:
+    """Make a key that may do the same; the former one is valid for `overlap_seconds` more.
+
+    Raises:
+        NotFound: there is no such key, or it is not valid any more.
+    """
+    key = new_key()
+    async with database.begin() as connection:
+        former = (await connection.execute(_EXPIRE, {"id": key_id, "seconds": overlap_seconds})).one_or_none()
+        if former is None:
+            raise NotFound("key")
+        values = {
+            "id": new_id(),
+            "tenant": former.tenant,
+            "label": former.label,
+            "prefix": key[:PREFIX_CHARACTERS],
+            "key_hash": hash_key(key.encode()),
+            "scopes": former.scopes,
+            "agents": former.agents,
+            "expires_at": None,
+        }
+        return NewApiKey((await connection.execute(_CREATE, values)).one(), key)
+
+
+async def changed(database: AsyncEngine, since: datetime | None, overlap_seconds: float) -> Sequence[Any]:
+    """Read the rows that changed since a time, less an overlap for long transactions; without one, the valid."""
+    async with database.connect() as connection:
+        rows = await connection.execute(_CHANGED, {"since": since, "overlap_seconds": overlap_seconds})
+        return rows.all()
+
+
+async def note_use(database: AsyncEngine, used: Mapping[UUID, datetime]) -> None:
+    """Store when keys were used last."""
+    async with database.begin() as connection:
+        await connection.execute(_USED, {"ids": list(used), "ats": list(used.values())})
+
+
+async def secret_of_service(database: AsyncEngine, name: str, proposed: bytes) -> bytes:
+    """Read a secret that all processes share; where there is none yet, `proposed` becomes it."""
+    async with database.begin() as connection:
+        return bytes(await connection.scalar(_SECRET, {"name": name, "secret": proposed}))
