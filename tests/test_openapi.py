@@ -152,12 +152,13 @@ async def test_the_examples_work(client: Client, document: Json) -> None:
         "/api/v1/batches",
     }
 
-    for method, path, example in examples:
+    for method, template, example in examples:
+        path = template
         body = {**example, "thread_id": await client.thread()} if "thread_id" in example else example
         headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
-        if "{key_id}" in path:
+        if "{key_id}" in template:
             made = await client.http.post("/operator/keys", json={"tenant": "acme"}, headers=headers)
-            path = path.format(key_id=made.json()["id"])
+            path = template.format(key_id=made.json()["id"])
         response = await client.http.request(method, path.removeprefix("/api/v1"), json=body, headers=headers)
         assert response.is_success, (path, response.text)
 
