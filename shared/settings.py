@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
     ticket_secret: SecretStr | None = Field(default=None, min_length=16)
-    """Signs stream tickets, the same in all API processes; without it, it is made from `API_KEYS`."""
+    """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(default_factory=list)
     """Browser origins that may call the API."""
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
