@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared import database
+from shared import database, logs
 from shared import redis as redis_module
 from shared.database import is_away, is_ours, store, transact, trouble_of
 from shared.embedded import PostgresServer, RedisServer
@@ -588,7 +590,7 @@ async def test_an_error_of_redis_is_known_by_its_first_word(
     link.say(said.encode())
     with pytest.raises(redis_module.RedisError) as refusal:
         await redis_module.check_writable(redis, Names())
-    link.forgive()
+    link.say(None)
     await redis_module.check_writable(redis, Names())
     await redis.aclose(close_connection_pool=True)
     await link.close()
@@ -612,7 +614,7 @@ async def test_a_redis_that_says_no_to_everything_is_as_good_as_away(
                 taken = await client.run("hello", agent_type="echo")
                 await until_ready_says(client, 200, SAID[said])
                 events += [event async for event in stream]
-            link.forgive()
+            link.say(None)
             ended = await client.ended(taken["id"])
             await until_ready_says(client, 200)
     await link.close()
@@ -620,3 +622,21 @@ async def test_a_redis_that_says_no_to_everything_is_as_good_as_away(
     assert names(events)[-2:] == ["message_complete", "done"]
     assert ended["output"] == "You said: hello"
     assert [process.log.read_text().count("Traceback") for process in (api, worker)] == [0, 0]
+
+
+def test_an_outage_does_not_flood_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    code = """
+import logging
+from shared import logs
+from shared.settings import Settings
+logs.configure(Settings(database_url="postgresql://none", redis_url="redis://none"))
+log = logging.getLogger("worker.job")
+for number in range(1000):
+    log.warning("job.database_away run=%s", number)
+    log.warning("job.fenced run=%s attempt=1", number)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    lines = capfd.readouterr().err.splitlines()
+    assert sum("job.database_away" in line for line in lines) == logs.LINES_OF_AN_OUTAGE
+    assert sum("job.fenced" in line for line in lines) == 1000

@@ -128,6 +128,7 @@ class Doorbell(Worker):
         except (RedisError, OSError) as away:
             log.warning("doorbell.redis_away job=%s error=%r", member, away)
             await self._answer(run_of(member.encode()), lane)
+            await self.finish_job(member)
 
     def stop(self) -> None:
         """Pop no more, even if all slots are taken; what was popped goes on."""

@@ -10,10 +10,9 @@ from enum import StrEnum
 from typing import TypeVar
 
 import psutil
-from redis.asyncio import Redis
 
 from tests.faults.history import Breakage
-from tests.faults.house import House, Post
+from tests.faults.house import House, Post, PostgresNo, RedisNo
 
 Thing = TypeVar("Thing")
 
@@ -35,6 +34,8 @@ class Kind(StrEnum):
     FLUSH = "flush Redis"
     KILL_REDIS = "kill Redis"
     CRASH_POSTGRES = "crash PostgreSQL"
+    REDIS_NO = "have Redis say no"
+    POSTGRES_NO = "have PostgreSQL say no"
 
 
 A_MINUTE = {
@@ -52,6 +53,8 @@ A_MINUTE = {
     Kind.FLUSH: 0.5,
     Kind.KILL_REDIS: 0.5,
     Kind.CRASH_POSTGRES: 0.5,
+    Kind.REDIS_NO: 3,
+    Kind.POSTGRES_NO: 3,
 }
 """How often each is done; each at least once."""
 
@@ -122,6 +125,12 @@ class Vandal:
                 await self._disturb(fault)
             case Kind.FLUSH | Kind.KILL_REDIS | Kind.CRASH_POSTGRES:
                 await self._break_a_server(fault)
+            case Kind.REDIS_NO:
+                how = list(RedisNo)[int(fault.whom * len(RedisNo))]
+                await self._house.redis_says_no(how, fault.lasts(SHORT, self._lease_seconds))
+            case Kind.POSTGRES_NO:
+                how = list(PostgresNo)[int(fault.whom * len(PostgresNo))]
+                await self._house.postgres_says_no(how, fault.lasts(SHORT, self._lease_seconds))
             case _:
                 await self._end(fault)
 
@@ -185,9 +194,7 @@ class Vandal:
     async def _break_a_server(self, fault: Fault) -> None:
         match fault.kind:
             case Kind.FLUSH:
-                self._house.note(Breakage.FLUSHED, "redis")
-                async with Redis.from_url(self._house.redis.url()) as redis:
-                    await redis.flushall()
+                await self._house.flush_redis()
             case Kind.KILL_REDIS:
                 await self._house.kill_redis()
             case _:

@@ -40,6 +40,10 @@ class Breakage(StrEnum):
     """All of Redis is gone."""
     REDIS_KILLED = "redis killed"
     POSTGRES_CRASHED = "postgres crashed"
+    REDIS_SAID_NO = "redis said no"
+    """READONLY, OOM, MISCONF, LOADING: it answers, and does not do what it is asked for."""
+    POSTGRES_SAID_NO = "postgres said no"
+    """25006, 53300, 57P01."""
 
 
 NEWS_LOST = {Breakage.FLUSHED, Breakage.REDIS_KILLED}

@@ -16,10 +16,12 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 
 import psutil
 import psycopg
+from redis.asyncio import Redis
 
 from shared.embedded import PostgresServer, RedisServer
 from shared.failpoints import Action, Failpoint
@@ -56,6 +58,40 @@ TRAPS = {
 
 _BUSY = "SELECT pid FROM workers WHERE id IN (SELECT worker_id FROM runs WHERE status = 'running')"
 _KILLED_AT = re.compile(r"(?m)^(?P<at>\S+ \S+) .*failpoint\.reached name=(?P<name>\w+) action=kill pid=(?P<pid>\d+)$")
+
+
+class RedisNo(StrEnum):
+    """What Redis can say instead of doing what it is asked for."""
+
+    READONLY = "READONLY"
+    OOM = "OOM"
+    MISCONF = "MISCONF"
+    LOADING = "LOADING"
+
+
+class PostgresNo(StrEnum):
+    """What PostgreSQL can say."""
+
+    READ_ONLY = "25006"
+    TOO_MANY_CONNECTIONS = "53300"
+    ADMIN_SHUTDOWN = "57P01"
+
+
+ROLE = "relay"
+"""Who owns the database, and is no superuser: to these PostgreSQL does not say all that it says to others."""
+_TERMINATE = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{ROLE}'"
+POSTGRES_NOES: dict[PostgresNo, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    PostgresNo.READ_ONLY: (
+        ("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()"),
+        ("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()"),
+    ),
+    PostgresNo.TOO_MANY_CONNECTIONS: (
+        (f"ALTER ROLE {ROLE} CONNECTION LIMIT 0", _TERMINATE),
+        (f"ALTER ROLE {ROLE} CONNECTION LIMIT -1",),
+    ),
+    PostgresNo.ADMIN_SHUTDOWN: ((_TERMINATE,), (_TERMINATE,)),
+}
+"""How it begins and ends."""
 
 
 class Post:
@@ -125,7 +161,7 @@ class House:
     @property
     def database_url(self) -> str:
         """The database, past every link."""
-        return self.postgres.url()
+        return self.postgres.url().replace("postgres@", f"{ROLE}@")
 
     def note(self, kind: Breakage, what: str, pids: Iterable[int] = ()) -> Broken:
         """Note that something is broken."""
@@ -142,7 +178,11 @@ class House:
         try:
             self.postgres.start()
             self.postgres.ensure_database()
-            upgrade(self.postgres.url().replace("postgresql://", "postgresql+psycopg://"))
+            with psycopg.connect(self.postgres.url(), autocommit=True) as operator:
+                operator.execute(f"CREATE ROLE {ROLE} LOGIN")
+                operator.execute(f"ALTER DATABASE agent_relay OWNER TO {ROLE}")
+                operator.execute(f"ALTER SCHEMA public OWNER TO {ROLE}")
+            upgrade(self.database_url.replace("postgresql://", "postgresql+psycopg://"))
             self.redis.start()
             model = _start_model()
             assert model.stdout is not None
@@ -180,7 +220,7 @@ class House:
         for link in links.values():
             await link.open()
         environment = {
-            "DATABASE_URL": f"postgresql://postgres@127.0.0.1:{links['postgres'].port}/agent_relay?sslmode=disable",
+            "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{links['postgres'].port}/agent_relay?sslmode=disable",
             "REDIS_URL": f"redis://127.0.0.1:{links['redis'].port}/0",
             "AGENTS": ",".join(f"{agent}={path}" for agent, path in AGENTS.items()),
             "OPENAI_BASE_URL": f"{self.model_url}/v1",
@@ -259,6 +299,59 @@ class House:
             broken = self.note(Breakage.REDIS_KILLED, "redis")
             await asyncio.to_thread(self.redis.restart, kill=True)
             broken.until = time.time()
+
+    async def flush_redis(self) -> None:
+        """Have Redis forget everything."""
+        async with self._mending:
+            self.note(Breakage.FLUSHED, "redis")
+            async with Redis.from_url(self.redis.url()) as redis:
+                await redis.flushall()
+
+    async def redis_says_no(self, no: RedisNo, seconds: float) -> None:
+        """Have Redis refuse everything that writes, or everything, for so long; it forgets nothing."""
+        links = [post.links["redis"] for post in self.posts]
+        dump = self.redis.folder / "dump.rdb"
+        async with self._mending, Redis.from_url(self.redis.url()) as redis:
+            broken = self.note(Breakage.REDIS_SAID_NO, no)
+            match no:
+                case RedisNo.READONLY:
+                    await redis.replicaof("127.0.0.1", 1)
+                    await asyncio.sleep(seconds)
+                    await redis.replicaof("NO", "ONE")
+                case RedisNo.OOM:
+                    await redis.config_set("maxmemory", 1)
+                    await asyncio.sleep(seconds)
+                    await redis.config_set("maxmemory", 0)
+                case RedisNo.MISCONF:  # It cannot save where a folder is in the way.
+                    dump.mkdir()
+                    await redis.config_set("save", "3600 1")
+                    await redis.bgsave()
+                    await asyncio.sleep(seconds)
+                    await redis.config_set("save", "")
+                    dump.rmdir()
+                case RedisNo.LOADING:
+                    for link in links:
+                        link.say(b"LOADING Redis is loading the dataset in memory")
+                    await asyncio.sleep(seconds)
+                    for link in links:
+                        link.say(None)
+            broken.until = time.time()
+
+    async def postgres_says_no(self, no: PostgresNo, seconds: float) -> None:
+        """Have PostgreSQL take no writes, or no connections, for so long."""
+        begin, end = POSTGRES_NOES[no]
+        async with self._mending:
+            broken = self.note(Breakage.POSTGRES_SAID_NO, no)
+            await asyncio.to_thread(self._execute, begin)
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(self._execute, end)
+            broken.until = time.time()
+
+    def _execute(self, statements: Iterable[str]) -> None:
+        with psycopg.connect(self.postgres.url(), autocommit=True) as operator:
+            operator.execute("SET default_transaction_read_only = off")
+            for statement in statements:
+                operator.execute(statement)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     # What goes on all the time.
 

@@ -338,7 +338,15 @@ def _is_forgotten(history: History, run_id: str, entry_id: Id) -> bool:
 
 def gaps_are_told_only_of_what_was_lost(history: History) -> Found:
     """Who was told of a gap follows a run of which Redis forgot something, or could not be told."""
-    reasons = (*NEWS_LOST, Breakage.HELD_UP, Breakage.CUT, Breakage.REPLY_LOST, Breakage.FROZEN, Breakage.KILLED)
+    reasons = (
+        *NEWS_LOST,
+        Breakage.REDIS_SAID_NO,
+        Breakage.HELD_UP,
+        Breakage.CUT,
+        Breakage.REPLY_LOST,
+        Breakage.FROZEN,
+        Breakage.KILLED,
+    )
     for reader in history.readers:
         created = history.changes_of[reader.run_id][0].at
         for piece in reader.pieces:
@@ -456,6 +464,7 @@ def refusals_have_a_reason(history: History) -> Found:
     """The service never answers 500, and 503 only while PostgreSQL, or the way to it, is in trouble."""
     reasons = (
         Breakage.POSTGRES_CRASHED,
+        Breakage.POSTGRES_SAID_NO,
         Breakage.CUT,
         Breakage.HELD_UP,
         Breakage.REPLY_LOST,

@@ -65,14 +65,13 @@ class Link:
         """Have the next request with this word done, and the connection cut before the server can say so."""
         self._doomed.append(word)
 
-    def say(self, error: bytes) -> None:
-        """Answer each command to Redis with this error from now on, and have none of them done."""
-        self._says = b"-" + error + b"\r\n"
+    def say(self, error: bytes | None) -> None:
+        """Answer each command to Redis with this error from now on, and have none of them done; None to stop it."""
+        self._says = error and b"-" + error + b"\r\n"
 
     def forgive(self) -> None:
-        """Lose no more replies, and say nothing."""
+        """Lose no more replies."""
         self._doomed.clear()
-        self._says = None
 
     def lead_to(self, server: Path | int) -> None:
         """Lead new connections to another server; the old ones stay where they are."""

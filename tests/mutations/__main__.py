@@ -26,6 +26,7 @@ from tests.mutations import (
     network,
     queue,
     recovery,
+    refusals,
     relay,
     webhooks,
 )
@@ -35,6 +36,7 @@ LAWS = (
     relay,
     queue,
     recovery,
+    refusals,
     admission,
     idempotency,
     batches,
