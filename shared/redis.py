@@ -59,7 +59,8 @@ _RENEWS = {"READONLY", "UNBLOCKED", "MASTERDOWN"}
 """New connections may lead to another server; all old ones hear the same."""
 _ORDINARY = {"NOSCRIPT"}
 """What the service meets in its ordinary work."""
-_CODE = re.compile(r"[A-Z]{2,}(?= |$)")
+_CODE = re.compile(r"(?:ERR user_script:\d+: )?-?([A-Z]{2,})(?= |$)")
+"""The first word; Valkey puts the place in a script before it."""
 
 
 def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> Any:
@@ -80,7 +81,7 @@ def connect_few(settings: Settings, connections: int) -> Redis:
 
 def is_wrong_type(error: object) -> bool:
     """Tell whether Redis refused a command because its key holds something else: a list where a stream should be."""
-    return isinstance(error, ResponseError) and str(error).startswith("WRONGTYPE")
+    return isinstance(error, ResponseError) and "WRONGTYPE" in {getattr(error, "code", ""), str(error).split(" ")[0]}
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
@@ -113,7 +114,7 @@ class _Parser(_AsyncHiredisParser):
     def parse_error(self, response: str) -> Exception:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Make an exception of an error, and note its first word in `code`."""
         error: Any = super().parse_error(response)
-        code = found[0] if (found := _CODE.match(response)) else "ERR"
+        code = found[1] if (found := _CODE.match(response)) else "ERR"
         error.code = code
         if code not in _ORDINARY:
             server_error(Server.REDIS, code)

@@ -573,6 +573,10 @@ SAID = {
     "DENIED Redis is running in protected mode": Trouble.NOT_PERMITTED,
     "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)": Trouble.READ_ONLY,
     "ERR max number of clients reached": Trouble.TOO_MANY_CONNECTIONS,
+    "ERR user_script:31: READONLY You can't write against a read only replica. script: on @user_script:31.": (
+        Trouble.READ_ONLY
+    ),
+    "OOM command not allowed when used memory > 'maxmemory'. script: 5f2e, on @user_script:3.": Trouble.OUT_OF_MEMORY,
     "ERR unknown command 'BZMPOP'": None,
     "WRONGTYPE Operation against a key holding the wrong kind of value": None,
 }
