@@ -636,8 +636,8 @@ from shared.settings import Settings
 logs.configure(Settings(database_url="postgresql://none", redis_url="redis://none"))
 log = logging.getLogger("worker.job")
 for number in range(1000):
-    log.warning("job.database_away run=%s", number)
-    log.warning("job.fenced run=%s attempt=1", number)
+    log.warning("job.database_away run_id=%s", number)
+    log.warning("job.fenced run_id=%s attempt=1", number)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
