@@ -330,5 +330,25 @@ async def test_streams_go_on_over_garbage_in_the_log_of_a_run(service: Service, 
     assert "Traceback" not in api.log.read_text() + worker.log.read_text()
 
 
+async def test_a_batch_is_followed_over_garbage_on_its_channel(service: Service, redis: Redis) -> None:
+    api = service.api()
+    service.worker()
+    async with Client(api.url) as client:
+        items = [{"custom_id": str(number), "query": "tick 1"} for number in range(3)]
+        batch = (await client.http.post("/batches", json={"agent_type": "slow", "items": items})).json()
+        url = f"/batches/{batch['id']}/results?follow=true"
+        async with client.http.stream("GET", url) as response:
+            lines = response.aiter_lines()
+            first = await anext(lines)
+            for garbage in NO_IDS:
+                await redis.publish(DEFAULT.batch(UUID(batch["id"])), garbage)
+            rest = [line async for line in lines if line]
+
+    assert "counts" in first or "cursor" in first
+    assert sum('"cursor"' in line for line in [first, *rest]) == len(items)
+    assert '"completed"' in rest[-1]
+    assert "Traceback" not in api.log.read_text()
+
+
 def _stands(log: Any, words: str) -> bool:
     return words in log.read_text()
