@@ -67,7 +67,7 @@ class Connection:
             base_url=caller.url + API,
             headers={"X-API-Key": caller.key, "X-User-ID": caller.user_id, "Accept-Encoding": "identity"},
             timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS),
-            verify=caller.url.startswith("https:"),  # To load the certificates takes a while.
+            verify=httpx.URL(caller.url).scheme == "https",  # To load the certificates takes a while.
         )
         self._host = caller.host
         self._tell = tell
