@@ -6,6 +6,7 @@ import logging
 from types import FrameType
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 
 from api.access_log import AccessLog
@@ -14,6 +15,7 @@ from api.connections import Connections, limit_of_connections
 from api.protocol import patient_protocol
 from shared import failpoints, logs
 from shared.settings import read
+from shared.versions import refuse_old_servers
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ def main() -> None:
     """Serve."""
     settings = read()
     logs.configure(settings)
+    uvloop.run(refuse_old_servers(settings))
     if not settings.api_keys:
         log.info("api.keys_from_database: API_KEYS is not set; `python -m api.keys create TENANT` makes a key")
     failpoints.arm(settings.failpoints)

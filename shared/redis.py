@@ -209,7 +209,7 @@ class _Masters:
 
     async def _ask(self, sentinel: dict[str, Any]) -> tuple[str, int] | None:
         kind = SSLConnection if self._tls else Connection
-        async with Redis(connection_pool=ConnectionPool(connection_class=kind, **sentinel)) as client:
+        async with Redis.from_pool(ConnectionPool(connection_class=kind, **sentinel)) as client:
             try:
                 asked = cast("Awaitable[list[bytes] | None]", client.sentinel_get_master_addr_by_name(self._service))
                 address = await asked

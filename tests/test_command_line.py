@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncGenerator
@@ -20,6 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import psycopg
 import pytest
+import trustme
 
 from tests.client import Client
 from tests.command import Terminal, batches_of, lines_of, outputs_of
@@ -232,6 +234,23 @@ async def test_later_is_waited_for_and_a_stream_without_its_end_resumed(terminal
     assert gets == [("GET", ""), ("GET", "1")]
     assert "429" in ended.told
     assert "503" in ended.told
+
+
+@pytest.mark.parametrize("scheme", ["https", "HTTPS", "Https"])
+async def test_certificates_are_checked_however_the_scheme_is_written(terminal: Terminal, scheme: str) -> None:
+    Stub.asked = []
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stub) as stub:
+        stub.socket = context.wrap_socket(stub.socket, server_side=True)
+        Thread(target=stub.serve_forever, daemon=True).start()
+        terminal.url = f"{scheme}://127.0.0.1:{stub.server_port}"
+        ended = await terminal.run("ask", "hello", "--agent", "echo", "--patience", "0.1")
+        stub.shutdown()
+
+    assert ended.status != 0
+    assert "certificate" in ended.told.lower()
+    assert Stub.asked == []  # And so nobody has the key.
 
 
 class Full(BaseHTTPRequestHandler):

@@ -1,244 +1,244 @@
-"""The ways to the servers: over each of them the whole service answers, whichever process reads the setting."""
+"""Peers that leave something unfinished, or send without end, against a real API process."""
 
 from __future__ import annotations
 
-import re
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, cast
-from urllib.parse import quote
+import asyncio
+import json
+import resource
+import socket
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import ExitStack, suppress
 
-import psycopg
+import httpx
+import psutil
 import pytest
-import trustme
-from psycopg import sql
-from redis import Redis, RedisError
 
-from shared.embedded import PostgresServer
-from shared.embedded.account import hand_over
-from shared.migrations.upgrade import upgrade
-from shared.redis import connect
-from shared.settings import Settings
-from tests.client import Client, names, texts
-from tests.debian import DebianRedis, PgBouncer, TcpPostgres, certify, free_port
+from tests.client import Client
 from tests.eventually import eventually
-from tests.service import Running, Service, serving
+from tests.service import KEYS, Running, Service, serving
 
-USER, PASSWORD = "relay", "p@ss/w%rd:+ ü#?&=\\'"
-REDIS_PASSWORD = "p@ss/w%rd:+ü#?&="
-"""Without a space or a quotation mark, which mean something else in a file of Redis."""
-ENCODED = quote(PASSWORD, safe="")
-
-ODD_DEFAULTS = {
-    "DateStyle": "SQL, DMY",
-    "TimeZone": "Asia/Kathmandu",
-    "IntervalStyle": "sql_standard",
-    "bytea_output": "escape",
-    "default_transaction_isolation": "serializable",
-    "default_transaction_read_only": "on",
-    "standard_conforming_strings": "off",
-    "client_encoding": "LATIN1",
-    "search_path": "relay, public",
-    "lock_timeout": "30s",
+FILES = 400
+"""The limit of open files of the process under test."""
+POST = b"POST /api/v1/runs HTTP/1.1\r\nHost: relay\r\nX-API-Key: key-of-acme\r\n"
+USER = b"X-User-ID: 00000000-0000-4000-8000-000000000001\r\nContent-Type: application/json\r\n"
+UNFINISHED = {
+    "nothing": b"",
+    "half a request line": b"GET /heal",
+    "half a head": b"GET /health/live HTTP/1.1\r\nHost: relay\r\nX-Long: ",
+    "half a body": POST + USER + b'Content-Length: 5000\r\n\r\n{"query": ',
+    "half a chunk": POST + USER + b'Transfer-Encoding: chunked\r\n\r\n20\r\n{"query": ',
+    "half a chunk extension": POST + USER + b"Transfer-Encoding: chunked\r\n\r\n20;name=val",
+    "half the trailers": POST + USER + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-One: 1\r\n",
+    "half a batch": b"POST /api/v1/batches HTTP/1.1\r\nHost: relay\r\nX-API-Key: key-of-acme\r\n"
+    + USER
+    + b'Content-Length: 500000\r\n\r\n{"agent_type": "echo", "items": [{"custom_id": "1", ',
+    "a second request's half head": b"GET /health/live HTTP/1.1\r\nHost: relay\r\n\r\nGET /health/live HTTP/1.1\r\nHo",
+    "a body after its answer": b"POST /nowhere HTTP/1.1\r\nHost: relay\r\nContent-Length: 100000\r\n\r\nxx",
 }
 
 
-async def answers(service: Service) -> tuple[Running, Running]:
-    """Start both halves, and have a run answered, streamed, read again and cancelled."""
-    api, worker = service.api(), service.worker()
-    async with Client(api.url) as client:
-        thread_id = await client.thread("echo")
-        events = await client.stream("zażółć 🙂 once", thread_id=thread_id)
-        assert (names(events)[0], names(events)[-1]) == ("message_created", "done")
-        assert texts(events)[-1] == "You said: zażółć 🙂 once"
-        run = await client.ended(events[0]["run_id"])
-        assert run["status"] == "succeeded"
-        assert run["created_at"].endswith("Z")  # In UTC, whatever the role's time zone.
-        assert [message["role"] for message in await client.messages(thread_id)] == ["user", "assistant"]
-        slow = await client.run("60 seconds", agent_type="slow")
-        async with client.following(slow["id"]) as stream:
-            async for event in stream:
-                if event["event"] == "text_delta":
-                    await client.http.post(f"/runs/{slow['id']}/cancel")
-        assert (await client.ended(slow["id"]))["status"] == "cancelled"
-    return api, worker
+def _open(api: Running, said: bytes = b"") -> socket.socket:
+    port = int(api.url.rpartition(":")[2])
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
+    if said:
+        connection.sendall(said)
+    return connection
+
+
+def _read_all(connection: socket.socket) -> bytes:
+    received = b""
+    while True:
+        try:
+            some = connection.recv(65_536)
+        except ConnectionResetError:
+            return received
+        if not some:
+            return received
+        received += some
+
+
+def _problem(answer: bytes) -> dict[str, object]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head, answer
+    assert b"x-request-id" in head.lower(), answer
+    return json.loads(body)
 
 
 @pytest.fixture(scope="module")
-def tcp_postgres() -> Iterator[TcpPostgres]:
-    """PostgreSQL on TCP, with a role whose defaults are odd and a schema of its own beside another program's tables."""
-    with TcpPostgres() as server:
-        prepare(server)
-        upgrade(url_of(server))
-        yield server
+def api(
+    new_database: Callable[[], str], new_redis: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """An API process that is quick to give up."""
+    with serving(new_database(), new_redis(), tmp_path_factory.mktemp("service")) as service:
+        yield service.api(REQUEST_SECONDS="1")
 
 
-def prepare(server: PostgresServer) -> None:
-    """Make the database, the role and its schema."""
-    server.ensure_database()
-    with psycopg.connect(server.url(), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE ROLE relay LOGIN PASSWORD {}").format(PASSWORD))
-        for name, value in ODD_DEFAULTS.items():
-            connection.execute(
-                sql.SQL("ALTER ROLE relay SET {} TO {}").format(
-                    sql.SQL(name), sql.SQL(value) if name == "search_path" else sql.Literal(value)
-                )
-            )
-        connection.execute("CREATE SCHEMA relay AUTHORIZATION relay")
-        connection.execute("CREATE TABLE alembic_version (version_num text); GRANT ALL ON alembic_version TO relay")
-        connection.execute("INSERT INTO alembic_version VALUES ('of-another-program')")
-        connection.execute("CREATE TABLE runs (of_another_program text)")
+@pytest.mark.parametrize("said", UNFINISHED.values(), ids=UNFINISHED)
+def test_what_is_left_unfinished_ends(api: Running, said: bytes) -> None:
+    with _open(api, said) as connection:
+        _read_all(connection)
+        assert httpx.get(f"{api.url}/health/live").is_success
 
 
-def url_of(server: TcpPostgres | PgBouncer, **parameters: str) -> str:
-    """Name the database by way of TCP."""
-    query = "&".join(f"{name}={value}" for name, value in parameters.items())
-    return f"postgresql://{USER}:{ENCODED}@127.0.0.1:{server.port}/agent_relay?{query}"
+@pytest.mark.parametrize("phase", ["half a head", "half a body", "half the trailers"])
+def test_a_request_that_arrives_too_slowly_is_answered_with_408(api: Running, phase: str) -> None:
+    with _open(api, UNFINISHED[phase]) as connection:
+        answer = _read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert _problem(answer)["code"] == "request_timeout"
 
 
-async def test_a_role_with_odd_defaults_an_odd_password_and_a_schema_of_its_own(
-    tcp_postgres: TcpPostgres, redis_url: str, tmp_path: Path
-) -> None:
-    with serving(url_of(tcp_postgres), redis_url, tmp_path) as service:
-        _, worker = await answers(service)
-        assert worker.terminate() == 0
-    with psycopg.connect(tcp_postgres.url(), autocommit=True) as connection:
-        assert connection.execute("SELECT version_num FROM public.alembic_version").fetchall() == [
-            ("of-another-program",)
-        ]
-        assert connection.execute("SELECT count(*) FROM relay.runs WHERE finished_at IS NOT NULL").fetchone() == (2,)
+def test_a_head_that_drips_does_not_live_longer(api: Running) -> None:
+    with _open(api, b"GET / HTTP/1.1\r\n") as connection:
+        connection.settimeout(0.2)
+        for _ in range(200):
+            try:
+                connection.sendall(b"X-A: b\r\n")
+                if b"408" in connection.recv(100):
+                    return
+            except TimeoutError:
+                continue
+            except OSError:
+                return
+    raise AssertionError("The head was still read after 40 seconds.")
 
 
-async def test_a_search_path_in_the_url(new_database: Callable[[], str], redis_url: str, tmp_path: Path) -> None:
-    url = new_database()
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("CREATE SCHEMA second")
-    second = f"{url}&options=-csearch_path%3Dsecond%20-cstatement_timeout%3D1min&application_name=mine"
-    upgrade(second)
-    with serving(second, redis_url, tmp_path) as service:
-        await answers(service)
-        with psycopg.connect(url, autocommit=True) as connection:
-            assert connection.execute("SELECT count(*) FROM public.runs").fetchone() == (0,)
-            assert connection.execute("SELECT count(*) FROM second.runs").fetchone() == (2,)
-            ours = "SELECT count(*) > 2 FROM pg_stat_activity WHERE application_name = 'mine'"
-            assert connection.execute(ours).fetchone() == (True,)
+async def test_a_slow_body_that_moves_is_read(api: Running) -> None:
+    async def body() -> AsyncGenerator[bytes]:
+        yield b'{"agent_type": "echo", "query": "'
+        for _ in range(8):
+            yield b"x" * 2000
+            await asyncio.sleep(0.5)
+        yield b'"}'
+
+    async with Client(api.url) as client:
+        headers = {"Content-Type": "application/json"}
+        response = await client.http.post("/runs", content=body(), headers=headers)
+    assert response.status_code == httpx.codes.UNPROCESSABLE_ENTITY  # No worker has registered an agent.
 
 
-@pytest.mark.parametrize("written", ["{user}@{hosts}/agent_relay?", "{user}@/agent_relay?host={first}&host={second}&"])
-async def test_of_several_hosts_the_one_that_can_be_written_to_is_taken(
-    tcp_postgres: TcpPostgres, redis_url: str, tmp_path: Path, written: str
-) -> None:
-    with TcpPostgres(default_transaction_read_only="on") as read_only:
-        for server, database in ((read_only, "postgres"), (tcp_postgres, "agent_relay")):
-            with psycopg.connect(server.url(database), options="-cdefault_transaction_read_only=off") as connection:
-                connection.execute(
-                    sql.SQL("DROP ROLE IF EXISTS plain; CREATE ROLE plain LOGIN PASSWORD {}").format(PASSWORD)
-                )
-                if server is tcp_postgres:
-                    connection.execute("GRANT relay TO plain; ALTER ROLE plain SET search_path TO relay")
-        first, second = f"127.0.0.1:{read_only.port}", f"localhost:{tcp_postgres.port}"
-        user = f"plain:{ENCODED}"
-        url = "postgresql://" + written.format(user=user, hosts=f"{first},{second}", first=first, second=second)
-        with serving(f"{url}target_session_attrs=read-write", redis_url, tmp_path) as service:
-            await answers(service)
+def test_endless_trailers_are_refused_and_never_become_headers(api: Running) -> None:
+    with _open(api, POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n") as connection:
+        before = psutil.Process(api.process.pid).memory_info().rss
+        line = b"X-User-ID: 00000000-0000-4000-8000-000000000001\r\n" * 1000
+        with suppress(OSError):
+            for _ in range(400):
+                connection.sendall(line)
+        answer = _read_all(connection)
+    assert not answer or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))
+    assert psutil.Process(api.process.pid).memory_info().rss - before < 16 << 20
 
 
-@pytest.mark.parametrize("mode", ["session", "transaction"])
-async def test_by_way_of_pgbouncer(tcp_postgres: TcpPostgres, redis_url: str, tmp_path: Path, mode: str) -> None:
-    with PgBouncer(tcp_postgres, tcp_postgres.port, mode, USER, PASSWORD) as pooler:
-        upgrade(url_of(pooler))
-        small = {"DATABASE_POOL_SIZE": "2"} if mode == "session" else {}
-        with serving(url_of(pooler), redis_url, tmp_path, small) as service:
-            processes = await answers(service)
-            for running in processes:
-                running.terminate()
-                assert not re.search("prepared statement|Traceback|ERROR", running.log.read_text())
-    with psycopg.connect(tcp_postgres.url(), autocommit=True) as connection:
-        assert connection.execute("SELECT count(*) FROM relay.workers WHERE ended_at IS NULL").fetchone() == (0,)
+def test_a_key_in_a_trailer_opens_nothing(api: Running) -> None:
+    request = (
+        b"POST /api/v1/threads HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n"
+        + USER
+        + b'Transfer-Encoding: chunked\r\n\r\n15\r\n{"agent_type":"echo"}\r\n0\r\nX-API-Key: key-of-acme\r\n\r\n'
+    )
+    with _open(api, request) as connection:
+        assert _read_all(connection).startswith(b"HTTP/1.1 401")
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (POST + USER + b"Transfer-Encoding: chunked\r\n\r\n5;", b"a=b;" * 4096),
+        (POST + USER + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-One: ", b"x" * 16_384),
+        (b"GET /", b"x" * 16_384),
+        (b"GET / HTTP/1.1\r\nX: ", b"x" * 16_384),
+    ],
+    ids=["chunk extension", "trailer", "request line", "header"],
+)
+def test_nothing_is_read_without_end(api: Running, begin: bytes, more: bytes) -> None:
+    with _open(api, begin) as connection:
+        before = psutil.Process(api.process.pid).memory_info().rss
+        sent = 0
+        with suppress(OSError):
+            while sent < 64 << 20:
+                connection.sendall(more)
+                sent += len(more)
+        assert sent < 64 << 20
+    assert psutil.Process(api.process.pid).memory_info().rss - before < 16 << 20
+
+
+def test_pipelined_requests_are_answered_up_to_a_limit(api: Running) -> None:
+    with _open(api, b"GET /health/live HTTP/1.1\r\nHost: relay\r\n\r\n" * 1000) as connection:
+        answer = _read_all(connection)
+    assert 1 <= answer.count(b"HTTP/1.1 200 OK") <= 20
+    assert answer.count(b"HTTP/1.1") == answer.count(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize("upgrade", [b"websocket", b"h2c", b"nonsense"])
+def test_an_upgrade_is_answered_as_the_request_it_is(api: Running, upgrade: bytes) -> None:
+    head = b"GET /health/live HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: " + upgrade + b"\r\n\r\n"
+    with _open(api, head + b"\x00\xff" * 100) as connection:
+        answer = _read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 OK")
+    assert b"connection: close" in answer
+
+
+@pytest.mark.parametrize("head", [b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\nA b: c\r\n\r\n", b"\x16\x03\x01\x02\x00"])
+def test_what_is_not_http_is_a_problem_document(api: Running, head: bytes) -> None:
+    with _open(api, head) as connection:
+        answer = _read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert _problem(answer)["code"] == "malformed_request"
+
+
+def test_a_head_over_the_limit_is_a_problem_document(api: Running) -> None:
+    with _open(api, b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000) as connection:
+        answer = _read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert _problem(answer)["code"] == "head_too_large"
+
+
+def test_refusals_do_not_flood_the_log(service: Service) -> None:
+    api = service.api()
+    for _ in range(300):
+        with _open(api, b"NONSENSE\r\n\r\n"):
+            pass
+    eventually(lambda: "malformed_request=" in api.log.read_text())
+    assert api.log.read_text().count("connections.refused") < 10
 
 
 @pytest.fixture
-def tls() -> Iterator[dict[str, Path]]:
-    """A certificate of an authority that nobody else knows, for this machine."""
-    with tempfile.TemporaryDirectory(prefix="agent-relay-", dir="/tmp") as folder:
-        hand_over(Path(folder))
-        yield certify(trustme.CA(), Path(folder), "localhost", "127.0.0.1")
+def crowded(service: Service) -> Iterator[tuple[Running, list[socket.socket]]]:
+    """An API process with few files, and more connections that say nothing than it has files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    running = service.begin("tests.few_files", str(FILES), PORT="0", REQUEST_SECONDS="600")
+    running.url = running.await_line(r"Uvicorn running on (http://\S+)")[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    try:
+        with ExitStack() as stack:
+            yield running, [stack.enter_context(_open(running)) for _ in range(FILES * 3)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-async def test_tls_to_both_servers_whose_authority_is_our_own(tls: dict[str, Path], tmp_path: Path) -> None:
-    acl = f"user {USER} on >{REDIS_PASSWORD} ~* &* +@all"
-    with TcpPostgres(tls=tls) as postgres, DebianRedis("user default off", acl, tls=tls) as redis:
-        prepare(postgres)
-        verified = url_of(postgres, sslmode="verify-full", sslrootcert=str(tls["authority"]))
-        upgrade(verified)
-        secured = f"rediss://{USER}:{quote(REDIS_PASSWORD, safe='')}@localhost:{redis.port}"
-        with serving(verified, f"{secured}/3?ssl_ca_certs={tls['authority']}", tmp_path) as service:
-            await answers(service)
-        client = Redis.from_url(f"{secured}/3", ssl_cert_reqs="none")
-        assert client.keys("agent-relay:*")
-        for unknown in (
-            f"{secured}/3",
-            f"{secured.replace('localhost', '127.0.0.2')}/3?ssl_ca_certs={tls['authority']}",
-        ):
-            with pytest.raises(RedisError, match=r"certificate verify failed"):
-                await connect(Settings(database_url=verified, redis_url=unknown)).ping()
+def test_silent_connections_keep_nobody_out(crowded: tuple[Running, list[socket.socket]]) -> None:
+    api, _ = crowded
+    headers = {"X-API-Key": KEYS["acme"], "X-User-ID": "00000000-0000-4000-8000-000000000001"}
+    for _ in range(20):
+        began = time.monotonic()
+        assert httpx.get(f"{api.url}/health/live", timeout=10).is_success
+        assert httpx.get(f"{api.url}/api/v1/agents", headers=headers, timeout=10).is_success
+        assert time.monotonic() - began < 10
+    eventually(lambda: "silent=" in api.log.read_text())
+    assert "Too many open files" not in api.log.read_text()
 
 
-def _client(server: DebianRedis) -> Redis:
-    return Redis(port=server.port, password="secret", ssl=True, ssl_cert_reqs="none", socket_timeout=5)
-
-
-def _watched(sentinel: DebianRedis) -> dict[str, Any]:
-    """What a Sentinel says of the master."""
-    with _client(sentinel) as client:
-        return cast("dict[str, Any]", client.sentinel_master("relay"))
-
-
-def _role(server: DebianRedis) -> str:
-    with _client(server) as client:
-        return client.info("replication")["role"]
-
-
-def _ours(server: DebianRedis) -> list[Any]:
-    """Our connections to a server."""
-    with _client(server) as client:
-        return [each for each in client.client_list() if each["db"] == "2"]
-
-
-async def test_the_master_is_followed_where_sentinels_say_it_is(
-    database_url: str, tls: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_full_process_refuses_with_a_reason_and_answers_about_its_health(service: Service) -> None:
+    api = service.api(MAX_CONNECTIONS="3", REQUEST_SECONDS="600")
+    waiting = POST + USER + b"Content-Length: 5000\r\n\r\n"
     with ExitStack() as stack:
-        common = ("requirepass secret", "masterauth secret", "repl-ping-replica-period 1")
-        master = stack.enter_context(DebianRedis(*common, tls=tls))
-        replica = stack.enter_context(DebianRedis(*common, f"replicaof 127.0.0.1 {master.port}", tls=tls))
-        watched = (
-            f"sentinel monitor relay 127.0.0.1 {master.port} 2",
-            "sentinel auth-pass relay secret",
-            "sentinel down-after-milliseconds relay 1000",
-            "sentinel failover-timeout relay 5000",
-            "requirepass secret",
-        )
-        sentinels = [stack.enter_context(DebianRedis(*watched, sentinel=True, tls=tls)) for _ in range(3)]
-        hosts = ",".join(f"127.0.0.1:{port}" for port in (free_port(), *(each.port for each in sentinels)))
-        url = f"rediss+sentinel://:secret@{hosts}/relay?db=2&ssl_ca_certs={tls['authority']}"
-        with serving(database_url, url, tmp_path) as service:
-            api, worker = await answers(service)
-            eventually(lambda: all(int(_watched(each)["num-other-sentinels"]) == 2 for each in sentinels))
-            eventually(lambda: all(int(_watched(each)["num-slaves"]) == 1 for each in sentinels))
-            master.pause()
-            eventually(lambda: all(int(_watched(each)["port"]) == replica.port for each in sentinels))
-            master.resume()  # It still takes itself for the master, until the Sentinels tell it.
-            async with Client(api.url) as client:
-                events = await client.stream("once more", agent_type="echo")
-                assert texts(events)[-1] == "You said: once more"
-                assert names(events)[-1] == "done"
-            eventually(lambda: _role(master) == "slave")
-            async with Client(api.url) as client:
-                events = await client.stream("and again", agent_type="echo")
-                assert texts(events)[-1] == "You said: and again"
-            eventually(lambda: not _ours(master))
-            assert len(_ours(replica)) >= 5
-            assert worker.terminate() == 0
+        for _ in range(3):
+            stack.enter_context(_open(api, waiting + b"{"))
+        with _open(api, b"GET /api/v1/agents HTTP/1.1\r\nHost: relay\r\n\r\n") as connection:
+            answer = _read_all(connection)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: 1" in answer.lower()
+        assert _problem(answer)["code"] == "too_many_connections"
+        assert httpx.get(f"{api.url}/health/live").is_success
+    eventually(lambda: httpx.get(f"{api.url}/api/v1/agents").status_code == 401)

@@ -14,6 +14,7 @@ import uvloop
 from shared.clock import new_id
 from shared.failures import DEAD, FailureCode
 from shared.settings import read
+from shared.versions import refuse_old_servers
 from worker import dead_letters, parent
 from worker.process import work
 
@@ -51,10 +52,12 @@ def main() -> None:
             parser.error("--code goes with --all")
         case "requeue":
             uvloop.run(dead_letters.requeue_some(settings, arguments.run_ids, arguments.deadline))
-        case _ if arguments.processes:
-            parent.keep(settings, arguments.processes)
         case _:
-            work(settings, new_id(), metrics_ports=[settings.metrics_port] if settings.metrics_port else [])
+            uvloop.run(refuse_old_servers(settings))
+            if arguments.processes:
+                parent.keep(settings, arguments.processes)
+            else:
+                work(settings, new_id(), metrics_ports=[settings.metrics_port] if settings.metrics_port else [])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from shared.database import parameters_of, settle
 from shared.servers import Postgres
+from shared.versions import OLDEST_POSTGRES
 
 _LOCK = 7_270_201  # Any constant: whoever upgrades this database takes the same advisory lock.
 
@@ -39,9 +40,12 @@ def _settle(driver: Any, _: Any) -> None:
 
 def _schema(connection: Connection) -> str:
     """Find out where the tables go; the search path says it."""
-    encoding, schema, path = connection.execute(
-        text("SELECT current_setting('server_encoding'), current_schema(), current_setting('search_path')")
+    version, encoding, schema, path = connection.execute(
+        text("""SELECT current_setting('server_version_num')::int / 10000, current_setting('server_encoding'),
+            current_schema(), current_setting('search_path')""")
     ).one()
+    if version < OLDEST_POSTGRES:
+        raise SystemExit(f"agent-relay needs PostgreSQL {OLDEST_POSTGRES} or newer; found {version}.")
     if encoding != "UTF8":
         raise SystemExit(
             f"The database of DATABASE_URL is encoded in {encoding}; it must be UTF8 to hold all texts. "
