@@ -1,17 +1,34 @@
 """How processes write their logs: a line an event, `noun.verb key=value`, so that the verb can be searched for.
 
+The log has a descriptor of its own, a copy of standard error: what closes or replaces standard error or its Python
+object does not reach it. A line for which a full pipe has no room is dropped and counted; nothing waits for a reader.
+
 A line ends with what it is about, as far as that is known: `request_id`, `run_id`, `batch_id`, `worker_id`.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import re
-import sys
+import resource
+import select
+import threading
 import time
 from contextvars import ContextVar
 
 from shared.settings import Settings
+
+OURS = ("api", "worker", "shared")
+FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+PIPE_BYTES = select.PIPE_BUF
+"""A pipe that is ready has room for so much."""
+PATIENCE_MS = 200
+"""How long the first line that finds a pipe full waits for its reader; those after it do not wait."""
+LOWEST_DESCRIPTOR = 500
+"""Above what code is likely to close that closes what it did not open."""
+
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that is being answered."""
@@ -72,11 +89,88 @@ class _Lines(logging.Formatter):
         return line + said
 
 
+class Stream:
+    """Standard error as it was when the process began."""
+
+    def __init__(self) -> None:
+        lowest = min(LOWEST_DESCRIPTOR, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        self._descriptor = fcntl.fcntl(2, fcntl.F_DUPFD_CLOEXEC, lowest)
+        self._ready = select.poll()
+        self._ready.register(self._descriptor, select.POLLOUT)
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+        self._dropped = 0
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def write(self, text: str) -> None:
+        """Write a line, or drop it."""
+        with self._lock:
+            if self._dropped:
+                text = f"{self._dropped} lines were dropped: nobody read the log.\n{text}"
+            data = text.encode(errors="backslashreplace")
+            for start in range(0, len(data), PIPE_BYTES):
+                if not self._ready.poll(0 if self._dropped else PATIENCE_MS):
+                    self._dropped += 1
+                    return
+                os.write(self._descriptor, data[start : start + PIPE_BYTES])
+            self._dropped = 0
+
+    def flush(self) -> None:
+        """Do nothing: nothing is held back."""
+
+    def _renew_lock(self) -> None:
+        self._lock = threading.Lock()
+
+
+class _Log:
+    """The log of this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.stream = Stream()
+        self.level = logging.getLevelNamesMapping()[settings.log_level]
+        self.handler = logging.StreamHandler(self.stream)
+        self.handler.addFilter(_Outages())
+        self.handler.setFormatter(_Lines(FORMAT))
+
+
+_log: _Log | None = None
+
+
 def configure(settings: Settings) -> None:
     """Write to standard error; libraries speak from WARNING on."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(_Outages())
-    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    for ours in ("api", "worker", "shared"):
-        logging.getLogger(ours).setLevel(settings.log_level)
+    global _log  # noqa: PLW0603  (there is one log a process)
+    try:
+        _log = _log or _Log(settings)
+    except OSError:
+        return  # There is nothing to write to.
+    logging.basicConfig(handlers=[_log.handler], level=logging.WARNING, force=True)
+    put_back()
+
+
+def put_back() -> bool:
+    """Have our lines written again, whatever was done to `logging`; tells whether that was needed."""
+    if _log is None:
+        return False
+    disturbed = logging.root.manager.disable >= _log.level
+    if disturbed:
+        logging.disable(logging.NOTSET)
+    for name in OURS:
+        logger = logging.getLogger(name)
+        if logger.handlers != [_log.handler] or logger.level != _log.level or logger.propagate:
+            disturbed = True
+            logger.handlers = [_log.handler]
+            logger.setLevel(_log.level)
+            logger.propagate = False
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and logger.disabled and name.partition(".")[0] in OURS:
+            disturbed = True
+            logger.disabled = False
+    return disturbed
+
+
+def stream() -> Stream | None:
+    """Where the log is written to, once it is configured."""
+    return _log and _log.stream

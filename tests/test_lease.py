@@ -72,7 +72,12 @@ async def test_a_beat_brings_the_wish_to_cancel_also_without_redis(stage: Stage,
     stopped: list[Stop] = []
     roster = Roster(stage.database, cast("Lanes", None), 2)
     with roster.taking(run_id):
-        roster.begin(cast("Attempt", SimpleNamespace(claimed=SimpleNamespace(run_id=run_id), stop=stopped.append)))
+        roster.begin(
+            cast(
+                "Attempt",
+                SimpleNamespace(claimed=SimpleNamespace(run_id=run_id, agent_type="echo"), stop=stopped.append),
+            )
+        )
 
         await cancel(stage.database, run_id)
 

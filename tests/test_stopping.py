@@ -93,7 +93,12 @@ def test_a_run_that_is_being_claimed_as_its_worker_stops_is_given_back(stage: St
     roster, run_id = Roster(stage.database, cast("Lanes", None), 2), new_id()
     with roster.taking(run_id):
         roster.stop_all(Stop.STOPPING)
-        roster.begin(cast("Attempt", SimpleNamespace(claimed=SimpleNamespace(run_id=run_id), stop=stopped.append)))
+        roster.begin(
+            cast(
+                "Attempt",
+                SimpleNamespace(claimed=SimpleNamespace(run_id=run_id, agent_type="echo"), stop=stopped.append),
+            )
+        )
 
     assert stopped == [Stop.STOPPING]
 

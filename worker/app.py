@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -30,6 +29,7 @@ from worker.isolation import Isolation
 from worker.job import Job
 from worker.lease import Lease
 from worker.nursery import Nursery
+from worker.process_guard import ProcessGuard
 from worker.publisher import Publisher
 from worker.roster import Roster
 from worker.storable import as_json, storable
@@ -72,7 +72,8 @@ class App:
         self._batch_ends = BatchEnds(self._database, self._redis, lanes)
         self._courier = None if only else Courier(settings, self._database)
         if nursery is not None:
-            nursery.prepare({type(offer.model).__module__ for offer in self._offers.values() if offer.model})
+            modules = {type(offer.model).__module__ for offer in self._offers.values() if offer.model}
+            nursery.prepare(name for name in modules if name.startswith("pydantic_ai."))  # An agent's may do anything.
         self._isolation = Isolation(settings, self._database, self._sweeper, nursery) if nursery else None
         self._jobs = {
             lane: Job(
@@ -96,19 +97,20 @@ class App:
             told=self._roster.told,
             beat=self._roster.beat,
             lost=lambda: self._roster.stop_all(Stop.NOT_MINE),
+            in_flight=self._roster.in_flight,
         )
         self._doorbell = Doorbell(settings, self._answer, lambda: self._lease.worker_id is not None)
 
     async def run(self) -> None:
         """Work until told to stop, or until the only run has ended; then let runs end, and give the rest back."""
         stopping = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        guard = ProcessGuard(stop=stopping.set, in_flight=self._roster.in_flight)
         told = asyncio.create_task(stopping.wait())
         await _first(told, asyncio.create_task(self._begin()))
         background = [
             asyncio.create_task(work)
             for work in (
+                guard.watch(),
                 self._publisher.run(),
                 self._batch_ends.run(),
                 self._sweeper.run(),

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
+import threading
 import traceback
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -25,12 +27,18 @@ from pydantic_ai.providers import infer_provider_class
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from shared.settings import Settings, WrongSettings
+from worker import process_guard
 from worker.output_text import OutputText
 from worker.waiting import CannotWait, capabilities_of, check_waiting
 
 if TYPE_CHECKING:
     import httpx2
 
+log = logging.getLogger(__name__)
+
+SLOW_IMPORT_SECONDS = 5.0
+"""After so long the import of an agent's module is said to be slow, and then less and less often."""
+LONGEST_PAUSE_SECONDS = 60.0
 _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
@@ -143,7 +151,8 @@ def load(settings: Settings, openai_http: Callable[[], httpx2.AsyncClient] | Non
     configured_model = cache(lambda: _configured_model(settings, openai_http))
     for agent_type, path in settings.agents.items():
         try:
-            served = _import(path)
+            with _noting_a_slow_import(agent_type, path):
+                served = _import(path)
             _check_dependencies(served)
             check_waiting(served.agent)
             offers[agent_type] = _offer(agent_type, served, _model(served, settings, configured_model), settings)
@@ -168,13 +177,37 @@ def _import(path: str) -> ServedAgent:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # An agent's module may raise anything.
+    except BaseException as error:  # An agent's module may raise anything, also SystemExit.
         raise _Unservable(f"cannot be imported: {_said(error)}{_place(error)}") from error
     if isinstance(found, ServedAgent):
         return found
     if isinstance(found, AbstractAgent):
         return ServedAgent(agent=found)  # pyright: ignore[reportUnknownArgumentType]
     raise _Unservable(f"is neither a pydantic_ai.Agent nor a ServedAgent but of type {type(found).__name__}")
+
+
+@contextmanager
+def _noting_a_slow_import(agent_type: str, path: str) -> Generator[None]:
+    """Log, from a thread, that an import takes long, where it is, and what can be done about it."""
+    importing, over = threading.get_ident(), threading.Event()
+
+    def note() -> None:
+        pause = SLOW_IMPORT_SECONDS
+        while not over.wait(pause):
+            log.warning(
+                "catalog.slow_import agent=%s path=%s at=%s: the worker takes no runs until this is imported; "
+                "move what takes long out of the module",
+                agent_type,
+                path,
+                process_guard.where(*process_guard.frames_of(importing)),
+            )
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+    threading.Thread(target=note, name="slow import", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
 
 
 def _check_dependencies(served: ServedAgent) -> None:
@@ -276,14 +309,14 @@ def _offer(agent_type: str, served: ServedAgent, model: tuple[Model | str | None
     )
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """Say an error in one line without its full stop."""
     return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".")
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Say which line of the agent's own code raised an error; nothing where none did."""
-    ours = {__file__, importlib.__file__}
+    ours = {__file__, importlib.__file__, process_guard.__file__}
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if frame.filename not in ours and not frame.filename.startswith("<"):
             return f" ({frame.filename}, line {frame.lineno})"

@@ -203,7 +203,8 @@ class Job:
             log.warning("job.database_away run_id=%s", attempt.claimed.run_id)
             attempt.stopped = attempt.stopped or Stop.DATABASE_AWAY
             return self._cut(attempt, Stopped())
-        log.error("job.agent_error run_id=%s", attempt.claimed.run_id, exc_info=error)
+        claimed = attempt.claimed
+        log.error("job.agent_error run_id=%s agent=%s", claimed.run_id, claimed.agent_type, exc_info=error)
         return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
 
     async def _ask(self, attempt: Attempt) -> Answered:
@@ -213,7 +214,7 @@ class Job:
         await asyncio.wait([asking, attempt.unwound], return_when=asyncio.FIRST_COMPLETED)
         deadline.cancel()
         if not asking.done():
-            log.warning("job.left_behind run_id=%s", attempt.claimed.run_id)
+            log.warning("job.left_behind run_id=%s agent=%s", attempt.claimed.run_id, attempt.claimed.agent_type)
             asking.cancel()
             raise Stopped
         if asking.cancelled():

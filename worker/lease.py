@@ -11,9 +11,9 @@ import logging
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, LiteralString, cast
 from uuid import UUID
 
@@ -25,12 +25,11 @@ from shared import logs
 from shared.clock import new_id
 from shared.database import CONNECT_TIMEOUT_SECONDS, parameters_of, settle
 from shared.settings import Settings
+from worker.process_guard import EXIT_STATUS, end_process
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
-EXIT_STATUS = 70
-"""Of a process that ends itself, for its supervisor to start another."""
 _LIMIT = "SET LOCAL statement_timeout = 2000"
 """In milliseconds. A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
 HANGING_SECONDS = 3.0
@@ -119,11 +118,13 @@ class Lease:
         told: Callable[[], list[UUID]],
         beat: Callable[[Sequence[Row]], None],
         lost: Callable[[], None],
+        in_flight: Callable[[], str] = lambda: "?",
     ) -> None:
         self._settings = settings
         self._version = version
         self._agents = list(agents)
         self._held, self._told, self._on_beat, self._on_lost = held, told, beat, lost
+        self._in_flight = in_flight
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._stop = threading.Event()
@@ -141,7 +142,7 @@ class Lease:
     @property
     def worker_id(self) -> UUID | None:
         """The id to claim under; None while nobody may rely on this process."""
-        return self._worker_id if time.monotonic() < self._trusted_until else None
+        return self._worker_id if monotonic() < self._trusted_until else None
 
     async def acquire(self) -> None:
         """Start the beat, and wait until the worker is registered."""
@@ -164,7 +165,7 @@ class Lease:
     def _beat_until_told(self) -> None:
         connection: _Connection | None = None
         while not self._stop.is_set():
-            sent = time.monotonic()
+            sent = monotonic()
             try:
                 if connection is None:
                     connection = self._connect()
@@ -297,7 +298,7 @@ class Lease:
 
     def _lapse(self) -> None:
         """Past the lease, have the loop stop its runs; a loop that does not answer takes the process with it."""
-        if not self._trusted_until or time.monotonic() < self._trusted_until:
+        if not self._trusted_until or monotonic() < self._trusted_until:
             return
         log.warning("lease.lapsed worker_id=%s", self._worker_id)
         self._trusted_until = 0.0
@@ -305,19 +306,17 @@ class Lease:
         self._call(self._on_lost)
         self._call(answered.set)
         if not answered.wait(self._settings.lease_seconds):
-            log.critical("lease.loop_blocked")
-            os._exit(EXIT_STATUS)
+            end_process("lease.loop_blocked", self._in_flight())
 
     def _watch_the_loop(self) -> None:
         """End a process whose loop is stuck: its runs are worth more elsewhere than its lease is here."""
-        now = time.monotonic()
+        now = monotonic()
         if self._answered.is_set():
             self._answered.clear()
             self._asked = now
             self._call(self._answered.set)
         elif now - self._asked > self._settings.stuck_loop_seconds:
-            log.critical("lease.loop_stuck")
-            os._exit(EXIT_STATUS)
+            end_process("lease.loop_stuck", self._in_flight())
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:

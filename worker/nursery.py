@@ -86,10 +86,11 @@ class Nursery:
 
     def prepare(self, modules: Iterable[str]) -> None:
         """Have modules imported there, and in the nursery above, so that processes made from now on need not do it."""
-        self._say(list(modules))
+        names = list(modules)
+        self._say(names)
         if self._above is not None:
             with suppress(OSError):
-                self._above.send(list(modules))
+                self._above.send(names)
 
     def stop(self) -> None:
         """Tell all processes to stop, also those that are only being made."""

@@ -7,13 +7,12 @@ from functools import partial
 from multiprocessing.connection import Connection
 from uuid import UUID
 
-import uvloop
-
 from shared import failpoints, logs, metrics
 from shared.settings import Settings
 from worker.app import App
 from worker.catalog import import_model
 from worker.nursery import Nursery
+from worker.process_guard import run
 
 
 def work(
@@ -30,13 +29,13 @@ def work(
     """
     logs.configure(settings)
     if only is not None:
-        uvloop.run(_work(settings, worker_id, only, None))
+        run(_work(settings, worker_id, only, None))
         return
     import_model(settings)
     with Nursery(partial(work, settings), above) as nursery:
         failpoints.arm(settings.failpoints)
         metrics.serve(settings.metrics_host, metrics_ports)
-        uvloop.run(_work(settings, worker_id, None, nursery))
+        run(_work(settings, worker_id, None, nursery))
 
 
 async def _work(settings: Settings, worker_id: UUID, only: UUID | None, nursery: Nursery | None) -> None:

@@ -7,6 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from time import monotonic
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 REMEMBERED = 1000
 """Orphans that are remembered."""
+JUST_ENDED_SECONDS = 2.0
+"""What a run did to its process is seen within so long after its end."""
+MOST_NAMED = 100
 
 
 class Roster:
@@ -38,6 +42,8 @@ class Roster:
         self._told: deque[UUID] = deque()
         self._letting_go: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._ended = deque[tuple[float, UUID, str]](maxlen=MOST_NAMED)
+        """When runs were in hand last, and their agents."""
 
     @contextmanager
     def taking(self, run_id: UUID) -> Generator[None]:
@@ -46,7 +52,8 @@ class Roster:
         try:
             yield
         finally:
-            del self._attempts[run_id]
+            if (attempt := self._attempts.pop(run_id)) is not None:
+                self._ended.append((monotonic(), run_id, attempt.claimed.agent_type))
 
     def begin(self, attempt: Attempt) -> None:
         """Note that a run in hand was claimed; if the worker stopped meanwhile, it comes too late."""
@@ -71,6 +78,14 @@ class Roster:
                 except Exception:
                     log.exception("roster.not_held run_id=%s", attempt.claimed.run_id)
         return held
+
+    def in_flight(self) -> str:
+        """Name the runs in hand or just ended, and their agents, for the log; may be called from any thread."""
+        attempts = [attempt for attempt in list(self._attempts.values()) if attempt is not None]
+        names = [f"{attempt.claimed.run_id}:{attempt.claimed.agent_type}" for attempt in attempts]
+        since = monotonic() - JUST_ENDED_SECONDS
+        names += [f"{run_id}:{agent_type}" for at, run_id, agent_type in list(self._ended) if at > since]
+        return ",".join(names) or "none"
 
     def told(self) -> list[UUID]:
         """Take the runs whose ends were told since the last beat; called from the beat's thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,8 @@ from shared.database import transact
 from shared.failures import FailureCode, failure
 from shared.lanes import Ring
 from shared.runs.finish import END_COLUMNS, INTERRUPTED, LOCKED_BATCHES, ring_of
+
+log = logging.getLogger(__name__)
 
 BATCH = 1000
 """Runs that one statement takes, so that no transaction grows long."""
@@ -31,7 +34,8 @@ _DECLARE_DEAD = text("""
 _ENDED = f"""
     RETURNING *
     ), interrupted AS ({INTERRUPTED}), locked AS MATERIALIZED ({LOCKED_BATCHES.format(touched="touched")})
-    SELECT {END_COLUMNS}, ring, pool, lane, tenant FROM touched WHERE (SELECT count(*) FROM locked) IS NOT NULL
+    SELECT {END_COLUMNS}, ring, pool, lane, tenant, agent_type, crashes FROM touched
+    WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """  # noqa: S608  (constants)
 
 _OF_THE_DEAD = f"""
@@ -99,6 +103,8 @@ async def take_back(
         "deadline_exceeded": _json(FailureCode.DEADLINE_EXCEEDED),
     }
     touched = await (aside or Aside()).run(database, _TAKE_BACK, text(_OF_THE_DEAD), values)
+    for row in touched:
+        log.warning("take_back.worker_died run_id=%s agent=%s crashes=%d", row.id, row.agent_type, row.crashes)
     waiting = [ring_of(row, first=True) for row in touched if row.status == "queued"]
     return [row for row in touched if row.status != "queued"], waiting
 

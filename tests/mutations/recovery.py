@@ -81,8 +81,8 @@ MUTATIONS = [
     Mutation(
         "a parent that does not know what the agents of its workers need",
         "worker/nursery.py",
-        "self._above.send(list(modules))",
-        "list(modules)",
+        "self._above.send(names)",
+        "list(names)",
         NURSERY + "test_what_a_worker_needs_is_imported_for_those_that_come_after_it",
     ),
     Mutation(
@@ -173,7 +173,7 @@ MUTATIONS = [
         "a lease that counts from the answer of the database",
         "worker/lease.py",
         "self._trusted_until = sent + self._settings.lease_seconds",
-        "self._trusted_until = time.monotonic() + self._settings.lease_seconds",
+        "self._trusted_until = monotonic() + self._settings.lease_seconds",
         LEASE + "test_a_lease_counts_from_before_the_beat_was_sent",
     ),
     Mutation(
