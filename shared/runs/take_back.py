@@ -34,7 +34,7 @@ _DECLARE_DEAD = text("""
 _ENDED = f"""
     RETURNING *
     ), interrupted AS ({INTERRUPTED}), locked AS MATERIALIZED ({LOCKED_BATCHES.format(touched="touched")})
-    SELECT {END_COLUMNS}, ring, pool, lane, tenant, agent_type, crashes FROM touched
+    SELECT {END_COLUMNS}, ring, pool, lane, tenant, crashes FROM touched
     WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """  # noqa: S608  (constants)
 
