@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -37,7 +37,7 @@ EVENTS = "text/event-stream"
 
 
 @asynccontextmanager
-async def provider(reply: Reply) -> AsyncIterator[str]:
+async def provider(reply: Reply) -> AsyncGenerator[str]:
     """Run a provider that answers each connection once, byte for byte; yields its base URL."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -343,7 +343,7 @@ class NotImplementedModel(WrapperModel):
     """A model of somebody's own."""
 
     @asynccontextmanager
-    async def request_stream(self, *_: Any, **__: Any) -> AsyncIterator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    async def request_stream(self, *_: Any, **__: Any) -> AsyncGenerator[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Refuse, as libraries do that leave it for later."""
         raise NotImplementedError
         yield

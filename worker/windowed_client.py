@@ -54,10 +54,14 @@ def windowed_client(window_seconds: float, **options: Any) -> httpx2.AsyncClient
 class _Client(DefaultAioHttpClient):
     """The SDK's client with our transport."""
 
-    def _init_transport(self, transport: httpx2.AsyncBaseTransport | None = None, **options: Any) -> Any:
+    def _init_transport(  # pyright: ignore[reportIncompatibleMethodOverride]  (the options are handed on by name)
+        self, transport: httpx2.AsyncBaseTransport | None = None, **options: Any
+    ) -> httpx2.AsyncBaseTransport:
         return transport or _Transport(**options)
 
-    def _init_proxy_transport(self, proxy: httpx2.Proxy, **options: Any) -> Any:
+    def _init_proxy_transport(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, proxy: httpx2.Proxy, **options: Any
+    ) -> httpx2.AsyncBaseTransport:
         return _Transport(proxy=proxy, **options)
 
 
