@@ -136,7 +136,8 @@ async def test_a_capability_that_is_made_for_a_run_selects_the_model(own: Any) -
     def choose(_ctx: RunContext[None]) -> AbstractCapability[None]:
         return SelectModel(lambda _: says("chosen"))
 
-    agent: Agent[None, str] = Agent(own, capabilities=[choose])
+    choosers: list[Any] = [choose]
+    agent = Agent(own, capabilities=choosers)
 
     assert (await ask(agent, model="test")).texts[-1] == "chosen "
 
