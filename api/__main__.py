@@ -1,8 +1,15 @@
 """`python -m api`: serve the API until told to stop. Start as many as you like behind any load balancer."""
 
+
 from __future__ import annotations
 
+from shared.stopping import exit_when_told
+
+if __name__ == "__main__":
+    exit_when_told()  # Before the imports that take long.
+
 import logging
+import socket
 from types import FrameType
 
 import uvicorn
@@ -12,6 +19,7 @@ from fastapi import FastAPI
 from api.access_log import AccessLog
 from api.app import create_app
 from api.connections import Connections, limit_of_connections
+from api.listening import listen
 from api.protocol import patient_protocol
 from shared import failpoints, logs
 from shared.settings import read
@@ -37,6 +45,11 @@ class Server(uvicorn.Server):
             self._app.state.parts.batch_feeds.close()
         super().handle_exit(sig, frame)
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to take requests, and say where; for sockets that were made elsewhere, uvicorn leaves that out."""
+        await super().startup(sockets)
+        self._log_started_message(sockets or [])
+
 
 def main() -> None:
     """Serve."""
@@ -47,6 +60,7 @@ def main() -> None:
         log.info("api.keys_from_database: API_KEYS is not set; `python -m api.keys create TENANT` makes a key")
     failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
+    sockets = listen(settings.host, settings.port)
     connections = Connections(limit_of_connections(settings.max_connections), settings.request_seconds)
     app = create_app(settings, connections.most)
     server = Server(
@@ -64,7 +78,7 @@ def main() -> None:
             timeout_graceful_shutdown=STOP_SECONDS,
         ),
     )
-    server.run()
+    server.run(sockets)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import gc
 import logging
 import signal
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.cors import CORSMiddleware
@@ -37,6 +37,7 @@ from shared.lanes import Lanes
 from shared.runs import Admission
 from shared.settings import Settings
 from shared.sweeper import Sweeper
+from shared.tasks import stop
 from shared.webhooks import Resolver
 
 log = logging.getLogger(__name__)
@@ -99,10 +100,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        for task in background:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await stop(background)
         await probes.close()
         await client.aclose()
         await engine.dispose()

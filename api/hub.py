@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from shared.bad_input import BadInput, refuse
 from shared.clock import new_id
 from shared.names import Names
+from shared.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -80,20 +81,7 @@ class Hub:
             self._sent, self._asked = set(), set(self._wanted)
             self._changed.set()
             self._echo = asyncio.get_running_loop().time()
-            # No TaskGroup: until Python 3.13, one that breaks while it is cancelled forgets that it was cancelled.
-            together = [
-                asyncio.create_task(work) for work in (self._read(pubsub), self._subscribe(pubsub), self._sing())
-            ]
-            try:
-                broken, _ = await asyncio.wait(together, return_when=asyncio.FIRST_COMPLETED)
-                for task in broken:
-                    task.result()
-            finally:
-                while pending := [task for task in together if not task.done()]:
-                    for task in pending:  # Until it is heard: `asyncio.wait_for` of Python 3.11 can swallow it.
-                        task.cancel()
-                    await asyncio.wait(pending, timeout=BACK_OFF_SECONDS)
-                await asyncio.gather(*together, return_exceptions=True)
+            await run_together(self._read(pubsub), self._subscribe(pubsub), self._sing())
 
     async def _read(self, pubsub: PubSub) -> None:
         """Hear for ever, by way of the bare connection: what `PubSub` does a message costs more than all of ours."""

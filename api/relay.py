@@ -24,6 +24,7 @@ from api.hub import Hub
 from shared.bad_input import BadInput, refuse
 from shared.event_log import Entry, EventLog, Id, parse_announcement
 from shared.tables import TERMINAL
+from shared.tasks import run_together
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +100,7 @@ class Relay:
 
     async def run(self) -> None:
         """Relay for ever."""
-        async with asyncio.TaskGroup() as together:
-            together.create_task(self._hub.run())
-            together.create_task(self._read_logs())
-            together.create_task(self._watch_rows())
-            together.create_task(self._keep_alive())
+        await run_together(self._hub.run(), self._read_logs(), self._watch_rows(), self._keep_alive())
 
     def close(self) -> None:
         """Have every follower stop at the next event boundary."""

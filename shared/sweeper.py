@@ -38,6 +38,7 @@ from shared.runs.finish import END_COLUMNS, ring_of
 from shared.runs.running import PASSED_OVER, Quota
 from shared.runs.take_back import BATCH, expire, take_back
 from shared.settings import Settings
+from shared.tasks import stop
 from shared.webhooks.outbox import none_waits
 
 log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Sweeper:
                         await self._hurry.wait()
                 self._hurry.clear()
         finally:
-            judging.cancel()
+            await stop([judging])
 
     async def sweep(self) -> None:
         """Look whether there is anything to do, and do it."""

@@ -4,7 +4,13 @@
 moment and the attempt, and only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
 
+
 from __future__ import annotations
+
+from shared.stopping import exit_when_told
+
+if __name__ == "__main__":
+    exit_when_told()  # Before the imports that take long.
 
 import argparse
 from uuid import UUID

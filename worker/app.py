@@ -19,6 +19,7 @@ from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes
 from shared.settings import Settings
 from shared.sweeper import Sweeper
+from shared.tasks import stop
 from worker.attempt import Stop
 from worker.batch_ends import BatchEnds
 from worker.cancels import listen_for_cancels
@@ -106,7 +107,11 @@ class App:
         stopping = asyncio.Event()
         guard = ProcessGuard(stop=stopping.set, in_flight=self._roster.in_flight)
         told = asyncio.create_task(stopping.wait())
-        await _first(told, asyncio.create_task(self._begin()))
+        beginning = asyncio.create_task(self._begin())
+        await _first(told, beginning)
+        if not beginning.done():
+            await self._close([beginning])
+            return
         background = [
             asyncio.create_task(work)
             for work in (
@@ -134,8 +139,11 @@ class App:
         await self._drain(working)
         if self._courier is not None:
             await self._courier.close()
-        for task in background:
-            task.cancel()
+        await self._close(background)
+
+    async def _close(self, tasks: list[asyncio.Task[Any]]) -> None:
+        """End the tasks and the lease, and leave no connection behind."""
+        await stop(tasks)
         await self._lease.release()
         await self._doorbell.close()
         await self._clients.aclose()

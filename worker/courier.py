@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.bad_input import BadInput, failed, refuse
 from shared.errors import WebhookRefused
 from shared.settings import Settings
+from shared.tasks import stop
 from shared.webhooks import Delivery, DeliveryStatus, Message, Resolver, Target, claim, message_of, read_url, settle
 from worker.two_way import TwoWayTransport
 
@@ -87,8 +88,7 @@ class Courier:
         self._closing = True
         if under_way := set(self._under_way):
             await asyncio.wait(under_way, timeout=CLOSE_SECONDS)
-        for task in under_way:
-            task.cancel()
+        await stop(under_way)
         await self._client.aclose()
 
     async def _claim(self) -> list[Delivery]:

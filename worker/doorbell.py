@@ -28,6 +28,7 @@ from shared.clock import new_id
 from shared.lanes import JOB, Lane, dumps, loads, remove_wrong, run_of
 from shared.redis import is_wrong_type
 from shared.settings import Settings
+from shared.tasks import stop
 from worker.allowance import busy_shares
 from worker.shares import Shares
 
@@ -98,7 +99,7 @@ class Doorbell(Worker):
         try:
             await self._pop_and_answer()
         finally:
-            looking.cancel()
+            await stop([looking])
         if self._waking is not None:
             await self._waking
 

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 0.5
 _LIMIT = "SET LOCAL statement_timeout = 2000"
 """In milliseconds. A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
+UNREGISTERED_SECONDS = 1.0
 HANGING_SECONDS = 3.0
 """A server that has not even told by then that a statement took too long does not answer at all."""
 
@@ -150,9 +151,13 @@ class Lease:
         await self._registered.wait()
 
     async def release(self) -> None:
-        """Stop the beat; the incarnation ends here and not when its lease runs out, and holds nothing any more."""
+        """Stop the beat; the incarnation ends here and not when its lease runs out, and holds nothing any more.
+
+        A beat that has not registered the worker by then is waited for only a moment: the database may be away.
+        """
         self._stop.set()
-        await asyncio.to_thread(self._thread.join)
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join, None if self._worker_id else UNREGISTERED_SECONDS)
 
     def _run(self) -> None:
         """Beat until told to stop; a beat that breaks in a way that is not foreseen ends the process."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -26,6 +26,8 @@ from pydantic_ai.models.wrapper import WrapperModel
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import RunContext
 from pydantic_ai.usage import RequestUsage
+
+from shared.tasks import stop
 
 SHARED_SECONDS = 0.1
 """The longest window that is the same for all runs."""
@@ -82,9 +84,7 @@ class _Merged(StreamedResponse):
                     news.set()
             pump.result()
         finally:
-            pump.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await pump
+            await stop([pump])
 
     async def _pump(self, arrived: list[ModelResponseStreamEvent], news: asyncio.Event) -> None:
         """Take what the model says as it comes; of neighbouring deltas of one part, make one."""

@@ -90,7 +90,8 @@ class Telling:
     async def flushed(self) -> None:
         """Wait until everything told stands in the log, nothing more is written, or Redis is away for too long."""
         try:
-            await asyncio.wait_for(self._quiet.wait(), GIVE_UP_SECONDS)
+            async with asyncio.timeout(GIVE_UP_SECONDS):
+                await self._quiet.wait()
         except TimeoutError:
             log.warning("publisher.gave_up run_id=%s", self.run_id)
             self._number()

@@ -165,8 +165,8 @@ class BatchFeeds:
             feed.news.set()
 
     async def _keep_reading(self, feed: BatchFeed, batch_id: UUID) -> None:
-        """Read what is new whenever there is something, and now and then, until the batch has ended."""
-        while not (feed.ended or feed.erased):
+        """Read what is new whenever there is something, and now and then, until the batch ends or nobody follows."""
+        while feed.followers and not (feed.ended or feed.erased):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await feed.news.wait()

@@ -1,5 +1,11 @@
 """Run everything from this checkout: `python -m shared.embedded`, which is `make run`."""
 
+
+from shared.stopping import exit_when_told
+
+if __name__ == "__main__":
+    exit_when_told()  # Before the imports that take long.
+
 import argparse
 from pathlib import Path
 
