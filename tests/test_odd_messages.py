@@ -226,7 +226,7 @@ def fuzz(service: Service, url: str, word: Path, *, examples: int) -> None:
         max_examples=examples,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         report_multiple_bugs=False,
     )
     @given(st.lists(RECIPES, min_size=1, max_size=6))
