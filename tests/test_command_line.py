@@ -97,7 +97,7 @@ async def test_a_refusal_says_what_is_wrong_where(terminal: Terminal) -> None:
 
     assert (ended.status, ended.answer) == (3, "")
     assert "422 Unprocessable" in ended.told
-    assert "/agent_type: No worker serves an agent of that name." in ended.told
+    assert "/agent_type: No worker has registered an agent" in ended.told
 
 
 @pytest.mark.parametrize(

@@ -231,3 +231,36 @@ def test_one_server_of_two_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delenv("REDIS_URL", raising=False)
     with pytest.raises(SystemExit, match="Set both DATABASE_URL and REDIS_URL"):
         Surroundings.read()
+
+
+NAMELESS = """
+import os, pwd, runpy, sys
+
+def nobody(key):
+    raise KeyError(key)
+
+pwd.getpwuid = pwd.getpwnam = nobody
+if sys.argv.pop(1) == "user":
+    os.geteuid = os.getuid = lambda: 12345
+else:
+    os.geteuid = os.getuid = lambda: 0
+runpy.run_module("shared.embedded", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(("who", "named"), [("user", "The user 12345"), ("root", "The user nobody")])
+def test_a_user_without_a_name_is_told_what_private_servers_need(tmp_path: Path, who: str, named: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", NAMELESS, who, "--home", tmp_path / "home"],
+        cwd=CHECKOUT,
+        env={"PATH": os.defpath},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_SECONDS,
+        check=False,
+    )
+
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"{named}")
+    assert "DATABASE_URL and REDIS_URL" in ended.stderr
+    assert "Traceback" not in ended.stderr

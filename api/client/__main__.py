@@ -7,21 +7,30 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import httpx
 
 from api.client.ask import Answer, ask, follow
+from api.client.chat import begin, chat, lines
 from api.client.connection import API, Caller, Connection
 from api.client.errors import OutOfReach, Refused, Wrong
-from api.client.rows import Rows, csv_rows, json_lines
+from api.client.rows import Rows, csv_rows, json_lines, name_of_delimiter, said_delimiter
+from api.client.source import Source
 from api.client.submit import Order, submit
-from api.client.terminal import Bar, Screen, Scroll, printable, readable
+from api.client.terminal import Bar, Screen, Scroll, complain, escape_what_cannot_be_written, put, readable
 
+COMMAND = "python -m api.client"
 URL, KEY, USER = "AGENT_RELAY_URL", "AGENT_RELAY_API_KEY", "AGENT_RELAY_USER_ID"
-SUCCEEDED, NOT_ALL_SUCCEEDED, WRONG, NOT_SERVED, INTERRUPTED = 0, 1, 2, 3, 130
+SUCCEEDED, NOT_ALL_SUCCEEDED, WRONG, NOT_SERVED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
 PATIENCE_SECONDS = 3600.0
+LONGEST_PAGE = 100
+"""Items that the service lists at once."""
+_CSV_SUFFIXES, _JSON_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}, {".jsonl", ".ndjson", ".json"}
 
 ABOUT = f"""\
 environment:
@@ -35,6 +44,7 @@ exit status:
   2    the command cannot be carried out as it was given, or a file not be read or written
   3    the service refused, or was out of reach for too long
   130  interrupted with Ctrl-C; what was accepted goes on
+  141  nobody reads standard output any more, as in `… | head -1`; what was accepted goes on
 
 Commands wait out what passes: a lost connection, a restart of the service, "try again later".
 """
@@ -43,15 +53,20 @@ EXAMPLES = """\
 examples:
   python -m api.client ask "What is my balance?" --agent bank_support
   python -m api.client submit rows.jsonl --agent bank_support
-  python -m api.client submit rows.csv --column question --agent bank_support --output answers.jsonl
+  python -m api.client submit rows.csv --column question --agent bank_support --format csv --output answers.csv
+  python -m api.client chat --agent bank_support
+  python -m api.client agents
 """
 
 SUBMIT = """\
-Rows are JSON lines, {"custom_id": …, "query": …, "metadata": …}, or CSV with a header. A line without a custom_id
-gets its number; so does a row of CSV without --id-column, the first one below the header being 1.
+Rows are JSON lines, {"custom_id": …, "query": …, "metadata": …}, or CSV with a header, whose other columns become the
+metadata. A line without a custom_id gets its number; so does a row of CSV without --id-column, the first one below the
+header being 1. FILE may be a pipe, or - for standard input. It is read once, before anything is sent. The delimiter of
+CSV and the encoding are found out, and said.
 
 Results are appended to the output as they come, a JSON line each, in the order of ending. Interrupt it however you
 like: the same command goes on where it was, and does not submit twice. For that, it keeps a note in OUTPUT.batch.
+With --format csv, they are written to OUTPUT as a table in the end, and kept in OUTPUT.jsonl until then.
 """
 
 
@@ -109,16 +124,37 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--json", action="store_true", help="print the whole run, as JSON")
 
     added = command("submit", _submit, "ask about each row of a file and write the answers to another", SUBMIT)
-    added.add_argument("rows", type=Path, metavar="FILE", help="JSON lines, or CSV")
+    added.add_argument("rows", type=Path, metavar="FILE", help="JSON lines or CSV; - is standard input")
     added.add_argument("--agent", required=True, metavar="NAME", help="the agent to ask")
     added.add_argument(
-        "--output", type=Path, metavar="FILE", help="where results go (default: beside FILE, *.results.jsonl)"
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="where results go (default: beside FILE, *.results.jsonl; of a pipe: rows.results.jsonl)",
+    )
+    added.add_argument(
+        "--format", choices=["jsonl", "csv"], default="jsonl", help="JSON lines, or a table (default: jsonl)"
     )
     added.add_argument("--column", metavar="NAME", help="of CSV: the column of the queries")
     added.add_argument("--id-column", metavar="NAME", help="of CSV: the column of the custom_ids")
+    added.add_argument("--delimiter", metavar="CHARACTER", help="of CSV: what separates columns; also comma, tab, …")
+    added.add_argument("--encoding", metavar="NAME", help="of FILE, such as windows-1252 or utf-16")
     added.add_argument("--max-running", type=int, metavar="N", help="so many rows at once at the most")
     added.add_argument("--deadline", type=float, metavar="SECONDS", help="rows that have not ended by then fail")
     added.add_argument("--webhook", metavar="URL", help="where the service posts that all rows have ended")
+
+    added = command("chat", _chat, "have a conversation, a line a query, until Ctrl-D")
+    target = added.add_mutually_exclusive_group(required=True)
+    target.add_argument("--agent", metavar="NAME", help="begin a conversation with this agent")
+    target.add_argument("--thread", metavar="ID", help="go on with this conversation")
+
+    added = command("agents", _agents, "list the agents that can be asked")
+    added.add_argument("--json", action="store_true", help="print all that is known of them, as JSON")
+
+    added = command("threads", _threads, "list your conversations, the newest first, or show one")
+    added.add_argument("thread_id", nargs="?", metavar="ID", help="show the messages of this one")
+    added.add_argument("--limit", type=int, default=20, metavar="N", help="list so many at the most (default: 20)")
+    added.add_argument("--json", action="store_true", help="print all that is known of them, as JSON")
 
     added = command("cancel", _cancel, "cancel a run or a batch")
     which = added.add_mutually_exclusive_group(required=True)
@@ -153,33 +189,142 @@ def _caller(options: argparse.Namespace) -> Caller:
 
 def _ask(options: argparse.Namespace) -> int:
     target = {"agent_type": options.agent} if options.agent else {"thread_id": options.thread}
-    return _show(options, lambda connection: ask(connection, options.query, target))
+    return _show(options, lambda connection: ask(connection, _text(options.query), target))
 
 
 def _follow(options: argparse.Namespace) -> int:
     return _show(options, lambda _: options.run_id)
 
 
+def _text(query: str) -> str:
+    """Check that a query is text.
+
+    Raises:
+        Wrong: the command line, or the input, was in another encoding than this process expects.
+    """
+    try:
+        query.encode()
+    except UnicodeEncodeError:
+        raise Wrong(
+            "The query is not text in the encoding of this terminal. LC_ALL=C.UTF-8 makes that UTF-8."
+        ) from None
+    return query
+
+
 def _show(options: argparse.Namespace, run_id_of: Callable[[Connection], str]) -> int:
     """Show a run, then print it."""
     with Scroll() as scroll, _connection(options, scroll.tell) as connection:
         run_id = run_id_of(connection)
-        answer = follow(connection, scroll, run_id)
-        succeeded = answer.status == "succeeded"
-        if succeeded:
-            scroll.clear()
+        answer = _watched(connection, scroll, run_id)
         run = connection.get(f"/runs/{run_id}") if options.json else None
-    if not succeeded:
-        sys.stderr.write(printable(f"The run {answer.status}. {answer.error}".strip()) + f" (run {run_id})\n")
     if run is not None:
-        sys.stdout.write(json.dumps(run, ensure_ascii=False) + "\n")
-    elif succeeded:
-        sys.stdout.write(_printed(answer) + "\n")
-    return SUCCEEDED if succeeded else NOT_ALL_SUCCEEDED
+        _put(json.dumps(run, ensure_ascii=False), run_id)
+    elif answer.status == "succeeded":
+        _put(_printed(answer), run_id)
+    return SUCCEEDED if answer.status == "succeeded" else NOT_ALL_SUCCEEDED
+
+
+def _watched(connection: Connection, scroll: Scroll, run_id: str) -> Answer:
+    """Show an answer while it grows, and why there is none."""
+    answer = follow(connection, scroll, run_id)
+    if answer.status == "succeeded":
+        scroll.clear()
+    else:
+        scroll.tell(f"The run {answer.status}. {answer.error}".strip() + f" (run {run_id})")
+    return answer
+
+
+def _put(text: str, run_id: str) -> None:
+    """Print an answer; where that cannot be, it is not lost.
+
+    Raises:
+        Wrong: standard output takes nothing.
+        BrokenPipeError: nobody reads it.
+    """
+    try:
+        put(text)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Wrong(f"The answer cannot be written ({error.strerror}). It is kept: {COMMAND} follow {run_id}") from None
 
 
 def _printed(answer: Answer) -> str:
-    return printable(readable(answer.text)) if sys.stdout.isatty() else answer.text
+    return readable(answer.text) if sys.stdout.isatty() else answer.text
+
+
+def _chat(options: argparse.Namespace) -> int:
+    def answer_to(query: str) -> Answer:
+        with Scroll() as scroll:
+            connection.tell = scroll.tell
+            run_id = ask(connection, _text(query), {"thread_id": thread_id})
+            answer = _watched(connection, scroll, run_id)
+        if answer.status == "succeeded":
+            _put(_printed(answer), run_id)
+        return answer
+
+    with _connection(options, Screen().tell) as connection:
+        thread_id: str = options.thread or begin(connection, options.agent)
+        if options.agent:
+            complain(f"To go on with this conversation later: {COMMAND} chat --thread {thread_id}")
+        return SUCCEEDED if chat(lines(), answer_to) else NOT_ALL_SUCCEEDED
+
+
+def _agents(options: argparse.Namespace) -> int:
+    with _connection(options, Screen().tell) as connection:
+        agents: list[dict[str, Any]] = connection.get("/agents")
+    if options.json:
+        put(json.dumps(agents, ensure_ascii=False))
+        return SUCCEEDED
+    width = max((len(agent["agent_type"]) for agent in agents), default=0)
+    for agent in agents:
+        about = " ".join((agent.get("description") or "").split())
+        missing = "" if agent.get("served", True) else "(no worker serves it now) "
+        put(f"{agent['agent_type']:{width}}  {missing}{about}".rstrip())
+    if not agents:
+        complain("No agent is known. Once a worker that serves one has started, it is.")
+    return SUCCEEDED
+
+
+def _threads(options: argparse.Namespace) -> int:
+    with _connection(options, Screen().tell) as connection:
+        if options.thread_id:
+            _put_thread(connection.get(f"/threads/{options.thread_id}"), as_json=options.json)
+        else:
+            _put_threads(_newest_threads(connection, options.limit), as_json=options.json)
+    return SUCCEEDED
+
+
+def _newest_threads(connection: Connection, most: int) -> list[dict[str, Any]]:
+    threads: list[dict[str, Any]] = []
+    cursor: dict[str, str] = {}
+    while len(threads) < most:
+        page = connection.get("/threads", limit=min(most - len(threads), LONGEST_PAGE), **cursor)
+        threads += page["items"]
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    return threads
+
+
+def _put_threads(threads: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        put(json.dumps(threads, ensure_ascii=False))
+        return
+    for thread in threads:
+        metadata = json.dumps(thread["metadata"], ensure_ascii=False) if thread["metadata"] else ""
+        put(f"{thread['id']}  {thread['updated_at']}  {thread['agent_type']}  {metadata}".rstrip())
+    if not threads:
+        complain(f"There are none. {COMMAND} chat --agent NAME begins one.")
+
+
+def _put_thread(thread: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        put(json.dumps(thread, ensure_ascii=False))
+        return
+    for message in thread["messages"]:
+        text = readable(message["content"]) if sys.stdout.isatty() else message["content"]
+        put(f"{message['role']}: {text}")
 
 
 def _submit(options: argparse.Namespace) -> int:
@@ -191,19 +336,37 @@ def _submit(options: argparse.Namespace) -> int:
         "webhook_url": options.webhook,
     }
     parameters = {name: str(wish) for name, wish in wishes.items() if wish is not None}
-    output = options.output or options.rows.with_suffix(".results.jsonl")
-    order = Order(_rows(options), parameters, caller.user_id, output)
-    with Bar() as bar, _connection(options, bar.tell) as connection:
-        tally = submit(connection, bar, order)
+    with closing(Source.read(options.rows, options.encoding)) as source:
+        rows = _rows(options, source)
+        target = options.output or _beside(source, options.format)
+        is_table = options.format == "csv"
+        output = target.with_name(f"{target.name}.jsonl") if is_table else target
+        order = Order(rows, parameters, caller.user_id, output, target if is_table else None)
+        with Bar() as bar, _connection(options, bar.tell) as connection:
+            tally = submit(connection, bar, order)
     said = ", ".join(f"{tally[status]:,} {status}" for status in ("succeeded", "failed", "cancelled") if tally[status])
-    sys.stdout.write(f"{output}: {tally.total():,} results, {said}\n")
+    put(f"{target}: {tally.total():,} results, {said}")
     return SUCCEEDED if tally["succeeded"] == tally.total() else NOT_ALL_SUCCEEDED
 
 
-def _rows(options: argparse.Namespace) -> Rows:
-    if options.column or options.id_column or options.rows.suffix.lower() == ".csv":
-        return csv_rows(options.rows, options.column, options.id_column)
-    return json_lines(options.rows)
+def _beside(source: Source, form: str) -> Path:
+    """Say where results go if that is not said: beside a file, and of a pipe, here."""
+    return (source.path if source.is_lasting else Path("rows")).with_suffix(f".results.{form}")
+
+
+def _rows(options: argparse.Namespace, source: Source) -> Rows:
+    """Read rows as CSV or JSON lines, and say what was found out about them."""
+    suffix = options.rows.suffix.lower()
+    says_csv = options.column or options.id_column or options.delimiter or suffix in _CSV_SUFFIXES
+    if says_csv or (suffix not in _JSON_SUFFIXES and source.first_character() not in {"", "{", "["}):
+        delimiter = None if options.delimiter is None else said_delimiter(options.delimiter)
+        rows = csv_rows(source, options.column, options.id_column, delimiter)
+        if options.delimiter is None or options.encoding is None:
+            complain(f"{source.name}: CSV in {source.encoding_name}, separated by {name_of_delimiter(rows.delimiter)}.")
+        return rows
+    if options.encoding is None and source.encoding_name != "UTF-8":
+        complain(f"{source.name}: JSON lines in {source.encoding_name}.")
+    return json_lines(source)
 
 
 def _cancel(options: argparse.Namespace) -> int:
@@ -211,7 +374,7 @@ def _cancel(options: argparse.Namespace) -> int:
     path = f"/runs/{known_as}/cancel" if options.run_id else f"/batches/{known_as}/cancel"
     with _connection(options, Screen().tell) as connection:
         status = connection.post(path)["status"]
-    sys.stdout.write(f"The {noun} is {status}.\n")
+    put(f"The {noun} is {status}.")
     return SUCCEEDED
 
 
@@ -221,17 +384,32 @@ def _connection(options: argparse.Namespace, tell: Callable[[str], None]) -> Con
 
 def main() -> int:
     """Carry a command out; returns the exit status."""
+    escape_what_cannot_be_written()
     options = _parser().parse_args()
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison]  (it is, where it was closed)
+        complain("Standard output is closed, and the answer would go there.")
+        return WRONG
     try:
         return options.run(options)
+    except BrokenPipeError:
+        return UNREAD
     except (Wrong, OSError) as wrong:
-        status, said = WRONG, str(wrong)
+        status, said = WRONG, _sentence(wrong)
     except (Refused, OutOfReach) as not_served:
         status, said = NOT_SERVED, str(not_served)
+        if isinstance(not_served, Refused) and not_served.status == HTTPStatus.UNAUTHORIZED:
+            said += f"\n  Set {KEY}, or --key, to a key of this service."
     except KeyboardInterrupt:
         return INTERRUPTED
-    sys.stderr.write(printable(said) + "\n")
+    complain(said)
     return status
+
+
+def _sentence(error: Exception) -> str:
+    """Say what is wrong; of a file, which."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}."
+    return str(error)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ import fcntl
 import json
 import os
 from collections import Counter
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from api.client.errors import Wrong
 
@@ -23,15 +24,17 @@ class ResultsFile:
         """How many ended how."""
         self.cursor: str | None = None
         """Of the last one."""
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def __enter__(self) -> Self:
         """Open it, and keep others away.
 
         Raises:
-            Wrong: somebody else writes it.
+            Wrong: somebody else writes it, or it is no file.
         """
-        self._file = self.path.open("a+b")
+        if self.path.exists() and not self.path.is_file():
+            raise Wrong(f"{self.path} is not a file. Results need one: it is what an interrupted submit goes on from.")
+        self._file = self.path.open("a+b", buffering=0)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -74,8 +77,9 @@ class ResultsFile:
     def add(self, line: bytes, result: dict[str, Any]) -> None:
         """Append a result."""
         assert self._file is not None  # noqa: S101
-        self._file.write(line + b"\n")
-        self._file.flush()
+        rest = memoryview(line + b"\n")
+        while rest:  # A disk that is full takes a part of it, then refuses.
+            rest = rest[self._file.write(rest) :]
         self._count(result)
 
     def finish(self) -> None:

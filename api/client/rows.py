@@ -1,4 +1,4 @@
-"""The rows of a file, JSON lines or CSV, as the NDJSON of a batch. What is in them is for the service to judge."""
+"""The rows of a source, JSON lines or CSV, as the NDJSON of a batch. What is in them is for the service to judge."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from api.client.errors import Wrong
+from api.client.source import Source
 
 CHUNK_BYTES = 64 << 10
+COMMA = ","
+DELIMITERS = {"comma": COMMA, "semicolon": ";", "tab": "\t", "pipe": "|", "\\t": "\t"}
+"""What Excel and its kin write, by the names that a command line can say."""
 
+_NAMES = {delimiter: f"{name}s" for name, delimiter in DELIMITERS.items() if name.isalpha()}
 _POINTER = re.compile(r"/items/(\d+)(.*)")
-_BOM = b"\xef\xbb\xbf"
+_SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+"""The line that tells Excel the delimiter."""
+_MARK = b"\xef\xbb\xbf"
 _SPACE = b" \t\r\n"
+_SAMPLE = 20
+"""Records that a delimiter is guessed from."""
 
 Item = tuple[int, bytes]
-"""Where in the file it stands, and what is sent."""
+"""Where in the source it stands, and what is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +43,14 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a file, read from the disk each time anew."""
+    """The rows of a source, parsed each time anew."""
 
-    path: Path
+    source: Source
     noun: str
     """What a place is a number of."""
     read: Callable[[], Iterable[Item]]
+    delimiter: str = COMMA
+    """Of CSV."""
 
     def measure(self) -> Measure:
         """Read all of them once.
@@ -53,7 +63,7 @@ class Rows:
             digest.update(line)
             count += 1
         if not count:
-            raise Wrong(f"{self.path} holds no rows.")
+            raise Wrong(f"{self.source.name} holds no rows.")
         return Measure(count, digest.hexdigest())
 
     def chunks(self, sent: Callable[[int], None]) -> Iterator[bytes]:
@@ -70,29 +80,46 @@ class Rows:
         sent(count)
 
     def locator(self) -> Callable[[str], str]:
-        """Make what says where in the file it is that a pointer into the batch points to."""
+        """Make what says where in the source it is that a pointer into the batch points to."""
         places = [place for place, _ in self.read()]
 
         def where(pointer: str) -> str:
             match = _POINTER.fullmatch(pointer)
             if match is None or int(match[1]) >= len(places):
                 return pointer
-            return f"{self.path.name}, {self.noun} {places[int(match[1])]}{match[2] and ', '}{match[2]}"
+            return f"{self.source.path.name}, {self.noun} {places[int(match[1])]}{match[2] and ', '}{match[2]}"
 
         return where
 
 
-def json_lines(path: Path) -> Rows:
-    """Read `{custom_id, query, metadata}`, a line each; the number of a line is the `custom_id` of one without."""
-    return Rows(path, "line", lambda: _json_lines(path))
+def json_lines(source: Source) -> Rows:
+    """Read `{custom_id, query, metadata}`, a line each; the number of a line is the `custom_id` of one without.
+
+    Raises:
+        Wrong: it is one JSON array.
+    """
+    if source.first_character() == "[":
+        raise Wrong(f"{source.name} is a JSON array. Write an object a line: jq -c '.[]' does it.")
+    return Rows(source, "line", lambda: _json_lines(source))
 
 
-def _json_lines(path: Path) -> Iterator[Item]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            item = (line.removeprefix(_BOM) if number == 1 else line).strip(_SPACE)
-            if item:
-                yield number, _with_id(item, number) + b"\n"
+def _json_lines(source: Source) -> Iterator[Item]:
+    for number, line in enumerate(_lines(source), 1):
+        item = line.strip(_SPACE)
+        if item:
+            yield number, _with_id(item, number) + b"\n"
+
+
+def _lines(source: Source) -> Iterator[bytes]:
+    """Read lines in UTF-8. What is nearly that is left to the service, which says what is wrong where."""
+    if source.encoding not in {"utf-8", "utf-8-sig"}:
+        for line in source.lines():
+            yield line.encode()
+        return
+    with source.bytes() as file:
+        for number, line in enumerate(file):
+            whole = (line.removeprefix(_MARK) if number == 0 else line).rstrip(b"\r\n")
+            yield from whole.split(b"\r") if b"\r" in whole else (whole,)
 
 
 def _with_id(item: bytes, number: int) -> bytes:
@@ -106,35 +133,114 @@ def _with_id(item: bytes, number: int) -> bytes:
     return b'{"custom_id":"%d"%s%s' % (number, b"," if value else b"", item[1:].lstrip(_SPACE))
 
 
-def csv_rows(path: Path, column: str | None, id_column: str | None) -> Rows:
+def csv_rows(source: Source, column: str | None, id_column: str | None, delimiter: str | None) -> Rows:
     """Read queries from a column; ids from another, or else the number of the row below the header.
+
+    All other columns are the metadata of the query. Without a delimiter, the likeliest is taken.
 
     Raises:
         Wrong: there is no such column.
     """
-    names = next(_records(path), list[str]())
-    for name in (column, id_column):
-        if name is not None and names.count(name) != 1:
+    wanted = [name for name in (column, id_column) if name is not None]
+    if delimiter is None:
+        delimiter = _likeliest_delimiter(source, wanted)
+    names = next(_records(source, delimiter), list[str]())
+    for name in wanted:
+        if names.count(name) != 1:
             many = "more than one" if name in names else "no"
-            raise Wrong(f"{path} has {many} column {name!r}. Its columns: {', '.join(names)}.")
+            raise Wrong(f"{source.name} has {many} column {name!r}. Its columns: {', '.join(names)}.")
     if column is None:
-        raise Wrong(f"Say with --column which column holds the queries. Columns of {path}: {', '.join(names)}.")
+        raise Wrong(f"Say with --column which column holds the queries. Columns of {source.name}: {', '.join(names)}.")
     at, id_at = names.index(column), None if id_column is None else names.index(id_column)
-    return Rows(path, "row", lambda: _csv_items(path, len(names), at, id_at))
+    return Rows(source, "row", lambda: _csv_items(source, delimiter, names, at, id_at), delimiter)
 
 
-def _csv_items(path: Path, width: int, at: int, id_at: int | None) -> Iterator[Item]:
-    for number, row in enumerate(islice(_records(path), 1, None), 1):
-        if len(row) != width:
-            raise Wrong(f"{path}, row {number}: {len(row)} values for {width} columns.")
-        item = {"custom_id": str(number) if id_at is None else row[id_at], "query": row[at]}
+def said_delimiter(said: str) -> str:
+    """Read a delimiter as a command line says it.
+
+    Raises:
+        Wrong: it is none.
+    """
+    delimiter = DELIMITERS.get(said.lower(), said)
+    if len(delimiter) != 1 or delimiter in '"\r\n\0':
+        raise Wrong("--delimiter must be one character, or comma, semicolon, tab or pipe.")
+    return delimiter
+
+
+def name_of_delimiter(delimiter: str) -> str:
+    """Name a delimiter in words."""
+    return _NAMES.get(delimiter, repr(delimiter))
+
+
+def _keys(names: Sequence[str]) -> dict[int, str]:
+    """Name columns so that no two have the same name, and each has one."""
+    keys: dict[int, str] = {}
+    for index, name in enumerate(names):
+        key, number = name or f"column {index + 1}", 2
+        while key in keys.values():
+            key, number = f"{name or 'column'} ({number})", number + 1
+        keys[index] = key
+    return keys
+
+
+def _csv_items(
+    source: Source, delimiter: str, names: Sequence[str], query_at: int, id_at: int | None
+) -> Iterator[Item]:
+    width = len(names)
+    keys = {index: key for index, key in _keys(names).items() if index not in {query_at, id_at}}
+    for number, row in enumerate(islice(_records(source, delimiter), 1, None), 1):
+        if len(row) < width or any(row[width:]):
+            raise Wrong(
+                f"{source.name}, row {number}: {len(row)} values for {width} columns, separated by"
+                f" {name_of_delimiter(delimiter)}."
+            )
+        item: dict[str, Any] = {"custom_id": str(number) if id_at is None else row[id_at], "query": row[query_at]}
+        metadata = {key: row[index] for index, key in keys.items() if row[index] or names[index]}
+        if metadata:
+            item["metadata"] = metadata
         yield number, json.dumps(item, ensure_ascii=False).encode() + b"\n"
 
 
-def _records(path: Path) -> Iterator[list[str]]:
+def _records(source: Source, delimiter: str) -> Iterator[list[str]]:
+    """Read the header and all records that hold anything."""
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    lines = source.lines()
+    count = 0
+    try:
+        for record in csv.reader(_without_separator_line(lines), delimiter=delimiter, strict=True):
+            if any(record):
+                yield record
+                count += 1
+    except csv.Error as malformed:
+        hint = " A quote is opened there and never closed." if "unexpected end" in str(malformed) else ""
+        raise Wrong(
+            f"{source.name} is not CSV separated by {name_of_delimiter(delimiter)}: row {count}, {malformed}.{hint}"
+        ) from None
+    finally:
+        lines.close()
+
+
+def _without_separator_line(lines: Iterable[str]) -> Iterator[str]:
+    for number, line in enumerate(lines):
+        if number or not _SEPARATOR_LINE.fullmatch(line):
+            yield line
+
+
+def _likeliest_delimiter(source: Source, wanted: Sequence[str]) -> str:
+    """Guess: as a line says that is there for it; else what makes the wanted columns, and records of equal width."""
+    lines: Generator[str] = source.lines()
+    sample = list(islice(lines, 10 * _SAMPLE))
+    lines.close()
+    if sample and (said := _SEPARATOR_LINE.fullmatch(sample[0])):
+        return said[1]
+
+    def likelihood(delimiter: str) -> tuple[bool, bool, int, int]:
         try:
-            yield from filter(None, csv.reader(file, strict=True))
-        except (csv.Error, UnicodeDecodeError) as malformed:
-            raise Wrong(f"{path} is not CSV in UTF-8: {malformed}.") from None
+            header, *records = islice(filter(any, csv.reader(sample, delimiter=delimiter)), _SAMPLE)
+        except (csv.Error, ValueError):
+            return False, False, 0, 0
+        alike = sum(len(record) == len(header) for record in records)
+        return all(header.count(name) == 1 for name in wanted), len(header) > 1, alike, len(header)
+
+    csv.field_size_limit(sys.maxsize)
+    return max((COMMA, ";", "\t", "|"), key=likelihood)

@@ -13,6 +13,7 @@ from api.client.errors import Refused, Wrong
 from api.client.results import ResultsFile, is_result
 from api.client.rows import Rows
 from api.client.submission import SUFFIX, Asked, Submission
+from api.client.table import write_table
 from api.client.terminal import Bar
 
 OF_THE_BATCH = {400, 413, 415, 422}
@@ -27,6 +28,9 @@ class Order:
     parameters: Mapping[str, str]
     user_id: str
     output: Path
+    """Where the results go as they come, as JSON lines."""
+    table: Path | None = None
+    """Where they go as CSV, once all have come."""
 
     @property
     def kept(self) -> Path:
@@ -46,6 +50,9 @@ def submit(connection: Connection, bar: Bar, order: Order) -> Counter[str]:
         submission = Submission.load(order.kept)
         if submission is None:
             results.begin()
+            if order.table is not None and order.table.exists():
+                results.remove()
+                raise Wrong(f"{order.table} is there already. Choose another --output, or remove it.")
             submission = Submission.new(asked)
             submission.save(order.kept)
         else:
@@ -60,6 +67,12 @@ def submit(connection: Connection, bar: Bar, order: Order) -> Counter[str]:
             bar.tell(_how_to_go_on(submission, results))
             raise
         results.finish()
+        if order.table is not None:
+            write_table(order.table, order.rows, order.output)
+    if order.rows.source.has_changed():
+        bar.tell(
+            f"{order.rows.source.name} has changed since it was read. The results are of the rows that it had then."
+        )
     return results.tally
 
 

@@ -1,13 +1,21 @@
-"""What people see while they wait: on standard error, moving if that is a terminal. Standard output is for answers."""
+"""What people see while they wait: on standard error, moving if that is a terminal. Standard output is for answers.
+
+Standard error is a courtesy: where it is closed or full, the command goes on. An answer that cannot be written is an
+error.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Self
+from io import TextIOWrapper
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -21,7 +29,9 @@ FRAMES_A_SECOND = 10
 SLOW = 10
 """Below so many a second, a decimal is worth its place."""
 
-_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e]")
+"""Control characters but tab and line feed, and those that turn the direction of all text."""
+_ESCAPES = "agent-relay-escapes"
 
 
 def printable(text: str) -> str:
@@ -38,11 +48,85 @@ def readable(text: str) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) if isinstance(value, (dict, list)) else text
 
 
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    """Write characters that an encoding lacks as JSON escapes them."""
+    assert isinstance(error, UnicodeEncodeError)  # noqa: S101
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
+codecs.register_error(_ESCAPES, _escaped)
+
+
+def escape_what_cannot_be_written() -> None:
+    """Let no character end the command that an encoding of the standard streams lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPES)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
+
+
+def put(text: str) -> None:
+    """Write lines to standard output; a terminal does not obey them.
+
+    Raises:
+        OSError: it cannot be written, or nobody reads it (`BrokenPipeError`). Nothing more is written then.
+    """
+    out = sys.stdout
+    try:
+        out.write((printable(text) if out.isatty() else text) + "\n")
+        out.flush()
+    except OSError:
+        _turn_away(out)
+        raise
+    try:
+        text.encode(out.encoding)
+    except UnicodeEncodeError:
+        complain(f"Characters that {out.encoding} lacks are written as \\u…. PYTHONIOENCODING=utf-8 avoids that.")
+
+
+def complain(text: str, end: str = "\n") -> None:
+    """Write lines to standard error, where that is possible."""
+    _Courtesy().write(printable(text) + end)
+
+
+def _turn_away(stream: TextIO) -> None:
+    """Let what is still in the buffer of a stream go nowhere: Python would try it again at the end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+class _Courtesy:
+    """Standard error, which nobody need read."""
+
+    def write(self, text: str) -> int:
+        if sys.stderr is not None:  # pyright: ignore[reportUnnecessaryComparison]  (it is, where it was closed)
+            try:
+                sys.stderr.write(text)
+                sys.stderr.flush()
+            except OSError:
+                _turn_away(sys.stderr)
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def isatty(self) -> bool:
+        return sys.stderr is not None and sys.stderr.isatty()  # pyright: ignore[reportUnnecessaryComparison]
+
+    @property
+    def encoding(self) -> str:
+        return getattr(sys.stderr, "encoding", "utf-8")
+
+
 class Screen:
     """Standard error."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.console = Console(file=cast("TextIO", _Courtesy()), highlight=False, markup=False, emoji=False)
+        self.moves = self.console.is_terminal and not self.console.is_dumb_terminal
+        """Whether what is shown can be changed."""
 
     def tell(self, message: str) -> None:
         """Say something, in a line of its own."""
@@ -69,7 +153,7 @@ class Scroll(Screen):
         )
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
+        if self.moves:
             self._live.start()
         return self
 
@@ -82,7 +166,7 @@ class Scroll(Screen):
 
     def _end(self) -> Text:
         """Lay out as much as the terminal has room for."""
-        width, height = self.console.width, max(self.console.height - 2, 1)
+        width, height = max(self.console.width, 1), max(self.console.height - 2, 1)
         text = Text(printable(readable(self.text))[-width * height :])
         return Text("\n").join(text.wrap(self.console, width)[-height:])
 
@@ -99,7 +183,9 @@ class Bar(Screen):
             _Saying(_pace),
             console=self.console,
             expand=True,
-            disable=not self.console.is_terminal,
+            disable=not self.moves,
+            redirect_stdout=False,
+            redirect_stderr=False,  # `_Courtesy` would write to itself.
         )
         self._task: Task | None = None
         self._logged_at = time.monotonic()

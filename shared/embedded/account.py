@@ -19,12 +19,44 @@ class Account:
     gid: int
 
 
+class NamelessUser(SystemExit):
+    """PostgreSQL cannot make its files for a user who has no name."""
+
+    def __init__(self, user: str) -> None:
+        super().__init__(
+            f"{user} is not in /etc/passwd, and PostgreSQL makes no database for a user without a name. Add it there,"
+            " run as another user, or set DATABASE_URL and REDIS_URL to servers of your own."
+        )
+
+
 def servers_account() -> Account | None:
-    """Return whom the servers run as if not as ourselves, which is when we are root."""
+    """Return whom the servers run as if not as ourselves, which is when we are root.
+
+    Raises:
+        NamelessUser: there is no `nobody`.
+    """
     if os.geteuid() != 0:
         return None
-    nobody = pwd.getpwnam("nobody")
+    try:
+        nobody = pwd.getpwnam("nobody")
+    except KeyError:
+        raise NamelessUser("The user nobody, as whom root runs private servers,") from None
     return Account(nobody.pw_uid, nobody.pw_gid)
+
+
+def check_name() -> None:
+    """See that the user whom the servers run as has a name.
+
+    Raises:
+        NamelessUser: it has none.
+    """
+    if servers_account() is not None:
+        return
+    uid = os.geteuid()
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        raise NamelessUser(f"The user {uid}") from None
 
 
 def everybody_reaches(path: Path) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from shared.embedded.account import check_name
 from shared.embedded.home import Home
 from shared.embedded.paste import lines_to_paste
 from shared.embedded.postgres import PostgresServer
@@ -115,6 +116,7 @@ class Supervisor:
         self._api_address = (LOOPBACK, port)
         added = {"HOST": LOOPBACK, "PORT": str(port), "PYTHONUNBUFFERED": "1", "API_KEYS": self._api_keys()}
         if not self._surroundings.database_url:
+            check_name()
             added |= self._start_servers(servers)
         environment = self._surroundings.environment(**added)
         self._migrate(environment)

@@ -96,4 +96,25 @@ MUTATIONS = [
         "from typing import Any\n\nimport pydantic\n",
         TESTS + "test_it_needs_nothing_but_httpx_and_rich",
     ),
+    Mutation(
+        "a cell that a spreadsheet runs",
+        "api/client/table.py",
+        'return f"\'{text}" if _FORMULA',
+        "return text if _FORMULA",
+        "tests/test_files_and_terminals.py::test_no_cell_is_a_formula",
+    ),
+    Mutation(
+        "half a file taken for the whole",
+        "api/client/source.py",
+        "            if _identity(os.fstat(file.fileno())) != _identity(before):\n",
+        "            if not before:\n",
+        "tests/test_files_and_terminals.py::test_a_file_that_changes_while_it_is_read_is_refused",
+    ),
+    Mutation(
+        "an answer for nobody, taken for one that was read",
+        "api/client/__main__.py",
+        "        return UNREAD\n",
+        "        return SUCCEEDED\n",
+        "tests/test_files_and_terminals.py::test_an_answer_that_cannot_be_written_is_an_error",
+    ),
 ]
