@@ -29,12 +29,14 @@ from tests.mutations import (
     recovery,
     refusals,
     relay,
+    servers,
     webhooks,
 )
 from tests.mutations.mutation import DoesNotApply, Mutation
 
 LAWS = (
     relay,
+    servers,
     queue,
     recovery,
     refusals,
