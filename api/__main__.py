@@ -1,6 +1,5 @@
 """`python -m api`: serve the API until told to stop. Start as many as you like behind any load balancer."""
 
-
 from __future__ import annotations
 
 from shared.stopping import exit_when_told
@@ -23,6 +22,7 @@ from api.listening import listen
 from api.protocol import patient_protocol
 from shared import failpoints, logs
 from shared.settings import read
+from shared.start import check
 from shared.versions import refuse_old_servers
 
 log = logging.getLogger(__name__)
@@ -61,6 +61,7 @@ def main() -> None:
     failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
     sockets = listen(settings.host, settings.port)
+    check(settings, needs_redis=False)
     connections = Connections(limit_of_connections(settings.max_connections), settings.request_seconds)
     app = create_app(settings, connections.most)
     server = Server(

@@ -36,8 +36,9 @@ from shared.event_log import EventLog
 from shared.lanes import Lanes
 from shared.runs import Admission
 from shared.settings import Settings
+from shared.start import until_ready
 from shared.sweeper import Sweeper
-from shared.tasks import stop
+from shared.tasks import run_together, stop
 from shared.webhooks import Resolver
 
 log = logging.getLogger(__name__)
@@ -88,19 +89,19 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
         limits,
         probes,
     )
-    background = [
-        asyncio.create_task(relay.run()),
-        asyncio.create_task(batch_feeds.run()),
-        asyncio.create_task(keys.run()),
-        asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run()),
-    ]
-    for task in background:
-        task.add_done_callback(_end_process)
+    sweeper = Sweeper(settings, engine, lanes, event_log)
+
+    async def work() -> None:
+        await until_ready(engine)
+        await run_together(relay.run(), batch_feeds.run(), sweeper.run(), keys.run())
+
+    background = asyncio.create_task(work())
+    background.add_done_callback(_end_process)
     gc.freeze()  # A look at all that was imported would keep the loop for a tenth of a second, now and then.
     try:
         yield
     finally:
-        await stop(background)
+        await stop([background])
         await probes.close()
         await client.aclose()
         await engine.dispose()

@@ -297,7 +297,7 @@ def test_a_worker_that_starts_while_postgres_is_away_waits_for_it(
 ) -> None:
     own_postgres.stop()
     worker = own_service.begin("worker")
-    worker.await_line("worker.database_away")
+    worker.await_line(r"start\.waits .*PostgreSQL cannot be reached")
 
     own_postgres.start()
 

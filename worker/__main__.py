@@ -4,7 +4,6 @@
 moment and the attempt, and only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
 
-
 from __future__ import annotations
 
 from shared.stopping import exit_when_told
@@ -17,9 +16,11 @@ from uuid import UUID
 
 import uvloop
 
+from shared import logs
 from shared.clock import new_id
 from shared.failures import DEAD, FailureCode
 from shared.settings import read
+from shared.start import check
 from shared.versions import refuse_old_servers
 from worker import dead_letters, parent
 from worker.process import work
@@ -46,6 +47,10 @@ def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
     settings = read()
+    logs.configure(settings)
+    missing = check(settings, needs_redis=arguments.verb != "dead-letters")
+    if missing and arguments.verb:
+        raise SystemExit(missing)
     longest = settings.max_run_deadline_seconds
     match arguments.verb:
         case "dead-letters":

@@ -18,6 +18,7 @@ from shared.database import is_away
 from shared.event_log import EventLog
 from shared.lanes import Lane, Lanes
 from shared.settings import Settings
+from shared.start import until_ready
 from shared.sweeper import Sweeper
 from shared.tasks import stop
 from worker.attempt import Stop
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.05
-RETRY_SECONDS = 0.5
 GIVE_BACK_SECONDS = 8.0
 """Time to give the rest back after the drain time; agents that do not stop are left behind before."""
 
@@ -159,13 +159,13 @@ class App:
 
     async def _register(self) -> None:
         while True:
+            await until_ready(self._database)
             try:
                 return await _register(self._database, self._settings.pool, self._offers)
             except SQLAlchemyError as error:
                 if not is_away(error):
                     raise
                 log.warning("worker.database_away error=%r", error)
-                await asyncio.sleep(RETRY_SECONDS)
 
     def _openai_http(self) -> httpx2.AsyncClient:
         from worker.windowed_client import windowed_client  # noqa: PLC0415  (it takes long: only where it is needed)

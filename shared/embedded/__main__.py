@@ -1,6 +1,5 @@
 """Run everything from this checkout: `python -m shared.embedded`, which is `make run`."""
 
-
 from shared.stopping import exit_when_told
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
@@ -15,8 +17,10 @@ from shared.versions import OLDEST_POSTGRES
 _LOCK = 7_270_201  # Any constant: whoever upgrades this database takes the same advisory lock.
 
 
-def upgrade(database_url: str, revision: str = "head") -> None:
-    """Upgrade the database to `revision`, one process at a time.
+def upgrade(database_url: str, revision: str = "head") -> str:
+    """Upgrade the database to `revision`, one process at a time; returns a sentence that says what was done.
+
+    Newer tables are left as they are: older code works with them until its processes are replaced.
 
     Raises:
         SystemExit: the database cannot be used; the sentence says why.
@@ -30,8 +34,17 @@ def upgrade(database_url: str, revision: str = "head") -> None:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
         config.attributes["connection"] = connection
-        config.attributes["schema"] = _schema(connection)
+        schema = config.attributes["schema"] = _schema(connection)
+        context = MigrationContext.configure(connection, opts={"version_table_schema": schema})
+        before = context.get_current_revision()
+        known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+        if before is not None and before not in known:
+            return f"The tables are of revision {before}, which is newer than this code; nothing was changed."
         command.upgrade(config, revision)
+        after = context.get_current_revision()
+    if before == after:
+        return f"The tables are up to date, of revision {after}."
+    return f"The tables were brought from revision {before or 'none'} to {after}."
 
 
 def _settle(driver: Any, _: Any) -> None:
