@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from difflib import get_close_matches
 from functools import cached_property
+from ipaddress import ip_address
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import dotenv
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
@@ -18,6 +25,11 @@ TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_USUAL_PORTS = {"http": 80, "https": 443}
+_ALIKE = 0.88
+"""How much a variable must be like one of ours to be taken for a slip of the pen, of 1."""
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -41,7 +53,9 @@ def _keys(value: object) -> object:
     keys: dict[str, str] = {}
     for name, key_hash in _pairs(value, ":"):
         if not TENANT.fullmatch(name) or not _KEY_HASH.fullmatch(key_hash):
-            raise ValueError("must list name:key-hash pairs, as `python -m shared.keys NAME` makes them")
+            raise ValueError(
+                "must list name:hash pairs as `python -m shared.keys NAME` makes them: the hash of a key, never the key"
+            )
         keys[key_hash] = name
     return keys
 
@@ -56,7 +70,75 @@ def _pauses(value: object) -> object:
 
 def _hosts(value: object) -> object:
     words = _words(value)
-    return [str(word).lower().strip("[]") for word in words] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return [_trusted_host(str(word)) for word in words] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def _trusted_host(word: str) -> str:
+    """Read a name or an address as URLs have it."""
+    name = word.lower().removeprefix("[").removesuffix("]")
+    with suppress(ValueError):
+        return str(ip_address(name))
+    if not _HOST_NAME.fullmatch(name):
+        raise ValueError(f"must list names or addresses, without scheme, port, path or *; {word!r} is none")
+    return name
+
+
+def _listening_host(value: str) -> str:
+    """Read the address to listen on."""
+    host = value.strip().removeprefix("[").removesuffix("]")
+    with suppress(ValueError):
+        ip_address(host.partition("%")[0])
+        return host
+    if not _HOST_NAME.fullmatch(host.lower()):
+        raise ValueError("must be an address or a name, without scheme and port: 127.0.0.1, or 0.0.0.0 for all")
+    return host
+
+
+def _origins(value: object) -> object:
+    words = _words(value)
+    if not isinstance(words, list):
+        return words
+    origins = list(dict.fromkeys(_origin(str(word)) for word in words))  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    if "*" in origins and len(origins) > 1:
+        raise ValueError("must list origins, or * alone for all of them")
+    return origins
+
+
+def _origin(word: str) -> str:
+    """Write an origin as browsers send it (RFC 6454), or say why they never would."""
+    if word in {"*", "null"}:
+        return word
+    try:
+        parts = urlsplit(word)
+        host, port = (parts.hostname or "").encode("idna").decode(), parts.port
+    except (ValueError, UnicodeError):
+        host, port, parts = "", None, urlsplit("")
+    if not _SCHEME.match(word):
+        raise ValueError(f"must list origins such as https://app.example.com; {word!r} has no scheme")
+    if parts.path not in {"", "/"} or parts.query or parts.fragment or "@" in parts.netloc:
+        raise ValueError(f"must list origins such as https://app.example.com, without path and user; {word!r} has one")
+    if not _HOST_NAME.fullmatch(host) and ":" not in host:
+        raise ValueError(f"must list origins such as https://app.example.com, each in full; {word!r} is none")
+    is_usual = port is None or port == _USUAL_PORTS.get(parts.scheme)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if is_usual else f':{port}'}"
+
+
+def _log_level(value: object) -> str:
+    level = str(value).strip().upper()
+    if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
+        raise ValueError("must be DEBUG, INFO, WARNING or ERROR")
+    return level
+
+
+def _pool(value: str) -> str:
+    if not _AGENT_TYPE.fullmatch(value):
+        raise ValueError("must be a name of at most 63 characters: a-z, 0-9, _ and -")
+    return value
+
+
+def _set(value: object) -> object:
+    """Take an empty variable, as `.env` may have it, for none."""
+    return value.strip() or None if isinstance(value, str) else value
 
 
 def _agents(value: object) -> object:
@@ -65,7 +147,10 @@ def _agents(value: object) -> object:
     agents: dict[str, str] = {}
     for name, path in _pairs(value, "="):
         if not _AGENT_TYPE.fullmatch(name) or not _IMPORT_PATH.fullmatch(path):
-            raise ValueError("must list name=package.module:attribute pairs")
+            pair = f"{name}={path}"
+            raise ValueError(
+                f"must list name=package.module:attribute pairs, names of a-z, 0-9, _ and -; {pair!r} is none"
+            )
         if name in agents:
             raise ValueError(f"names {name!r} twice")
         agents[name] = path
@@ -112,19 +197,17 @@ class Settings(BaseSettings):
     """What the names of all keys and channels in Redis begin with."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections a process may hold to PostgreSQL."""
-    log_level: Annotated[str, BeforeValidator(lambda value: str(value).upper())] = Field(
-        default="INFO", pattern="DEBUG|INFO|WARNING|ERROR"
-    )
+    log_level: Annotated[str, BeforeValidator(_log_level)] = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
     access_log: bool = False
     """Whether the API writes a line for each request."""
-    metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    metrics_host: Annotated[str, AfterValidator(_listening_host)] = "127.0.0.1"
     """Address on which workers show their metrics."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Port on which a worker shows its metrics; 0 shows none. Those of the API are at its own `/metrics`."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_listening_host)] = "127.0.0.1"
     """Address that the API listens on."""
     port: int = Field(default=8000, ge=0, le=65535)
     """Port that the API listens on; 0 takes a free one."""
@@ -134,9 +217,9 @@ class Settings(BaseSettings):
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
     operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
-    ticket_secret: SecretStr | None = Field(default=None, min_length=16)
+    ticket_secret: Annotated[SecretStr | None, BeforeValidator(_set)] = Field(default=None, min_length=16)
     """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
-    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_words)] = Field(default_factory=list)
+    cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(default_factory=list)
     """Browser origins that may call the API."""
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
     """Longest request body that the API reads."""
@@ -167,7 +250,7 @@ class Settings(BaseSettings):
         default_factory=lambda: {"bank_support": "worker.agents.bank_support:served"}
     )
     """Agents that the worker serves: `name=package.module:attribute` pairs."""
-    model: str | None = Field(default=None, min_length=1)
+    model: Annotated[str | None, BeforeValidator(_set)] = None
     """Model of the agents that bring none of their own, as pydantic-ai names models (`openai-chat:gpt-5`)."""
     model_timeout_seconds: float = Field(default=120, gt=0)
     """Longest silence of a model, for agents that bring no model settings of their own."""
@@ -179,7 +262,7 @@ class Settings(BaseSettings):
     """Tokens that a run may use, in and out, for agents that bring no limits."""
     max_tool_calls: int = Field(default=0, ge=0)
     """Tool calls that an attempt may make, for agents that bring no limits."""
-    pool: str = Field(default="default", pattern="[a-z0-9][a-z0-9_-]{0,62}")
+    pool: Annotated[str, AfterValidator(_pool)] = "default"
     """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
     worker_slots: int = Field(default=50, ge=1, le=10_000)
     """Runs that a worker process answers at once."""
@@ -316,6 +399,8 @@ def read(**overrides: Any) -> Settings:
         settings = Settings(**overrides)
     except ValidationError as invalid:
         raise WrongSettings([_sentence(error) for error in invalid.errors(include_input=False)]) from None
+    for hint in _slips(os.environ):
+        print(hint, file=sys.stderr)  # noqa: T201  (logs are not configured yet)
     if settings.beat_seconds * 3 > settings.lease_seconds:
         raise WrongSettings(
             ["BEAT_SECONDS must be at most a third of LEASE_SECONDS: a late beat is not a dead worker."]
@@ -325,9 +410,23 @@ def read(**overrides: Any) -> Settings:
     return settings
 
 
+def _slips(environment: Mapping[str, str]) -> list[str]:
+    """Say which variables may be meant for some of ours that are not set."""
+    ours = {name.upper() for name in Settings.model_fields}
+    unset = ours - {name.upper() for name in environment}
+    alike = {name: get_close_matches(name.upper(), unset, n=1, cutoff=_ALIKE) for name in sorted(environment.keys())}
+    return [
+        f"{name} is set, which means nothing here; did you mean {meant[0]}?"
+        for name, meant in alike.items()
+        if meant and name.upper() not in ours
+    ]
+
+
 def _sentence(error: Any) -> str:
     variable = str(error["loc"][0]).upper()
     if error["type"] == "missing":
-        return f"{variable} is not set. Without servers of your own, `make run` starts private ones."
+        hints = [hint for hint in _slips(os.environ) if hint.endswith(f"{variable}?")]
+        help_ = hints[0] if hints else "Without servers of your own, `make run` starts private ones."
+        return f"{variable} is not set. {help_}"
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{variable} {message[0].lower()}{message[1:]}."

@@ -1,0 +1,149 @@
+"""A setting does what it says, or stops the start with a sentence that names it; none is taken and has no effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.settings import Settings, WrongSettings, read
+
+SERVERS = {"DATABASE_URL": "postgresql://relay@127.0.0.1/relay", "REDIS_URL": "redis://127.0.0.1"}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name, value in SERVERS.items():
+        monkeypatch.setenv(name, value)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> Any:
+    """Read a setting."""
+    monkeypatch.setenv(name, value)
+    return getattr(read(), name.lower())
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("http://localhost:3000/", ["http://localhost:3000"]),
+        ("HTTPS://App.Example.COM", ["https://app.example.com"]),
+        ("https://app.example.com:443/,http://a:80", ["https://app.example.com", "http://a"]),
+        ("http://a:443 https://a:80", ["http://a:443", "https://a:80"]),
+        ("https://bücher.example", ["https://xn--bcher-kva.example"]),
+        ("http://[::1]:3000/", ["http://[::1]:3000"]),
+        ("http://a/ http://a", ["http://a"]),
+        ("capacitor://localhost", ["capacitor://localhost"]),
+        ("*", ["*"]),
+        ("null", ["null"]),
+        ("", []),
+    ],
+)
+def test_origins_are_written_as_browsers_send_them(
+    monkeypatch: pytest.MonkeyPatch, given: str, origins: list[str]
+) -> None:
+    assert told(monkeypatch, "CORS_ORIGINS", given) == origins
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("CORS_ORIGINS", "localhost:3000", "'localhost:3000' has no scheme"),
+        ("CORS_ORIGINS", "app.example.com", "has no scheme"),
+        ("CORS_ORIGINS", "//app.example.com", "has no scheme"),
+        ("CORS_ORIGINS", "https://app.example.com/app", "without path"),
+        ("CORS_ORIGINS", "https://app.example.com?x=1", "without path"),
+        ("CORS_ORIGINS", "https://user@app.example.com", "without path and user"),
+        ("CORS_ORIGINS", "https://*.example.com", "each in full"),
+        ("CORS_ORIGINS", "https://", "each in full"),
+        ("CORS_ORIGINS", "https://app.example.com:port", "each in full"),
+        ("CORS_ORIGINS", '"https://app.example.com"', "has no scheme"),
+        ("CORS_ORIGINS", "*,https://app.example.com", "or * alone"),
+        ("HOST", "http://0.0.0.0", "without scheme and port"),
+        ("HOST", "0.0.0.0:8000", "without scheme and port"),
+        ("HOST", "", "must be an address or a name"),
+        ("HOST", "*", "0.0.0.0 for all"),
+        ("LOG_LEVEL", "INFORMATION", "must be DEBUG, INFO, WARNING or ERROR"),
+        ("LOG_LEVEL", "warn", "must be DEBUG, INFO, WARNING or ERROR"),
+        ("POOL", "my pool", "must be a name"),
+        ("POOL", "GPU", "must be a name"),
+        ("WEBHOOK_TRUSTED_HOSTS", "https://hooks.internal", "without scheme, port, path or *"),
+        ("WEBHOOK_TRUSTED_HOSTS", "hooks.internal:8080", "'hooks.internal:8080' is none"),
+        ("WEBHOOK_TRUSTED_HOSTS", "*.internal", "'*.internal' is none"),
+        ("WEBHOOK_TRUSTED_HOSTS", "10.0.0.0/8", "'10.0.0.0/8' is none"),
+        ("AGENTS", "haiku:my_agents:haiku", "'haiku:my_agents:haiku=' is none"),
+        ("AGENTS", "Haiku=my_agents:haiku", "names of a-z, 0-9, _ and -"),
+        ("AGENTS", "haiku=my_agents.haiku", "'haiku=my_agents.haiku' is none"),
+        ("API_KEYS", "acme:ar_not-a-hash", "the hash of a key, never the key"),
+        ("PORT", "70000", "less than or equal to 65535"),
+        ("PORT", "tcp://10.0.0.1:8000", "valid integer"),
+        ("AGENT_UNSERVED_SECONDS", "100000", "less than or equal to 86400"),
+    ],
+)
+def test_what_could_have_no_effect_stops_the_start_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    with pytest.raises(WrongSettings) as wrong:
+        told(monkeypatch, name, value)
+
+    assert str(wrong.value).startswith(f"{name} ")
+    assert sentence in str(wrong.value)
+    assert "\n" not in str(wrong.value)
+    assert "ar_not" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "meant"),
+    [
+        ("HOST", "[::1]", "::1"),
+        ("HOST", " 0.0.0.0 ", "0.0.0.0"),
+        ("HOST", "api.internal", "api.internal"),
+        ("LOG_LEVEL", "debug", "DEBUG"),
+        (
+            "WEBHOOK_TRUSTED_HOSTS",
+            "Hooks.Internal,[2001:DB8:0::1],10.0.0.1",
+            ["hooks.internal", "2001:db8::1", "10.0.0.1"],
+        ),
+        ("MODEL", "", None),
+        ("MODEL", " test ", "test"),
+        ("TICKET_SECRET", "", None),
+    ],
+)
+def test_what_can_be_meant_is(monkeypatch: pytest.MonkeyPatch, name: str, value: str, meant: object) -> None:
+    assert told(monkeypatch, name, value) == meant
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("API_KEY", "API_KEYS"), ("AGENT", "AGENTS"), ("CORS_ORIGIN", "CORS_ORIGINS"), ("WORKERS_SLOTS", "WORKER_SLOTS")],
+)
+def test_a_variable_that_is_nearly_ours_is_told_about(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, meant: str
+) -> None:
+    monkeypatch.setenv(name, "s3cret")
+    read()
+
+    assert capsys.readouterr().err == f"{name} is set, which means nothing here; did you mean {meant}?\n"
+
+
+def test_one_that_is_set_beside_ours_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("API_KEY", "API_KEYS", "HOSTNAME", "OPENAI_API_KEY", "REDIS_HOST", "AGENT_RELAY_URL"):
+        monkeypatch.setenv(name, "")
+    read()
+
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_one_that_is_misspelt_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.setenv("REDIS_URI", "redis://127.0.0.1")
+    with pytest.raises(
+        WrongSettings, match=r"REDIS_URL is not set\. REDIS_URI is set, which means nothing here; did you"
+    ):
+        read()
