@@ -12,7 +12,7 @@ COPY shared shared
 COPY worker worker
 COPY api api
 
-RUN useradd --system --no-create-home --uid 10001 relay
+RUN useradd --system --no-create-home --uid 10001 relay && install --directory --owner relay /keys
 USER relay
 
 # Within a container the address is the container's; what is published is the operator's choice.

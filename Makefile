@@ -51,8 +51,8 @@ lock: $(VENV)/development ## Write the locks anew from pyproject.toml (UPGRADE=1
 	$(LOCK) pyproject.toml --constraints requirements/development.txt --output-file requirements/production.txt
 	$(LOCK) --group client --constraints requirements/development.txt --output-file requirements/client.txt
 
-key: $(VENV)/runtime ## Make an API key for a tenant (TENANT=name).
-	@$(RUN) -m shared.keys $(if $(TENANT),"$(TENANT)",$(error Say whose key it is: make key TENANT=name))
+key: ## Make an API key for a tenant (TENANT=name); needs nothing but a Python.
+	@"$(or $(PYTHON),$(wildcard $(RUN)),$(error agent-relay needs Python 3.11 or newer: make key PYTHON=/path/to/python3.13))" -m shared.keys $(if $(TENANT),"$(TENANT)",$(error Say whose key it is: make key TENANT=name))
 
 migrate: $(VENV)/runtime ## Bring the tables of DATABASE_URL up to date.
 	$(RUN) -m shared.migrations

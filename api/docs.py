@@ -213,10 +213,22 @@ def _as_problem(status: str, response: dict[str, Any]) -> dict[str, Any]:
     return {**response, "content": {MEDIA_TYPE: {**contents[0], "example": example(int(status))}}}
 
 
+_FOCUS = """
+<script>
+    // Each field of the dialog takes the focus as it appears; people begin with the first.
+    let dialog = null;
+    new MutationObserver(() => {
+        const now = document.querySelector(".dialog-ux");
+        if (now !== dialog && (dialog = now)) dialog.querySelector("input")?.focus();
+    }).observe(document.body, {childList: true, subtree: true});
+</script>
+"""
+
+
 @router.get("/docs")
 async def page() -> HTMLResponse:
     """Show the document. All addresses are relative, so that the API may lie behind any prefix."""
-    return get_swagger_ui_html(
+    shown = get_swagger_ui_html(
         openapi_url="openapi.json",
         title="agent-relay",
         swagger_js_url=f"docs/{_Asset.SCRIPT}",
@@ -229,6 +241,7 @@ async def page() -> HTMLResponse:
             "validatorUrl": None,
         },
     )
+    return HTMLResponse(bytes(shown.body).decode().replace("</body>", f"{_FOCUS}</body>"))
 
 
 @router.get("/docs/{asset}")

@@ -18,10 +18,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.failpoints import Trap
+from shared.keys import TENANT
 from shared.names import PREFIX, Names
 from shared.servers import Postgres, Redis
 
-TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")

@@ -1,12 +1,16 @@
 """`docker-compose.yml` keeps the promises of production: order of start, time to stop, no secret, more workers."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from shared.keys import hash_key
 from shared.settings import Settings
 
 CHECKOUT = Path(__file__).parents[1]
@@ -23,13 +27,13 @@ def seconds(duration: str) -> int:
 
 
 def test_the_services_are_those_of_the_design(services: dict[str, Any]) -> None:
-    assert set(services) == {"postgres", "redis", "migrate", "api", "worker"}
+    assert set(services) == {"postgres", "redis", "migrate", "key", "api", "worker"}
 
 
 def test_api_and_worker_start_after_the_migrations_on_healthy_servers(services: dict[str, Any]) -> None:
     for name in ("api", "worker"):
         conditions = {on: how["condition"] for on, how in services[name]["depends_on"].items()}
-        assert conditions == {
+        assert conditions == ({"key": "service_completed_successfully"} if name == "api" else {}) | {
             "migrate": "service_completed_successfully",
             "postgres": "service_healthy",
             "redis": "service_healthy",
@@ -57,9 +61,47 @@ def test_api_and_worker_run_the_same_image(services: dict[str, Any]) -> None:
     assert services["api"]["image"] == services["worker"]["image"] == services["migrate"]["image"]
 
 
-def test_secrets_come_from_outside_and_must_be_given() -> None:
-    assert set(re.findall(r"(POSTGRES_PASSWORD|API_KEYS): (?!\$\{\1:\?)", TEXT)) == set()
+def test_the_password_comes_from_outside_and_must_be_given() -> None:
+    assert set(re.findall(r"(POSTGRES_PASSWORD): (?!\$\{\1:\?)", TEXT)) == set()
     assert re.search(r"://agent_relay:\$\{POSTGRES_PASSWORD:\?[^}]+\}@postgres", TEXT)
+
+
+@pytest.mark.parametrize("given", ["", "acme:given"])
+def test_without_keys_a_first_one_is_made_once(services: dict[str, Any], tmp_path: Path, given: str) -> None:
+    def run(service: str, **environment: str) -> str:
+        """Run the command of a service as Compose would, in this checkout."""
+        command = [part.replace("$$", "$").replace("/keys/", f"{tmp_path}/") for part in services[service]["command"]]
+        environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr
+
+    first, second = run("key"), run("key")
+    key = re.search(r"ar_\S+", first)
+    assert key is not None
+    assert "ar_" not in second
+    pair = f"local:{hash_key(key[0].encode())}"
+    assert (tmp_path / "pair").read_text() == f"{pair}\n"
+
+    services["api"]["command"][2] = services["api"]["command"][2].replace("python -m api", "printenv API_KEYS")
+    assert run("api", API_KEYS=given) == f"{given or pair}\n"
+
+
+def test_a_key_is_made_by_any_python_without_any_package(tmp_path: Path) -> None:
+    bare = [sys.executable, "-I", "-S", "-c", "import sys; sys.path[:0] = ['.']; from shared.keys import main; main()"]
+    done = subprocess.run([*bare, "acme"], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    wrong = subprocess.run([*bare, "Acme Inc"], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+
+    key, pair = re.findall(r"(ar_\S+|acme:\S+)", done.stdout)
+    assert pair == f"acme:{hash_key(key.encode())}"
+    assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (1, "", 1)
+    recipe = subprocess.run(
+        ["make", "--dry-run", "key", "TENANT=acme", f"VENV={tmp_path}/none"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "pip" not in recipe.stdout
 
 
 def test_losing_a_machine_loses_no_acknowledged_write(services: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from shared.embedded.paste import agent_to_ask, lines_to_paste
 from tests.eventually import eventually
 from tests.service import ROOT
 
@@ -30,14 +31,14 @@ def home() -> Iterator[Path]:
 
 
 @contextmanager
-def running(home: Path) -> Generator[tuple[subprocess.Popen[str], Path]]:
+def running(home: Path, **environment: str) -> Generator[tuple[subprocess.Popen[str], Path]]:
     """Start everything; at the end Ctrl-C must leave nothing running."""
     output = home / "terminal"
     with output.open("w") as terminal:
         launcher = subprocess.Popen(
             [sys.executable, "-m", "shared.embedded", "--home", home],
             cwd=ROOT,
-            env=os.environ | {"PORT": "0", "SCRIPTED_TOKENS_PER_SECOND": "400"},
+            env=os.environ | {"PORT": "0", "SCRIPTED_TOKENS_PER_SECOND": "400", **environment},
             stdout=terminal,
             stderr=subprocess.STDOUT,
             text=True,
@@ -84,6 +85,30 @@ def test_the_pasted_lines_answer_and_the_thread_survives_a_restart(home: Path) -
             f"-H 'Content-Type: application/json' -d {body}",
         )
         assert "$1123.45" in json.loads(again)["response"]
+
+
+def test_the_pasted_lines_ask_an_agent_that_is_served(home: Path) -> None:
+    with running(home, AGENTS="echo=tests.agents:echo", MODEL="test") as (_, output):
+        answers = paste(pasted(output))
+    assert "bank_support" not in output.read_text()
+    assert json.loads(answers.splitlines()[0])["output"]
+    assert json.loads(answers.splitlines()[-1])["event"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("agents", "asked"),
+    [
+        (None, "bank_support"),
+        ("", "bank_support"),
+        ("haiku=my_agents:haiku", "haiku"),
+        ("a=b:c, bank_support=worker.agents.bank_support:served", "bank_support"),
+        ("first=a:b second=a:c", "first"),
+        ("first=a:b\nsecond=a:c", "first"),
+    ],
+)
+def test_which_agent_is_asked(agents: str | None, asked: str) -> None:
+    assert agent_to_ask(agents) == asked
+    assert json.dumps({"agent_type": asked}) in lines_to_paste(8000, "key", "user", agent_to_ask(agents))
 
 
 def test_a_part_that_dies_is_named_and_restarted(home: Path) -> None:

@@ -1,18 +1,29 @@
 """The lines that a newcomer pastes into another terminal."""
 
+import re
 
-def lines_to_paste(port: int, api_key: str, user_id: str) -> str:
+SAMPLE = "bank_support"
+
+
+def agent_to_ask(agents: str | None) -> str:
+    """Return the name of an agent that a worker serves with these `AGENTS`: the sample if it is among them."""
+    names = [pair.partition("=")[0] for pair in re.split(r"[,\s]+", agents or "") if pair]
+    return SAMPLE if SAMPLE in names or not names else names[0]
+
+
+def lines_to_paste(port: int, api_key: str, user_id: str, agent_type: str = SAMPLE) -> str:
     """Return a sentence and the lines: who is calling, a thread, a question, and the same question streamed."""
     curl = 'curl -s -H "X-API-Key: $API_KEY" -H "X-User-ID: $USER_ID" -H "Content-Type: application/json"'
     first_id = """python3 -c 'import json,sys; print(json.load(sys.stdin)["id"])'"""
-    query = r"""-d '{"thread_id": "'"$THREAD_ID"'", "query": "What is my balance?"}'"""
+    question = "What is my balance?" if agent_type == SAMPLE else "Hello! What can you do?"
+    query = f"""-d '{{"thread_id": "'"$THREAD_ID"'", "query": "{question}"}}'"""
     return f"""
 Paste into another terminal, from `ready` on:
 
 export BASE_URL=http://127.0.0.1:{port}/api/v1
 export API_KEY={api_key}
 export USER_ID={user_id}
-export THREAD_ID=$({curl} "$BASE_URL/threads" -d '{{"agent_type": "bank_support"}}' | {first_id})
+export THREAD_ID=$({curl} "$BASE_URL/threads" -d '{{"agent_type": "{agent_type}"}}' | {first_id})
 {curl} "$BASE_URL/agent/query" {query}; echo
 {curl.replace("-s", "-sN", 1)} "$BASE_URL/agent/stream" {query}
 """

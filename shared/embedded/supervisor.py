@@ -16,7 +16,7 @@ from types import FrameType
 
 from shared.embedded.account import check_name
 from shared.embedded.home import Home
-from shared.embedded.paste import lines_to_paste
+from shared.embedded.paste import agent_to_ask, lines_to_paste
 from shared.embedded.postgres import PostgresServer
 from shared.embedded.process import Process
 from shared.embedded.redis import RedisServer
@@ -124,7 +124,8 @@ class Supervisor:
             return
         for name, command in (("api", self._commands.api), ("worker", self._commands.worker)):
             self._watched.append(Watched(Child(name, command, environment)))
-        _say(lines_to_paste(port, self._home.api_key(), self._home.user_id()))
+        agent_type = agent_to_ask(self._surroundings.agents)
+        _say(lines_to_paste(port, self._home.api_key(), self._home.user_id(), agent_type))
 
     def _api_keys(self) -> str:
         """Return the keys that are given and our own, which opens nothing but this loopback address."""

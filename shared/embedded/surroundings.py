@@ -23,6 +23,7 @@ class Surroundings(BaseSettings):
     database_url: str | None = None
     redis_url: str | None = None
     api_keys: str | None = None
+    agents: str | None = None
     port: int | None = None
     drain_seconds: float = 30
 
