@@ -12,7 +12,9 @@ COPY shared shared
 COPY worker worker
 COPY api api
 
-RUN useradd --system --no-create-home --uid 10001 relay && install --directory --owner relay /keys
+# What an image of yours installs for its agents goes to /packages: `FROM agent-relay` and `RUN pip install …`.
+ENV PYTHONUSERBASE=/packages
+RUN useradd --system --no-create-home --uid 10001 relay && install --directory --owner relay /keys /packages
 USER relay
 
 # Within a container the address is the container's; what is published is the operator's choice.

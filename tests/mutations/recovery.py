@@ -102,8 +102,8 @@ MUTATIONS = [
     Mutation(
         "an API process that sees to nothing",
         "api/app.py",
-        "asyncio.create_task(Sweeper(settings, engine, lanes, event_log).run())",
-        "asyncio.create_task(asyncio.sleep(3600))",
+        "batch_feeds.run(), sweeper.run())",
+        "batch_feeds.run())",
         CRASHES + "test_where_no_worker_lives_an_api_process_sees_to_what_the_dead_have_left",
     ),
     Mutation(
@@ -359,5 +359,33 @@ MUTATIONS = [
         "    except (ValueError, RecursionError) as unreadable:\n",
         "    except KeyError as unreadable:\n",
         SWEEPER + "test_a_row_with_odd_values_keeps_no_other_end_from_being_told[JSON too deep]",
+    ),
+    Mutation(
+        "a task that is cancelled only once",
+        "shared/tasks.py",
+        "    for _ in range(TIMES):\n",
+        "    for _ in range(1):\n",
+        "tests/test_tasks.py::test_a_task_that_swallows_cancels_is_cancelled_again",
+    ),
+    Mutation(
+        "whoever stops others stops in the middle of it",
+        "shared/tasks.py",
+        "            cancelled = error\n",
+        "            raise error\n",
+        "tests/test_tasks.py::test_who_stops_others_and_is_stopped_itself_does_both",
+    ),
+    Mutation(
+        "an origin with a slash that no browser sends",
+        "shared/settings.py",
+        "origins = list(dict.fromkeys(_origin(str(word)) for word in words))",
+        "origins = [str(word) for word in words]",
+        "tests/test_settings.py::test_origins_are_written_as_browsers_send_them",
+    ),
+    Mutation(
+        "pasted lines that ask the sample, whoever is served",
+        "shared/embedded/paste.py",
+        "return SAMPLE if SAMPLE in names or not names else names[0]",
+        "return SAMPLE",
+        "tests/test_make_run.py::test_which_agent_is_asked",
     ),
 ]
