@@ -119,6 +119,14 @@ def test_the_image_runs_as_nobody_special_on_locked_packages() -> None:
     assert dockerfile.index("USER relay") < dockerfile.index("CMD")
 
 
+def test_an_image_that_builds_on_ours_can_install_packages_as_its_user() -> None:
+    dockerfile = (CHECKOUT / "Dockerfile").read_text()
+
+    folder = re.search(r"^ENV PYTHONUSERBASE=(\S+)$", dockerfile, re.MULTILINE)
+    assert folder is not None
+    assert re.search(rf"install --directory --owner relay .*{folder[1]}$", dockerfile, re.MULTILINE)
+
+
 @pytest.mark.parametrize("lock", sorted((CHECKOUT / "requirements").glob("*.txt")), ids=lambda lock: lock.stem)
 def test_a_lock_names_versions_and_hashes_but_no_address(lock: Path) -> None:
     text = lock.read_text()
