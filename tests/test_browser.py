@@ -15,6 +15,7 @@ from queue import Queue
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.client import Client, names
@@ -151,3 +152,39 @@ async def test_a_page_shows_the_whole_answer_once_though_its_api_dies(service: S
     assert names(result["told"]) == ["message_created", "message_started", "text_delta", "message_complete", "done"]
     assert ids == sorted(set(ids))
     assert site.results.empty()
+
+
+DIALOG = """<script>
+    const until = (look) => new Promise((resolve) => {
+        const timer = setInterval(() => {
+            const seen = look();
+            if (seen) { clearInterval(timer); resolve(seen); }
+        }, 50);
+    });
+    (async () => {
+        (await until(() => document.querySelector(".btn.authorize"))).click();
+        await until(() => document.querySelectorAll(".dialog-ux input").length >= 3);
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        const name = (container) => container.querySelector("h4").textContent;
+        const names = [...document.querySelectorAll(".dialog-ux .auth-container")]
+            .filter((container) => container.querySelector("input")).map(name);
+        const focused = name(document.activeElement.closest(".auth-container"));
+        fetch("/result", {method: "POST", body: JSON.stringify({names, focused})});
+    })();
+</script></body>"""
+
+
+async def test_who_authorizes_in_the_docs_begins_with_the_callers_key(service: Service, tmp_path: Path) -> None:
+    with serving_pages() as site:
+        api = service.api(CORS_ORIGINS=site.origin)
+        async with httpx.AsyncClient() as http:
+            page = (await http.get(f"{api.url}/docs")).text
+        page = page.replace("'openapi.json'", f"'{api.url}/openapi.json'")
+        page = page.replace('"docs/', f'"{api.url}/docs/').replace("</body>", DIALOG)
+        site.page = page.encode()
+
+        with browsing(site.origin, tmp_path):
+            result = await asyncio.to_thread(site.results.get, timeout=60)
+
+    assert result["names"][0].startswith("ApiKey")
+    assert result["focused"] == result["names"][0]
