@@ -131,10 +131,8 @@ async def _redis_refuses(client: Redis) -> str | None:
     try:
         async with asyncio.timeout(PATIENCE_SECONDS):
             await client.ping()
-    except NoPermissionError:
-        return None  # It knows the user, who need not be allowed this.
-    except (AuthenticationError, ResponseError) as error:
-        return f"REDIS_URL: Redis refuses it: {_first_line(error)} Correct user, password and database number."
-    except (RedisError, OSError):
-        return None
-    return None
+    except (RedisError, OSError) as error:
+        said = error.__cause__ or error  # As it connects, `redis` takes every refusal for a broken connection.
+        if isinstance(said, AuthenticationError | ResponseError) and not isinstance(said, NoPermissionError):
+            return f"REDIS_URL: Redis refuses it: {_first_line(said)} Correct user, password and database number."
+    return None  # What passes, and a user who need not be allowed this command.
