@@ -55,12 +55,12 @@ def main() -> None:
     """Serve."""
     settings = read()
     logs.configure(settings)
+    sockets = listen(settings.host, settings.port)
     uvloop.run(refuse_old_servers(settings))
     if not settings.api_keys:
         log.info("api.keys_from_database: API_KEYS is not set; `python -m api.keys create TENANT` makes a key")
     failpoints.arm(settings.failpoints)
     logging.getLogger("uvicorn.error").setLevel(settings.log_level)
-    sockets = listen(settings.host, settings.port)
     check(settings, needs_redis=False)
     connections = Connections(limit_of_connections(settings.max_connections), settings.request_seconds)
     app = create_app(settings, connections.most)
