@@ -388,4 +388,18 @@ MUTATIONS = [
         "return SAMPLE",
         "tests/test_make_run.py::test_which_agent_is_asked",
     ),
+    Mutation(
+        "children that have the signal handlers of their worker",
+        "worker/process_guard.py",
+        "                signal.signal(number, handler)\n",
+        "                signal.getsignal(number)\n",
+        "tests/test_guests.py::test_a_tool_ends_its_own_run_and_nobody_elses[terminates_a_fork_sync]",
+    ),
+    Mutation(
+        "a worker that waits for what its agents have left",
+        "worker/process_guard.py",
+        "    timer.start()\n",
+        "    timer.cancel()\n",
+        "tests/test_guests.py::test_a_worker_waits_for_nothing_that_its_agents_have_left",
+    ),
 ]
