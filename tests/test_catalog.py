@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 from pydantic_ai import Agent
+from pydantic_ai.models import Model
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.test import TestModel
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -106,7 +107,8 @@ def test_an_agents_own_model_goes_before_model(monkeypatch: pytest.MonkeyPatch) 
     offers = load(settings("bare=stranger:bare, without=stranger:without_model", model="openai-chat:gpt-5"))
 
     assert isinstance(offers["bare"].model, TestModel)
-    assert offers["without"].model.model_name == "gpt-5"
+    assert isinstance(model := offers["without"].model, Model)
+    assert model.model_name == "gpt-5"
 
 
 def test_agents_share_the_one_model_that_model_names() -> None:
