@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -325,7 +324,5 @@ def test_an_import_that_takes_long_is_named(service: Service, tmp_path: Path) ->
     worker = service.begin("worker", **serving_modules(tmp_path, {"comes_late": "time.sleep(3600)"}))
 
     worker.await_line(r"catalog\.slow_import agent=comes_late path=comes_late:echo at=\S+comes_late\.py:2")
-    worker.process.send_signal(signal.SIGINT)
 
-    assert worker.process.wait(STOP_SECONDS) == 1
-    worker.await_line(r"AGENTS: comes_late .* cannot be imported: KeyboardInterrupt")
+    assert worker.terminate() == 0

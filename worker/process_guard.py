@@ -111,7 +111,10 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     loop = runner.get_loop()
     threads = ToolThreads()
     loop.set_default_executor(threads)
-    _Forks(pid, {number: signal.getsignal(number) for number in (*STOP_SIGNALS, *DEADLY_SIGNALS)})
+    _Forks(
+        pid,
+        dict.fromkeys((*STOP_SIGNALS, *DEADLY_SIGNALS), signal.SIG_DFL) | {signal.SIGINT: signal.default_int_handler},
+    )
     _refuse_signals_to_ourselves(pid)
     setattr(asyncio, "_nest_patched", True)  # noqa: B010  `nest_asyncio` cannot patch this loop, and would patch all else before.
     if stream := logs.stream():
@@ -178,7 +181,7 @@ def frames_of(thread_id: int | None) -> list[FrameType]:
 class _Forks(threading.local):
     """Sees to children that this process forks, from now on.
 
-    They get the signal handlers that were there before ours: also a signal that comes at once, which waits for that.
+    They get the signal handlers of any Python process: also a signal that comes at once, which waits for that.
     Children of `multiprocessing` end by themselves. One that is forked otherwise, on the thread of the loop, has our
     tasks and connections: it ends when the agent's code returns to the loop, or waits for it.
     """
