@@ -3,6 +3,7 @@
 `--processes N` starts N of them under a small parent, which restarts what dies: then a dead process costs its runs a
 moment and the attempt, and only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
+# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -10,6 +11,10 @@ from shared.stopping import exit_when_told
 
 if __name__ == "__main__":
     exit_when_told()  # Before the imports that take long.
+
+from shared.versions import refuse_old_pydantic_ai, refuse_old_servers
+
+refuse_old_pydantic_ai()  # Before anything imports it.
 
 import argparse
 from uuid import UUID
@@ -21,7 +26,6 @@ from shared.clock import new_id
 from shared.failures import DEAD, FailureCode
 from shared.settings import read
 from shared.start import check
-from shared.versions import refuse_old_servers
 from worker import dead_letters, parent
 from worker.process import work
 
