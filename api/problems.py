@@ -57,6 +57,7 @@ FAILURE_STATUS: dict[FailureCode, int] = {
     FailureCode.MODEL_UNAVAILABLE: 502,
     FailureCode.MODEL_REJECTED: 502,
     FailureCode.OUTPUT_INVALID: 502,
+    FailureCode.OUTPUT_TOO_LARGE: 502,
     FailureCode.AGENT_ERROR: 502,
     FailureCode.USAGE_LIMIT_EXCEEDED: 502,
     FailureCode.WORKER_CRASHED: 502,

@@ -12,6 +12,7 @@ class FailureCode(StrEnum):
     MODEL_UNAVAILABLE = "model_unavailable"
     MODEL_REJECTED = "model_rejected"
     OUTPUT_INVALID = "output_invalid"
+    OUTPUT_TOO_LARGE = "output_too_large"
     AGENT_ERROR = "agent_error"
     USAGE_LIMIT_EXCEEDED = "usage_limit_exceeded"
     WORKER_CRASHED = "worker_crashed"
@@ -32,6 +33,13 @@ SENTENCES: dict[FailureCode, str] = {
 }
 
 
+LONGEST_MESSAGE = 4000
+"""Characters; a message may quote what a model or an agent said."""
+
+
 def failure(code: FailureCode, message: str | None = None) -> dict[str, Any]:
     """Render a run's `error` as clients see it."""
-    return {"code": code.value, "message": message or SENTENCES[code], "retryable": code in RETRYABLE}
+    said = message or SENTENCES[code]
+    if len(said) > LONGEST_MESSAGE:
+        said = f"{said[:LONGEST_MESSAGE]}… ({len(said)} characters)"
+    return {"code": code.value, "message": said, "retryable": code in RETRYABLE}

@@ -286,6 +286,12 @@ class Settings(BaseSettings):
     """Least time between two validated partials of a run that somebody waits for."""
     batch_partial_interval_seconds: float = Field(default=0.5, ge=0)
     """The same of a run of a batch: nearly all of what an answer costs a worker is its partials."""
+    max_output_bytes: int = Field(default=4 << 20, ge=1 << 10)
+    """Largest output of a run, and partial output, as UTF-8; one above it ends the run as `output_too_large`."""
+    max_tool_result_bytes: int = Field(default=4 << 20, ge=1 << 10)
+    """Largest result of a tool that a model is given; one above it ends the run as `agent_error`."""
+    max_history_bytes: int = Field(default=16 << 20, ge=1 << 10)
+    """Largest history that a run is given, the newest exchanges of its thread; and largest transcript of a run."""
     tool_event_bytes: int = Field(default=16 << 10, ge=0)
     """Longest arguments or content that a tool event carries; what is longer is cut and says so."""
     scripted_tokens_per_second: float = Field(default=80, ge=0)

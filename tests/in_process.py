@@ -12,6 +12,7 @@ from pydantic_ai import CancellationToken, ModelMessage
 
 from shared.settings import Settings
 from worker.answer import Answer, Answered
+from worker.budget import Budget
 from worker.catalog import Offer, load
 
 _MODULE = "made_for_a_test"
@@ -66,6 +67,7 @@ async def ask(
         offer_of(served, **settings),
         heard,
         CancellationToken(),
+        budget=Budget(1 << 20, 1 << 20),
         partial_interval_seconds=0,
         tool_event_bytes=1000,
         model_timeout_seconds=timeout_seconds,

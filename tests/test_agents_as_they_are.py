@@ -304,7 +304,7 @@ def test_a_thread_with_open_calls_goes_on() -> None:
     """As earlier versions have left some."""
     asked = ModelRequest(parts=[UserPromptPart("Pay.")])
     called = ModelResponse(parts=[ToolCallPart("pay", {}, tool_call_id="1")])
-    history = history_of([Exchange(query="Pay.", transcript=transcript_of([asked, called]), answer=None)])
+    history = history_of([Exchange(query="Pay.", transcript=transcript_of([asked, called], 1 << 20), answer=None)])
 
     assert open_calls(history) == set()
 
@@ -339,7 +339,7 @@ async def test_a_history_that_is_changed_is_stored_as_changed() -> None:
 
     heard = await ask(Agent(says("Fine."), capabilities=[ProcessHistory(hide)]), "my number is 4")
 
-    assert "my number" not in str(transcript_of(heard.messages))
+    assert "my number" not in str(transcript_of(heard.messages, 1 << 20))
 
 
 @pytest.mark.parametrize("own", [[], [ReinjectSystemPrompt()], [ReinjectSystemPrompt(replace_existing=True)]])

@@ -17,6 +17,7 @@ from shared.settings import Settings
 from shared.tables import Begun
 from worker import attempt
 from worker.answer import Answer
+from worker.budget import Budget
 from worker.catalog import load
 from worker.publisher import Publisher
 
@@ -39,6 +40,7 @@ def answer(agent: str, used_before: RunUsage | None = None, **settings: Any) -> 
         offer,
         Deaf(),
         CancellationToken(),
+        budget=Budget(1 << 20, 1 << 20),
         partial_interval_seconds=0,
         tool_event_bytes=100,
         model_timeout_seconds=5,

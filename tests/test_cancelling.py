@@ -44,7 +44,7 @@ async def told(stage: Stage) -> list[tuple[str, str, str | None]]:
 async def known_to_the_next(stage: Stage) -> list[str | None]:
     """Say what the thread's next run is told of those before."""
     claimed = await stage.claimed(await stage.query(query="next"), await stage.worker())
-    exchanges = await earlier_exchanges(stage.database, claimed)
+    exchanges = await earlier_exchanges(stage.database, claimed, 1 << 20)
     await finish(stage.database, claimed, ending(RunStatus.FAILED, ""))
     return [exchange.transcript or exchange.answer for exchange in exchanges]
 
@@ -155,7 +155,7 @@ async def test_a_query_that_rolls_back_erases_what_was_before_it_however_that_en
     assert [(await stage.row(run_id)).status for run_id in (running.run_id, queued)] == [status, "cancelled"]
     assert await told(stage) == [("user", "new", None)]
     claimed = await stage.claimed(new, await stage.worker())
-    assert await earlier_exchanges(stage.database, claimed) == []
+    assert await earlier_exchanges(stage.database, claimed, 1 << 20) == []
 
 
 async def test_a_query_that_would_not_wait_is_refused_while_a_run_is_unfinished(stage: Stage) -> None:

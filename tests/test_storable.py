@@ -125,7 +125,7 @@ def test_a_transcript_can_be_read_again_whatever_is_in_it(value: Any, text: str)
         ModelResponse(parts=[TextPart(text)], provider_details={text: value}, model_name=text),
     ]
 
-    transcript = transcript_of(messages)
+    transcript = transcript_of(messages, 1 << 20)
 
     assert transcript is not None
     assert "\0" not in transcript
@@ -146,13 +146,13 @@ def test_a_transcript_is_lossless_where_json_can_say_it() -> None:
         ModelResponse(parts=[TextPart("naïve 😀 \0")]),
     ]
 
-    assert ModelMessagesTypeAdapter.validate_json(transcript_of(messages) or "") == messages
+    assert ModelMessagesTypeAdapter.validate_json(transcript_of(messages, 1 << 20) or "") == messages
 
 
 def test_a_count_that_is_no_number_loses_no_transcript() -> None:
     usage = RequestUsage(input_tokens=float("nan"))  # pyright: ignore[reportArgumentType]
 
-    transcript = transcript_of([ModelResponse(parts=[TextPart("Yes.")], usage=usage)])
+    transcript = transcript_of([ModelResponse(parts=[TextPart("Yes.")], usage=usage)], 1 << 20)
 
     assert transcript is not None
     assert contents(ModelMessagesTypeAdapter.validate_json(transcript)) == ["Yes."]
@@ -160,7 +160,7 @@ def test_a_count_that_is_no_number_loses_no_transcript() -> None:
 
 @pytest.mark.parametrize("transcript", [None, "", "[", '[{"kind": "of another version"}]', '[{"kind": "request"}]'])
 def test_where_a_transcript_cannot_be_read_the_query_and_the_answer_stand_for_it(transcript: str | None) -> None:
-    good = transcript_of([ModelResponse(parts=[TextPart("before")])])
+    good = transcript_of([ModelResponse(parts=[TextPart("before")])], 1 << 20)
 
     history = history_of([Exchange("?", None, good), Exchange("What?", "That.", transcript)])
 

@@ -27,6 +27,9 @@ from pydantic_ai.messages import (
     ModelResponse,
     PartDeltaEvent,
     SystemPromptPart,
+    TextPartDelta,
+    ThinkingPartDelta,
+    ToolCallPartDelta,
 )
 from pydantic_ai.models import Model
 from pydantic_ai.result import AgentStream
@@ -35,6 +38,7 @@ from pydantic_ai.settings import ModelSettings
 from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 
+from worker.budget import Budget
 from worker.catalog import Offer, ToolEvents
 from worker.request_policy import RequestPolicy
 from worker.storable import as_json, storable
@@ -83,6 +87,7 @@ class Answer:
         listener: Listener,
         token: CancellationToken,
         *,
+        budget: Budget,
         partial_interval_seconds: float,
         tool_event_bytes: int,
         model_timeout_seconds: float,
@@ -93,6 +98,7 @@ class Answer:
         self._offer = offer
         self._listener = listener
         self._token = token
+        self._budget = budget
         self._tool_event_bytes = tool_event_bytes
         self._policy = RequestPolicy(
             settings=ModelSettings(timeout=model_timeout_seconds, max_retries=0),  # A client's own would multiply ours.
@@ -125,6 +131,7 @@ class Answer:
             RunCancelled: the token was cancelled; it carries the messages so far.
             WaitsForAnswer: a tool call needs an answer that nobody gives.
             ModelAPIError: the model cannot be had, or broke off.
+            OverBudget: the output, or the result of a tool, is too large.
             Exception: whatever pydantic-ai, the model or a tool raises.
         """
         agent = self._offer.agent
@@ -141,6 +148,8 @@ class Answer:
             self._run = run
             async for node in run:
                 if Agent.is_model_request_node(node):
+                    if self._said:
+                        self._budget.check_results(node.request)
                     self._said.append(node.request)
                     async with node.stream(run.ctx) as stream:
                         self._requests += 1
@@ -154,6 +163,7 @@ class Answer:
         if isinstance(result.output, DeferredToolRequests):
             raise WaitsForAnswer(call.tool_name for call in [*result.output.approvals, *result.output.calls])
         text = self._render(result.output)
+        self._budget.check_output(text)
         self._listener.show(text)
         return Answered(text, self.whole(result.new_messages()), result.response.model_name)
 
@@ -205,7 +215,10 @@ class Answer:
     async def _hear(self, stream: AgentStream[Any, Any]) -> None:
         """Listen to the model, whose deltas come in windows; once it writes the output, show what each brought."""
         writing = False
+        written = 0
         async for event in stream:
+            written += _length_of(event)
+            self._budget.check_written(written)
             writing = writing or isinstance(event, FinalResultEvent)
             if writing and isinstance(event, FinalResultEvent | PartDeltaEvent):
                 await self._show(stream)
@@ -219,7 +232,9 @@ class Answer:
         except UserError:
             return  # A call that is to be approved is no output. If something else is wrong, the whole output says it.
         if not isinstance(partial, DeferredToolRequests):
-            self._listener.show(self._render(partial, partial=True))
+            text = self._render(partial, partial=True)
+            self._budget.check_output(text)
+            self._listener.show(text)
 
     def _render(self, output: Any, *, partial: bool = False) -> str:
         """Say an output as text that can be stored and published."""
@@ -252,6 +267,17 @@ class Answer:
         if len(data) <= self._tool_event_bytes:
             return data.decode()
         return data[: self._tool_event_bytes].decode(errors="ignore") + f"… ({len(data)} bytes)"
+
+
+def _length_of(event: Any) -> int:
+    """Return how many characters the response grows by."""
+    match event:
+        case PartDeltaEvent(delta=TextPartDelta(content_delta=str(text)) | ThinkingPartDelta(content_delta=str(text))):
+            return len(text)
+        case PartDeltaEvent(delta=ToolCallPartDelta(args_delta=str(text))):
+            return len(text)
+        case _:
+            return 0
 
 
 def _text_of(say: Callable[[], str], value: Any) -> str:

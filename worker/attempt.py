@@ -15,6 +15,7 @@ from shared.runs import Claim, Ending
 from shared.settings import Settings
 from shared.tables import Begun, RunStatus
 from worker.answer import Answer
+from worker.budget import Budget
 from worker.catalog import Offer
 from worker.lease import Held
 from worker.publisher import Publisher, Telling
@@ -60,6 +61,7 @@ class Attempt:
             offer,
             self.telling,
             self._token,
+            budget=Budget(settings.max_output_bytes, settings.max_tool_result_bytes),
             partial_interval_seconds=settings.batch_partial_interval_seconds
             if claimed.batch_id
             else settings.partial_interval_seconds,

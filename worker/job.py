@@ -47,6 +47,7 @@ from shared.tables import RunStatus
 from worker.answer import Answered, WaitsForAnswer
 from worker.attempt import Attempt, Stop
 from worker.batch_ends import BatchEnds
+from worker.budget import OverBudget
 from worker.catalog import Offer, RunScope
 from worker.group_commit import GroupCommit
 from worker.history import history_of, transcript_of
@@ -170,7 +171,7 @@ class Job:
                 return self._broken_off(attempt, error)
             except Exception:  # noqa: BLE001  (its own text or attributes raise)
                 return self._raised(attempt, error)
-        transcript = transcript_of(answered.messages)
+        transcript = transcript_of(answered.messages, self._settings.max_history_bytes)
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
 
     def _broken_off(self, attempt: Attempt, error: BaseException) -> Ending | None:
@@ -180,6 +181,8 @@ class Job:
                 return self._cut(attempt, error)
             case UsageLimitExceeded():
                 return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
+            case OverBudget(code=code):
+                return attempt.failed(code, str(error))
             case ModelAPIError() | FallbackExceptionGroup() | ContentFilterError() | WaitsForAnswer():
                 return self._refused(attempt, error)
             case UnexpectedModelBehavior():
@@ -223,7 +226,9 @@ class Job:
 
     async def _equip_and_ask(self, attempt: Attempt) -> Answered:
         claimed = attempt.claimed
-        history = history_of(await self._while_it_lasts(claimed, lambda: earlier_exchanges(self._database, claimed)))
+        most_bytes = self._settings.max_history_bytes
+        exchanges = await self._while_it_lasts(claimed, lambda: earlier_exchanges(self._database, claimed, most_bytes))
+        history = history_of(exchanges)
         scope = RunScope(
             tenant=claimed.tenant,
             user_id=claimed.user_id,
@@ -240,7 +245,8 @@ class Job:
         match attempt.stopped:
             case Stop.CANCELLED:
                 messages = attempt.answer.whole(cut.new_messages()) if isinstance(cut, RunCancelled) else None
-                return attempt.cancelled(None if messages is None else transcript_of(messages))
+                most_bytes = self._settings.max_history_bytes
+                return attempt.cancelled(None if messages is None else transcript_of(messages, most_bytes))
             case Stop.DEADLINE:
                 return attempt.failed(FailureCode.DEADLINE_EXCEEDED)
             case Stop.STOPPING | Stop.NOT_MINE | Stop.DATABASE_AWAY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ from shared.database import transact
 from shared.resources import metadata_of, usage_of
 from shared.runs.running import NO_QUOTA, Quota
 from shared.tables import Begun
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,12 +117,27 @@ _SET_ASIDE = text("""
 """)
 
 _EARLIER = text("""
-    SELECT query, coalesce(output, partial_output) AS answer, messages
-    FROM runs LEFT JOIN transcripts ON run_id = id
-    WHERE thread_id = :thread_id AND seq < :seq AND NOT rolled_back
-      AND (status = 'succeeded' OR (status = 'cancelled' AND (messages IS NOT NULL OR partial_output IS NOT NULL)))
-    ORDER BY seq
+    WITH earlier AS (
+        SELECT runs.id, seq, octet_length(messages) <= :most AS has_transcript,
+            octet_length(query) + coalesce(octet_length(coalesce(output, partial_output)), 0) AS short,
+            octet_length(messages) AS whole
+        FROM runs LEFT JOIN transcripts ON run_id = id
+        WHERE thread_id = :thread_id AND seq < :seq AND NOT rolled_back
+          AND (status = 'succeeded' OR (status = 'cancelled' AND (messages IS NOT NULL OR partial_output IS NOT NULL)))
+    ), summed AS (
+        SELECT *, sum(CASE WHEN has_transcript THEN whole ELSE short END) OVER (ORDER BY seq DESC) <= :most AS fits
+        FROM earlier
+    )
+    SELECT left_out, query, coalesce(output, partial_output) AS answer,
+        CASE WHEN has_transcript THEN messages END AS messages
+    FROM (SELECT count(*) FILTER (WHERE NOT fits) AS left_out FROM summed) AS counted
+    LEFT JOIN (
+        summed JOIN runs USING (id) LEFT JOIN transcripts ON run_id = id
+    ) ON fits
+    ORDER BY runs.seq
 """)
+"""The newest exchanges that fit, and how many do not; no large value is read to decide that. A transcript that is too
+large alone is left out, and the query and the answer stand for it."""
 
 _IS_MINE = text("SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'")
 
@@ -197,12 +215,18 @@ async def set_aside(database: AsyncEngine, run_id: UUID, seconds: float) -> bool
         return (await connection.execute(_SET_ASIDE, {"run_id": run_id, "seconds": seconds})).one_or_none() is not None
 
 
-async def earlier_exchanges(database: AsyncEngine, claimed: Claim) -> Sequence[Exchange]:
-    """Read what the thread holds before this run: what succeeded and what was interrupted, never what failed."""
+async def earlier_exchanges(database: AsyncEngine, claimed: Claim, most_bytes: int) -> Sequence[Exchange]:
+    """Read what the thread holds before this run: what succeeded and what was interrupted, never what failed.
+
+    Of that, the newest exchanges that together have no more than so many bytes.
+    """
     if claimed.thread_id is None or claimed.seq == FIRST_SEQ:
         return []
-    rows = await transact(database, _EARLIER, {"thread_id": claimed.thread_id, "seq": claimed.seq})
-    return [Exchange(row.query, row.answer, row.messages) for row in rows]
+    values = {"thread_id": claimed.thread_id, "seq": claimed.seq, "most": most_bytes}
+    rows = await transact(database, _EARLIER, values)
+    if rows[0].left_out:
+        log.warning("claim.history_cut run_id=%s exchanges_left_out=%d", claimed.run_id, rows[0].left_out)
+    return [Exchange(row.query, row.answer, row.messages) for row in rows if row.query is not None]
 
 
 async def is_mine(database: AsyncEngine, run_id: UUID, attempt: int) -> bool:

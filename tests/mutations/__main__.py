@@ -17,6 +17,7 @@ from pathlib import Path
 from tests.mutations import (
     admission,
     batches,
+    budgets,
     command_line,
     faults,
     found,
@@ -51,6 +52,7 @@ LAWS = (
     models,
     network,
     http_edges,
+    budgets,
 )
 MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]

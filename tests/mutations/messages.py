@@ -25,7 +25,7 @@ MUTATIONS = [
     Mutation(
         "a transcript that is stored although it cannot be read",
         "worker/history.py",
-        "    ModelMessagesTypeAdapter.validate_json(written)\n",
+        "    ModelMessagesTypeAdapter.validate_json(written)  # Numbers may be written that no reader takes.\n",
         "",
         STORABLE + "test_a_count_that_is_no_number_loses_no_transcript",
     ),
