@@ -310,7 +310,9 @@ async def _known_agents(database: AsyncEngine, allowed: frozenset[str] | None) -
     async with database.connect() as connection:
         names = [name for name in await connection.scalars(_AGENTS) if allowed is None or name in allowed]
     if not names:
-        return "No agent is known: no worker that serves one has started on this database yet."
+        if allowed is not None:
+            return "No agent is known that this key may ask."
+        return "No agent is known: no worker has started on this database yet."
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"Known agents: {', '.join(names[:MOST_NAMED])}{more}."
 
