@@ -113,8 +113,11 @@ class Feed:
         self.ended = True
         self.wake()
 
-    def settle(self, run: Any) -> None:
-        """Take in the end from the run's row, which is the truth; what is missing before it is gone."""
+    def settle(self, run: Any, *, log_was_read: bool = True) -> None:
+        """Take in the end from the run's row, which is the truth; what is missing before it is gone.
+
+        Or it is only out of reach, where the log could not be read: then there is a gap for every reader.
+        """
         if self.ended:
             return
         last, text = Id(run.attempt, run.last_entry), final_text(run)
@@ -124,7 +127,7 @@ class Feed:
         at = last if self.top < last else Id(last.attempt, self.top.n + 1)  # Ids before it may have been told.
         hole = Id(at.attempt, at.n - 1) if missed else last
         if last.n and self.top < hole:
-            self._expired = hole if self.top == CREATED else BEFORE_ALL
+            self._expired = hole if self.top == CREATED and log_was_read else BEFORE_ALL
             self._tell(Event(hole, "gap", {}))
         if missed and text is not None:
             self.text = Text(at, text, None, None)

@@ -150,11 +150,7 @@ class Relay:
 
     async def _feed_of_the_past(self, run: Any) -> Feed:
         feed = Feed(run)
-        try:
-            self._take_log(feed, await self._event_log.read(run.id))
-        except (RedisError, OSError) as away:
-            log.warning("relay.redis_away error=%r", away)
-        _settle(feed, run)
+        await self._end(feed, run)
         return feed
 
     def _heard(self, channel: str, message: bytes) -> None:
@@ -283,17 +279,21 @@ class Relay:
             followed = self._followed.get(self._name(row.id))
             if followed is None or followed.feed.ended:
                 continue
-            try:
-                self._take_log(followed.feed, await self._event_log.read(row.id, after=followed.feed.top))
-            except (RedisError, OSError) as away:
-                log.warning("relay.redis_away error=%r", away)
-            _settle(followed.feed, row)
+            await self._end(followed.feed, row)
 
+    async def _end(self, feed: Feed, row: Any) -> None:
+        """Take in the rest of a log, and the end from the row.
 
-def _settle(feed: Feed, row: Any) -> None:
-    """Take in the end from a row; one that cannot be told cuts the streams of its own run, and nobody else's."""
-    try:
-        feed.settle(row)
-    except Exception as error:  # noqa: BLE001  (whatever stands in the row)
-        refuse(BadInput.ROW, f"runs {feed.run_id}", error)
-        feed.cut()
+        One that cannot be told cuts the streams of its own run, and nobody else's.
+        """
+        log_was_read = True
+        try:
+            self._take_log(feed, await self._event_log.read(row.id, after=feed.top))
+        except (RedisError, OSError) as away:
+            log.warning("relay.redis_away error=%r", away)
+            log_was_read = False
+        try:
+            feed.settle(row, log_was_read=log_was_read)
+        except Exception as error:  # noqa: BLE001  (whatever stands in the row)
+            refuse(BadInput.ROW, f"runs {feed.run_id}", error)
+            feed.cut()

@@ -177,6 +177,12 @@ async def test_an_expired_log_is_a_gap_for_who_had_begun(feed: Feed) -> None:
     assert told(feed, CREATED) == ["1-2 gap", "1-3 Hello world", "2-0 message_complete", "2-1 done"]
 
 
+async def test_a_log_that_could_not_be_read_is_a_gap_for_who_asks_from_the_start(feed: Feed) -> None:
+    feed.settle(row(), log_was_read=False)
+
+    assert told(feed) == ["0-1 message_created", "1-2 gap", "1-3 Hello world", "2-0 message_complete", "2-1 done"]
+
+
 async def test_a_run_cancelled_in_the_queue_has_an_end_and_no_gap(feed: Feed) -> None:
     end = row(status=RunStatus.CANCELLED, attempt=0, output=None, last_entry=0)
 

@@ -99,6 +99,18 @@ async def test_a_read_that_failed_is_tried_again(
     relaying.cancel()
 
 
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_who_asks_for_an_ended_run_is_told_of_a_gap_only_where_its_log_could_not_be_read(
+    relay: Relay, log: EventfulLog, run: Any, failures: int
+) -> None:
+    run.status, run.output, run.partial_output, run.last_entry = RunStatus.SUCCEEDED, "the answer", None, 3
+    run.usage, run.error = {}, None
+    log.failures = failures
+    async with relay.follow(run) as feed:
+        told = [item.whole if isinstance(item, Text) else item.name for item in feed.after(BEFORE_ALL)]
+    assert told == ["message_created", *["gap"] * failures, "the answer", "message_complete", "done"]
+
+
 async def test_followers_of_a_run_share_a_feed_and_the_last_one_takes_it_along(relay: Relay, run: Any) -> None:
     relaying = asyncio.create_task(relay.run())
     async with relay.follow(run) as one, relay.follow(run) as other:

@@ -134,6 +134,13 @@ MUTATIONS = [
         "tests/test_feed.py::test_a_hole_in_the_log_is_a_gap_and_growth_waits_for_a_whole_text",
     ),
     Mutation(
+        "a log that could not be read and is taken for one that has expired",
+        "api/relay.py",
+        "            log_was_read = False\n",
+        "            log_was_read = True\n",
+        "tests/test_relay.py::test_who_asks_for_an_ended_run_is_told_of_a_gap_only_where_its_log_could_not_be_read",
+    ),
+    Mutation(
         "a follower that is not told what was forgotten",
         "api/feed.py",
         "self._forgotten = self._events.pop(0).id",
