@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query
 from api.asking import check_deadline
 from api.dependencies import Parts, Service
 from api.identity import Operator
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page
 from api.problems import responses
 from api.resources import DeadLetter, Requeue, Requeued, RequeuedRuns
 from api.strict import OperatorRoute
@@ -30,14 +30,14 @@ router = APIRouter(prefix="/operator/dead-letters", tags=["operator"], route_cla
 async def list_dead_letters(
     service: Service,
     _operator: Operator,
+    cursor: Cursor,
     code: Annotated[FailureCode | None, Query(description="Only those that failed for this reason.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
 ) -> Page[DeadLetter]:
     """Runs that failed for a reason that may have gone, and that nobody has had asked again; the last first."""
-    at, run_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, run_id = cursor.read(datetime.fromisoformat, UUID)
     rows = await dead_letters(service.database, code=code, before=(at, run_id), limit=limit + 1)
-    return page(rows, limit, _dead_letter, lambda row: [row.finished_at.isoformat(), row.id])
+    return cursor.page(rows, limit, _dead_letter, lambda row: [row.finished_at.isoformat(), row.id])
 
 
 @router.post(

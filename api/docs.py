@@ -6,7 +6,10 @@ never run.
 
 from __future__ import annotations
 
+import base64
+import re
 from enum import StrEnum
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -213,8 +216,9 @@ def _as_problem(status: str, response: dict[str, Any]) -> dict[str, Any]:
     return {**response, "content": {MEDIA_TYPE: {**contents[0], "example": example(int(status))}}}
 
 
-_FOCUS = """
+_SCRIPT = """
 <script>
+    localStorage.removeItem("authorized");  // Keys that the page of an earlier version kept.
     // Each field of the dialog takes the focus as it appears; people begin with the first.
     let dialog = null;
     new MutationObserver(() => {
@@ -235,13 +239,24 @@ async def page() -> HTMLResponse:
         swagger_css_url=f"docs/{_Asset.STYLE}",
         swagger_favicon_url=f"docs/{_Asset.ICON}",
         swagger_ui_parameters={
-            "persistAuthorization": True,
+            "persistAuthorization": False,
             "tryItOutEnabled": True,
             "defaultModelsExpandDepth": 0,
             "validatorUrl": None,
         },
     )
-    return HTMLResponse(bytes(shown.body).decode().replace("</body>", f"{_FOCUS}</body>"))
+    html = bytes(shown.body).decode().replace("</body>", f"{_SCRIPT}</body>")
+    return HTMLResponse(html, headers={"Content-Security-Policy": _policy(html)})
+
+
+def _policy(html: str) -> str:
+    """Allow the page its own files, its own scripts by their hashes, and calls of this API."""
+    scripts = [sha256(script.encode()).digest() for script in re.findall(r"<script>(.*?)</script>", html, re.DOTALL)]
+    hashes = " ".join(f"'sha256-{base64.b64encode(each).decode()}'" for each in scripts)
+    return (
+        f"default-src 'none'; script-src 'self' {hashes}; style-src 'self' 'unsafe-inline'; img-src 'self' data:;"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 @router.get("/docs/{asset}")

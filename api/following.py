@@ -39,15 +39,18 @@ def _last_seen(
     with_underscores: Annotated[str | None, Query(alias="last_event_id", include_in_schema=False)] = None,
     with_prefix: Annotated[str | None, Query(alias="evs_last_event_id", include_in_schema=False)] = None,
 ) -> str | None:
-    """Read where a reader got to. A reader that comes back says it beside the `after` that it began with."""
-    said = (in_header, in_query, of_an_acronym, with_dashes, with_underscores, with_prefix, after)
-    return next((cursor for cursor in said if cursor is not None), None)
+    """Read where a reader got to. A reader that comes back says it beside the `after` that it began with.
+
+    An `EventSource` that has seen no event yet may say the empty string for it.
+    """
+    said = (in_header, in_query, of_an_acronym, with_dashes, with_underscores, with_prefix)
+    return next(filter(None, said), after)
 
 
 LastSeen = Annotated[str | None, Depends(_last_seen)]
 """The id of the event that a reader saw last; None from the beginning."""
 
-_ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})")
+_ID = re.compile(r"(0|[1-9]\d{0,9})-(0|[1-9]\d{0,9})", re.ASCII)
 
 
 def follow(
@@ -83,7 +86,7 @@ def cursor_of(run: Any, cursor: str | None) -> Id:
     Raises:
         Refused: 400, it is malformed, or beyond what the run has told.
     """
-    if cursor is None or not cursor:
+    if cursor is None:
         return BEFORE_ALL
     if not _ID.fullmatch(cursor):
         raise Refused(400, "The cursor is not an event id.", code="malformed_cursor")

@@ -19,6 +19,7 @@ from fastapi import Depends, Header, Request
 from api.dependencies import Parts, Service
 from api.identity import Caller, Owner
 from api.problems import Refused
+from api.root_path import canonical_path
 from api.strict import IDEMPOTENCY_KEY as HEADER
 from shared.errors import KeyInUse
 from shared.idempotency import Key
@@ -66,7 +67,7 @@ def key_of(request: Request, service: Parts, caller: Owner, header: str | None, 
     return Key(
         tenant=caller.tenant,
         user_id=caller.user_id,
-        route=request.scope["path"],
+        route=canonical_path(request),
         key=header,
         body_hash=body_hash,
         kept_seconds=service.settings.idempotency_retention_hours * 3600,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.dependencies import Service
 from api.identity import Operator
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page
 from api.problems import responses
 from api.resources import ApiKey, CreatedApiKey, KeyId, NewApiKey, Rotation
 from api.strict import OperatorRoute
@@ -46,14 +46,14 @@ async def create_key(new: NewApiKey, service: Service, operator: Operator, respo
 async def list_keys(
     service: Service,
     _operator: Operator,
+    cursor: Cursor,
     tenant: Annotated[str | None, Query(max_length=63, description="Only those of this tenant.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
 ) -> Page[ApiKey]:
     """The keys in the database, newest first, valid or not. Those of `API_KEYS` are not among them."""
-    at, key_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, key_id = cursor.read(datetime.fromisoformat, UUID)
     rows = await api_keys.list_page(service.database, tenant, (at, key_id), limit + 1)
-    return page(rows, limit, _shown, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(rows, limit, _shown, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.post(

@@ -1,22 +1,28 @@
-"""Lists are pages: `{items, next_cursor}`. A cursor says where the page before ended, and nothing of the database."""
+"""Lists are pages: `{items, next_cursor}`. A cursor says where the page before ended.
+
+It is signed for the list and the user that it was made for: a cursor that this list never gave out is refused.
+"""
 
 from __future__ import annotations
 
 import base64
+import hmac
 import json
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Query
+from fastapi import Depends, Query, Request
 from pydantic import BaseModel, ConfigDict
 
-from api.problems import Refused
+from api.identity import caller_of
+from api.key_ring import KeyRing, KeysUnknown
+from api.problems import Refused, unavailable
+from api.root_path import canonical_path
 
 Item = TypeVar("Item")
 
-BIGINT = 63
-"""Bits of the largest number in the database."""
+SIGNATURE_BYTES = 12
+"""Of a cursor, at its beginning."""
 
 MOST_BYTES = 2 << 20
 """Of a page; the next one goes on."""
@@ -24,7 +30,6 @@ MOST_BYTES = 2 << 20
 Limit = Annotated[
     int, Query(ge=1, le=100, description="How many items at the most; where they are large, a page has fewer.")
 ]
-Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
 
 
 class Page(BaseModel, Generic[Item]):
@@ -52,38 +57,62 @@ def bounded(select: str, size: str, order: str) -> str:
     """  # noqa: S608  (constants)
 
 
-def page(rows: Sequence[Any], limit: int, item: Callable[[Any], Item], place: Callable[[Any], list[Any]]) -> Page[Item]:
-    """Make a page of at most `limit` rows, out of one more where there is one; `bounded` rows may be fewer."""
-    shown = rows[:limit]
-    ended_early = bool(rows) and getattr(rows[0], "selected", 0) > len(rows)
-    after = place(shown[-1]) if len(rows) > limit or ended_early else None
-    return Page(items=[item(row) for row in shown], next_cursor=None if after is None else _write(after))
+class PageCursor:
+    """The cursor of a request, and what makes the next one."""
+
+    def __init__(self, given: str | None, keys: KeyRing, signed_for: str) -> None:
+        """Read the cursor that was `given` to a list; `signed_for` names the list and the user."""
+        self._given = given
+        self._keys = keys
+        self._signed_for = signed_for
+
+    def read(self, *kinds: Callable[[Any], Any]) -> list[Any]:
+        """Return the values that the cursor was made of; without one, a None for each.
+
+        Raises:
+            Refused: 400, this list never gave out such a cursor; 503, the secret is not known yet.
+        """
+        if self._given is None:
+            return [None] * len(kinds)
+        try:
+            raw = base64.urlsafe_b64decode(self._given + "=" * (-len(self._given) % 4))
+        except ValueError:
+            raise _malformed() from None
+        values = raw[SIGNATURE_BYTES:]
+        if not hmac.compare_digest(self._write(values).encode(), self._given.encode(errors="replace")):
+            raise _malformed()
+        return [kind(value) for kind, value in zip(kinds, json.loads(values), strict=True)]
+
+    def page(
+        self, rows: Sequence[Any], limit: int, item: Callable[[Any], Item], place: Callable[[Any], list[Any]]
+    ) -> Page[Item]:
+        """Make a page of at most `limit` rows, out of one more where there is one; `bounded` rows may be fewer."""
+        shown = rows[:limit]
+        ended_early = bool(rows) and getattr(rows[0], "selected", 0) > len(rows)
+        after = place(shown[-1]) if len(rows) > limit or ended_early else None
+        next_cursor = None if after is None else self._write(json.dumps(after, default=str).encode())
+        return Page(items=[item(row) for row in shown], next_cursor=next_cursor)
+
+    def _write(self, values: bytes) -> str:
+        try:
+            secret = self._keys.ticket_secret
+        except KeysUnknown:
+            raise unavailable("The secret of cursors has not been read from the database yet.") from None
+        signature = hmac.digest(secret, f"cursor {self._signed_for} ".encode() + values, "sha256")[:SIGNATURE_BYTES]
+        return base64.urlsafe_b64encode(signature + values).decode().rstrip("=")
 
 
-def place_of(cursor: str | None, *kinds: Callable[[Any], Any]) -> list[Any]:
-    """Read a cursor back into the values it was made of; without one, as many Nones.
-
-    Raises:
-        Refused: 400, this service never gave out such a cursor.
-    """
-    if cursor is None:
-        return [None] * len(kinds)
-    try:
-        read = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        values = [kind(value) for kind, value in zip(kinds, read, strict=True)]
-    except (ValueError, TypeError, RecursionError, OverflowError):
-        raise _malformed() from None
-    if _write(values) != cursor or any(isinstance(value, int) and value.bit_length() > BIGINT for value in values):
-        raise _malformed()
-    return values
+def _cursor(
+    request: Request,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+) -> PageCursor:
+    caller = caller_of(request)
+    owner = "operator" if caller is None else f"{caller.tenant} {caller.user_id}"
+    return PageCursor(cursor, request.app.state.parts.keys, f"{owner} {canonical_path(request)}")
 
 
-def _write(values: list[Any]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(values, default=_text).encode()).decode().rstrip("=")
-
-
-def _text(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+Cursor = Annotated[PageCursor, Depends(_cursor)]
+"""The cursor of a list's request."""
 
 
 def _malformed() -> Refused:

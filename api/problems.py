@@ -21,6 +21,7 @@ from starlette.routing import Match
 
 from api.request_id import HEADER as REQUEST_ID_HEADER
 from api.request_id import request_id_of
+from api.safe_headers import ON_EVERY_RESPONSE
 from shared.clock import new_id
 from shared.database import trouble_of
 from shared.errors import (
@@ -242,7 +243,7 @@ def _response(refused: Refused, path: str, request_id: str) -> Response:
         problem.model_dump_json(exclude_none=True),
         status_code=refused.status,
         media_type=MEDIA_TYPE,
-        headers={REQUEST_ID_HEADER: problem.request_id, "Cache-Control": "no-store", **refused.headers},
+        headers={REQUEST_ID_HEADER: problem.request_id, **ON_EVERY_RESPONSE, **refused.headers},
     )
 
 

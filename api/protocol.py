@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -41,8 +42,14 @@ MOST_PIPELINED = 16
 LINGER_BYTES = 256 << 10
 """What is received and dropped of a request that was refused, so that its sender comes to read the answer."""
 HEALTH = "/health/"
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 
 _MALFORMED = Refused(400, "The request is not HTTP/1.1 as RFC 9112 defines it.", code="malformed_request")
+_WRONG_VERSION = Refused(400, "The version of HTTP must be 1.1 or 1.0.", code="malformed_request")
+_WRONG_HOST = Refused(400, "The request must have one Host header, of a name or an address.", code="malformed_request")
+_WRONG_CODING = Refused(
+    400, "The only Transfer-Encoding that is taken is chunked, with HTTP/1.1.", code="malformed_request"
+)
 _HEAD_TOO_LARGE = Refused(431, f"The head of the request is longer than {LONGEST_HEAD_BYTES} bytes.")
 _TRAILERS_TOO_LARGE = Refused(431, f"The trailers of the request are longer than {LONGEST_TRAILERS_BYTES} bytes.")
 _TOO_MUCH_FRAMING = Refused(400, "The chunks of the body have more framing than content.", code="malformed_request")
@@ -149,6 +156,22 @@ class PatientProtocol(HttpToolsProtocol):
         elif self._in_body and self._wire_bytes - OVERHEAD_RATIO * self.body_bytes > OVERHEAD_BYTES:
             raise _Refuse(_TOO_MUCH_FRAMING)
 
+    def _check_head(self) -> None:
+        """Refuse what the parser lets pass, and proxies may read in another way."""
+        version = self.parser.get_http_version()  # pyright: ignore[reportOptionalMemberAccess]
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if version not in {"1.0", "1.1"}:
+            raise _Refuse(_WRONG_VERSION)
+        if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+            raise _Refuse(_WRONG_HOST)
+        codings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (codings != [b"chunked"] or version == "1.0"):
+            raise _Refuse(_WRONG_CODING)
+        if b"#" in self.url:
+            raise _Refuse(_MALFORMED)
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > LONGEST_HEAD_BYTES:
+            raise _Refuse(_HEAD_TOO_LARGE)  # It came at once.
+
     def _note_progress(self) -> None:
         if self._in_head:
             self.connections_of_process.in_head(self)
@@ -173,6 +196,7 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head has ended."""
+        self._check_head()
         self._in_head, self._in_body = False, True
         self._wire_bytes = self.body_bytes = 0
         if len(self.pipeline) >= MOST_PIPELINED:

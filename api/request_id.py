@@ -1,4 +1,7 @@
-"""Every request has an id, which its response, its problem and its lines of the log carry; and it is counted."""
+"""Every request has an id, which its response, its problem and its log lines carry; its response is counted.
+
+The heads of all responses pass here, so the headers of `safe_headers.py` are added here, too.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from http import HTTPMethod
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import safe_headers
 from shared import logs
 from shared.clock import new_id
 from shared.metrics import HTTP_REQUESTS
@@ -36,6 +40,7 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
+                safe_headers.complete(message)
                 status = str(message["status"])
                 HTTP_REQUESTS.labels(method_of(method), route_of(scope), status).inc()
             await send(message)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 FIRST_STEPS = frozenset({"api", "docs", "health", "metrics", "openapi.json"})
 """What the paths of this application begin with."""
+
+
+def canonical_path(request: Request) -> str:
+    """Return the one spelling of a path that all requests for the same thing have in common.
+
+    Names in our paths are lower-case, and what changes in them are UUIDs, which may be written in capitals.
+    """
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", "")).lower()
 
 
 class RootPath:

@@ -17,7 +17,7 @@ from api.docs import STREAM
 from api.following import Deltas, LastSeen, follow
 from api.idempotency import IdempotencyKey
 from api.identity import Caller, Owner, shown_key
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page
 from api.problems import Refused, responses
 from api.resources import NewQuery, RunId, StreamTicket
 from api.run_cancel import cancel_run
@@ -56,14 +56,14 @@ async def create_run(new: NewQuery, service: Service, caller: Caller, key: Idemp
 async def list_runs(
     service: Service,
     caller: Caller,
+    cursor: Cursor,
     thread_id: Annotated[UUID | None, Query(description="Only those of this thread.")] = None,
     batch_id: Annotated[UUID | None, Query(description="Only those of this batch.")] = None,
     status: Annotated[RunStatus | None, Query(description="Only those in this status.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
 ) -> Page[Run]:
     """The user's runs, newest first."""
-    at, run_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, run_id = cursor.read(datetime.fromisoformat, UUID)
     rows = await owned_runs(
         service.database,
         caller,
@@ -74,7 +74,7 @@ async def list_runs(
         limit=limit + 1,
     )
     positions = await _positions(service, [row for row in rows if row.status == RunStatus.QUEUED])
-    return page(
+    return cursor.page(
         rows, limit, lambda row: run_of(row, positions.get(row.id)), lambda row: [row.created_at.isoformat(), row.id]
     )
 

@@ -6,9 +6,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
+from uuid import UUID
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -20,8 +21,20 @@ from api.identity import caller_of, identify, identify_by_ticket, identify_opera
 from api.problems import MOST_ERRORS, FieldError, Refused, pointer_step
 from shared import logs
 from shared.api_keys import Scope
+from shared.errors import NotFound
 
-_UUID = re.compile(r"[0-9A-Fa-f-]{36}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+_PLAIN: dict[object, tuple[re.Pattern[str], str, str]] = {
+    int: (re.compile(r"-?(0|[1-9][0-9]*)"), "int_parsing", "Must be a whole number in plain digits, such as 20"),
+    float: (
+        re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?"),
+        "float_parsing",
+        "Must be a number in plain digits, such as 2.5",
+    ),
+    bool: (re.compile("true|false"), "bool_parsing", "Must be true or false"),
+    UUID: (_UUID, "uuid_parsing", "Must be a UUID, such as 0198c5a4-7c9e-7000-8000-0000000000a1"),
+}
+"""How values in a query string are written, by their type. pydantic takes more: `1_0`, `+5`, `1e1`, `yes`."""
 MAX_DEPTH = 64
 MOST_VALUES = 2_000
 """Values that a body, or an item of a batch, may hold. Text, however long, is one."""
@@ -88,7 +101,7 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap FastAPI's handler."""
         handle = super().get_route_handler()
-        known = set(_query_names(self.dependant))
+        known = dict(_query_types(self.dependant))
         takes_body = self.body_field is not None
         takes_key = IDEMPOTENCY_KEY in _header_names(self.dependant)
 
@@ -96,6 +109,7 @@ class StrictRoute(APIRoute):
             _name_lines(request.path_params)
             await self.identify(request)
             rate = await _take_turn(request)
+            _check_path(request)
             _check_query(request, known)
             if request.method == "POST" and not takes_key and IDEMPOTENCY_KEY in request.headers:
                 message = "This call creates nothing and takes no key"
@@ -143,16 +157,36 @@ def _name_lines(path_params: dict[str, str]) -> None:
             about.set(path_params[name])
 
 
-def _query_names(dependant: Dependant) -> Iterator[str]:
+def _check_path(request: Request) -> None:
+    """See that the path is written as the API writes it: there is one spelling of each, but for capitals in a UUID.
+
+    Raises:
+        Refused, NotFound: 404, it is another.
+    """
+    for name, value in request.path_params.items():
+        if name.endswith("_id") and not _UUID.fullmatch(value):
+            raise NotFound(name.removesuffix("_id"))
+    if request.scope["path"].endswith("\n"):  # The router lets it pass.
+        raise Refused(404, "Not Found.")
+
+
+def _query_types(dependant: Dependant) -> Iterator[tuple[str, object]]:
+    """List the query parameters of a route, each with its type."""
     for field in dependant.query_params:
         model = field.field_info.annotation
         fields = getattr(model, "model_fields", None)
         if fields is None:
-            yield field.alias
+            yield field.alias, _without_none(model)
         else:
-            yield from (info.alias or name for name, info in fields.items())
+            yield from ((info.alias or name, _without_none(info.annotation)) for name, info in fields.items())
     for inner in dependant.dependencies:
-        yield from _query_names(inner)
+        yield from _query_types(inner)
+
+
+def _without_none(annotation: object) -> object:
+    """Return the one type of an optional parameter."""
+    types = [each for each in get_args(annotation) if each is not type(None)]
+    return types[0] if len(types) == 1 else annotation
 
 
 def _header_names(dependant: Dependant) -> Iterator[str]:
@@ -161,8 +195,9 @@ def _header_names(dependant: Dependant) -> Iterator[str]:
         yield from _header_names(inner)
 
 
-def _check_query(request: Request, known: set[str]) -> None:
-    given = Counter(name for name, _ in request.query_params.multi_items())
+def _check_query(request: Request, known: Mapping[str, object]) -> None:
+    items = request.query_params.multi_items()
+    given = Counter(name for name, _ in items)
     errors = [
         FieldError(pointer=f"?{pointer_step(name)}", code="extra_forbidden", message="Unknown parameter")
         if name not in known
@@ -170,6 +205,10 @@ def _check_query(request: Request, known: set[str]) -> None:
         for name, times in given.items()
         if name not in known or times > 1
     ]
+    for name, value in items:
+        plain, code, message = _PLAIN.get(known.get(name), (None, "", ""))
+        if plain is not None and not plain.fullmatch(value):
+            errors.append(FieldError(pointer=f"?{name}", code=code, message=message))
     if errors:
         raise _invalid(errors)
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from api.dependencies import Service
 from api.idempotency import REPLAYED, IdempotencyKey, once
 from api.identity import Caller, Owner
-from api.pages import Cursor, Limit, Page, bounded, page, place_of
+from api.pages import Cursor, Limit, Page, bounded
 from api.problems import responses
 from api.resources import Message, NewThread, Thread, ThreadId, ThreadWithMessages
 from api.run_cancel import announce
@@ -86,15 +86,15 @@ async def create_thread(
 
 
 @router.get("", summary="List your threads", response_description="A page of threads.", responses=responses())
-async def list_threads(service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None) -> Page[Thread]:
+async def list_threads(service: Service, caller: Caller, cursor: Cursor, limit: Limit = 20) -> Page[Thread]:
     """The user's threads, newest first."""
-    at, thread_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, thread_id = cursor.read(datetime.fromisoformat, UUID)
     async with service.database.connect() as connection:
         rows = await connection.execute(
             _PAGE,
             {"tenant": caller.tenant, "user_id": caller.user_id, "at": at, "id": thread_id, "limit": limit + 1},
         )
-    return page(rows.all(), limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(rows.all(), limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.get("/{thread_id}", summary="Read a thread", response_description="The thread.", responses=responses(404))
@@ -113,14 +113,14 @@ async def read_thread(thread_id: ThreadId, service: Service, caller: Caller) -> 
     responses=responses(404),
 )
 async def list_messages(
-    thread_id: ThreadId, service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None
+    thread_id: ThreadId, service: Service, caller: Caller, cursor: Cursor, limit: Limit = 20
 ) -> Page[Message]:
     """All messages, in the order of the conversation."""
-    (position,) = place_of(cursor, int)
+    (position,) = cursor.read(int)
     await owned_thread(service.database, caller, thread_id)
     async with service.database.connect() as connection:
         rows = await connection.execute(_MESSAGES, {"id": thread_id, "position": position, "limit": limit + 1})
-    return page(rows.all(), limit, _message, lambda row: [row.position])
+    return cursor.page(rows.all(), limit, _message, lambda row: [row.position])
 
 
 @router.delete(

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from api.dependencies import Parts, Service
 from api.identity import Caller
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page
 from api.problems import responses
 from api.resources import DeliveryId, WebhookDelivery, WebhookSecret
 from api.strict import StrictRoute
@@ -92,12 +92,12 @@ async def rotate(service: Service, caller: Caller, response: Response) -> Webhoo
 async def list_deliveries(
     service: Service,
     caller: Caller,
+    cursor: Cursor,
     status: Annotated[DeliveryStatus | None, Query(description="Only those in this status.")] = None,
     limit: Limit = 20,
-    cursor: Cursor = None,
 ) -> Page[WebhookDelivery]:
     """What was sent to the URLs that the user's runs and batches named, or is to be, newest first."""
-    at, delivery_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, delivery_id = cursor.read(datetime.fromisoformat, UUID)
     async with service.database.connect() as connection:
         rows = await connection.execute(
             _PAGE,
@@ -110,7 +110,7 @@ async def list_deliveries(
                 "limit": limit + 1,
             },
         )
-    return page(rows.all(), limit, _delivery, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(rows.all(), limit, _delivery, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.post(

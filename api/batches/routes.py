@@ -20,7 +20,7 @@ from api.dependencies import Parts, Service
 from api.docs import RESULTS
 from api.idempotency import REPLAYED, IdempotencyKey, KeyHeader, key_of, once
 from api.identity import Caller
-from api.pages import Cursor, Limit, Page, page, place_of
+from api.pages import Cursor, Limit, Page
 from api.problems import Refused, invalid, responses, unknown_agent
 from api.run_cancel import tell_workers
 from api.stream import Stream
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/batches", tags=["batches"], route_class=StrictRoute)
 
 _NDJSON = "application/x-ndjson"
-_PLACE = re.compile(r"0|[1-9]\d{0,9}")
+_PLACE = re.compile(r"0|[1-9]\d{0,9}", re.ASCII)
 
 _OF_LINES = "With `application/x-ndjson` only: "
 
@@ -123,11 +123,11 @@ async def create_batch(
 
 
 @router.get("", summary="List your batches", response_description="A page of batches.", responses=responses())
-async def list_batches(service: Service, caller: Caller, limit: Limit = 20, cursor: Cursor = None) -> Page[Batch]:
+async def list_batches(service: Service, caller: Caller, cursor: Cursor, limit: Limit = 20) -> Page[Batch]:
     """The user's batches, newest first."""
-    at, batch_id = place_of(cursor, datetime.fromisoformat, UUID)
+    at, batch_id = cursor.read(datetime.fromisoformat, UUID)
     rows = await owned_batches(service.database, caller, before=(at, batch_id), limit=limit + 1)
-    return page(rows, limit, batch_of, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(rows, limit, batch_of, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.get("/{batch_id}", summary="Read a batch", response_description="The batch.", responses=responses(404))

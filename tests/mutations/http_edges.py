@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_http_edges.py::"
+PLAIN = "tests/test_plain_requests.py::"
 
 MUTATIONS = [
     Mutation(
@@ -46,5 +47,47 @@ MUTATIONS = [
         "transport=TwoWayTransport(),",
         "transport=httpx2.AsyncHTTPTransport(),",
         "tests/test_webhooks.py::test_an_answer_before_the_end_of_a_large_body_counts[410-disabled-plain-closes]",
+    ),
+    Mutation(
+        "two hosts taken for one",
+        "api/protocol.py",
+        "if len(hosts) > 1 or (not hosts",
+        "if (not hosts",
+        PLAIN + "test_a_head_that_others_may_read_differently_is_refused",
+    ),
+    Mutation(
+        "responses that say nothing to browsers",
+        "api/request_id.py",
+        "safe_headers.complete(message)",
+        "pass",
+        PLAIN + "test_answers_to_a_user_say_what_browsers_and_caches_may_do",
+    ),
+    Mutation(
+        "a cursor that is good for everybody",
+        "api/pages.py",
+        'owner = "operator" if caller is None else f"{caller.tenant} {caller.user_id}"',
+        'owner = "" if caller is None else ""',
+        PLAIN + "test_a_cursor_is_of_its_list_and_its_user",
+    ),
+    Mutation(
+        "a cursor that anybody can make",
+        "api/pages.py",
+        "if not hmac.compare_digest(self._write(values).encode(), self._given.encode(errors=\"replace\")):",
+        "if not values:",
+        PLAIN + "test_a_cursor_that_was_changed_or_made_up_is_refused",
+    ),
+    Mutation(
+        "numbers as pydantic reads them",
+        "api/strict.py",
+        "if plain is not None and not plain.fullmatch(value):",
+        "if plain is not None and not value:",
+        PLAIN + "test_a_whole_number_is_written_in_plain_digits",
+    ),
+    Mutation(
+        "a key for each spelling of a path",
+        "api/root_path.py",
+        'return path.removeprefix(request.scope.get("root_path", "")).lower()',
+        "return path",
+        PLAIN + "test_the_same_call_by_another_spelling_of_its_path_creates_once",
     ),
 ]
