@@ -72,7 +72,7 @@ MUTATIONS = [
     Mutation(
         "a cursor that anybody can make",
         "api/pages.py",
-        "if not hmac.compare_digest(self._write(values).encode(), self._given.encode(errors=\"replace\")):",
+        'if not hmac.compare_digest(self._write(values).encode(), self._given.encode(errors="replace")):',
         "if not values:",
         PLAIN + "test_a_cursor_that_was_changed_or_made_up_is_refused",
     ),
