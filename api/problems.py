@@ -33,6 +33,7 @@ from shared.errors import (
     NothingFailed,
     QueueFull,
     Refusal,
+    RotatedLately,
     ThreadBusy,
     UnknownAgent,
     WebhookRefused,
@@ -100,8 +101,9 @@ _MEANINGS = {
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
     429: "A limit of this user or your tenant is reached: of requests a second (`too_many_requests`), of runs that wait"
     " (`user_queue_full`, `tenant_queue_full`), of unfinished runs of batches (`tenant_batches_full`), of streams and"
-    " waiting calls (`user_calls_full`, `tenant_calls_full`), or of batches that arrive (`user_uploads_full`,"
-    " `tenant_uploads_full`). Try again after `Retry-After` seconds.",
+    " waiting calls (`user_calls_full`, `tenant_calls_full`), of batches that arrive (`user_uploads_full`,"
+    " `tenant_uploads_full`), or of rotations of the webhook secret (`secret_rotated_lately`)."
+    " Try again after `Retry-After` seconds.",
     502: "The run failed: `code` says how, `run_id` which.",
     503: "A dependency is down (`service_unavailable`), the service is full (`queue_full`, `queue_slow`,"
     " `batches_full`, `calls_full`, `uploads_full`, `too_many_connections`), or no living worker has served the agent"
@@ -290,6 +292,8 @@ def _refused_for_now(error: Exception) -> Refused:
             status, code, seconds = 409, "idempotency_key_in_use", RETRY_AFTER_SECONDS
         case AgentNotServed():
             status, code, seconds = 503, "agent_not_served", UNSERVED_RETRY_AFTER_SECONDS
+        case RotatedLately(seconds_left=seconds):
+            status, code = 429, "secret_rotated_lately"
         case QueueFull(limit=limit):
             status, code, seconds = 429 if error.is_of_caller else 503, limit, FULL_RETRY_AFTER_SECONDS
         case _:

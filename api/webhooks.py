@@ -78,7 +78,10 @@ async def read_secret(service: Service, caller: Caller, response: Response) -> W
     responses=responses(),
 )
 async def rotate(service: Service, caller: Caller, response: Response) -> WebhookSecret:
-    """Make a new secret. For a while, webhooks are signed with the former one as well, so that none is refused."""
+    """Make a new secret. For a while, webhooks are signed with the former one as well, so that none is refused.
+
+    Only the newest secret and the one before sign. It can be rotated once a minute; sooner, it is 429.
+    """
     async with service.database.begin() as connection:
         return _secret(await rotate_secret(connection, caller.tenant, _overlap_seconds(service)), response)
 

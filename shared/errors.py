@@ -111,6 +111,16 @@ class NothingFailed(Refusal):
         super().__init__("No run of this batch has failed.")
 
 
+class RotatedLately(Refusal):
+    """The webhook secret was rotated a moment ago; another rotation would take the former secret from its receivers."""
+
+    def __init__(self, seconds: int, seconds_left: int) -> None:
+        super().__init__(
+            f"The secret was rotated less than {seconds} seconds ago; rotate it again in {seconds_left} seconds."
+        )
+        self.seconds_left = seconds_left
+
+
 class WebhookRefused(Refusal):
     """A webhook may not go to this URL."""
 

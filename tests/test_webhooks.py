@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from shared.batches import Accepted, Manifest, Submission, accept, begin_to_cancel, cancel_some, retry
+from shared.errors import RotatedLately
 from shared.event_log import EventLog
 from shared.failures import FailureCode, failure
 from shared.lanes import Lanes
@@ -726,8 +727,10 @@ async def test_for_a_while_after_a_rotation_both_secrets_sign(
 
 async def test_all_who_ask_at_once_are_shown_the_same_secret(stage: Stage) -> None:
     firsts = await asyncio.gather(*(secret_of(stage) for _ in range(5)))
-    await asyncio.gather(*(rotated(stage) for _ in range(5)))
+    rotations = await asyncio.gather(*(rotated(stage) for _ in range(5)), return_exceptions=True)
 
+    assert len({each for each in rotations if isinstance(each, str)}) == 1
+    assert all(isinstance(each, str | RotatedLately) for each in rotations), "who comes a moment later is refused"
     assert len(set(firsts)) == 1
     assert await secret_of(stage) == await secret_of(stage) != firsts[0]
 
@@ -735,11 +738,68 @@ async def test_all_who_ask_at_once_are_shown_the_same_secret(stage: Stage) -> No
 async def test_a_secret_that_signs_no_more_is_forgotten(stage: Stage) -> None:
     await secret_of(stage)
     await rotated(stage, overlap_seconds=0)
+    await an_hour_passes(stage)
     last = await rotated(stage, overlap_seconds=0)
-    await rotated(stage, overlap_seconds=0)
+    assert len(await stage.execute("SELECT FROM webhook_secrets")) == 2
+    newest = await rotated_an_hour_later(stage)
 
     kept = [row.secret for row in await stage.execute("SELECT secret FROM webhook_secrets ORDER BY number")]
-    assert kept[:-1] == [last]
+    assert kept == [last, newest]
+
+
+async def an_hour_passes(stage: Stage) -> None:
+    await stage.execute("UPDATE webhook_secrets SET created_at = created_at - interval '1 hour'")
+
+
+async def rotated_an_hour_later(stage: Stage) -> str:
+    await an_hour_passes(stage)
+    return await rotated(stage, overlap_seconds=86_400)
+
+
+async def test_the_newest_secret_and_the_one_before_sign_however_often_it_is_rotated(
+    stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    secrets = [await secret_of(stage), *[await rotated_an_hour_later(stage) for _ in range(6)]]
+    async with carrying(stage, settings_of(database_url, webhook_secret_overlap_hours=24)):
+        await end_for(stage, f"{receiver.url}/hook")
+        await settled(stage)
+
+    (received,) = receiver.received
+    assert [signs(received, secret) for secret in secrets] == [False] * 5 + [True, True]
+    assert received.headers["webhook-signature"].count("v1,") == 2
+    assert len(await stage.execute("SELECT FROM webhook_secrets")) == 2
+
+
+async def test_secrets_that_were_made_before_there_was_this_limit_sign_twice_at_most(
+    stage: Stage, database_url: str, receiver: Receiver
+) -> None:
+    await stage.execute(
+        "INSERT INTO webhook_secrets (tenant, number, secret) "
+        "SELECT 'acme', n, 'whsec_' || encode(sha256(convert_to(n || '', 'UTF8')), 'base64') "
+        "FROM generate_series(1, 50) AS n"
+    )
+    async with carrying(stage, settings_of(database_url, webhook_secret_overlap_hours=24)):
+        await end_for(stage, f"{receiver.url}/hook")
+        await settled(stage)
+
+    (received,) = receiver.received
+    assert received.headers["webhook-signature"].count("v1,") == 2
+
+
+async def test_a_secret_is_rotated_once_a_minute(stage: Stage) -> None:
+    first = await secret_of(stage)
+    second = await rotated(stage)
+    assert first != second, "the first secret may be rotated at once"
+    with pytest.raises(RotatedLately) as refused:
+        await rotated(stage)
+    assert 0 < refused.value.seconds_left <= 60
+    assert await secret_of(stage) == second
+    await stage.execute("UPDATE webhook_secrets SET created_at = now() - interval '30 seconds'")
+    with pytest.raises(RotatedLately) as refused:
+        await rotated(stage)
+    assert refused.value.seconds_left <= 30
+    await stage.execute("UPDATE webhook_secrets SET created_at = created_at - interval '30 seconds'")
+    assert await rotated(stage) not in {first, second}
 
 
 # The whole way.
@@ -930,6 +990,11 @@ async def test_the_secret_is_the_tenants_and_is_rotated(caller: Client, hasty_ap
     assert len({shown.json()["secret"], now["secret"], others["secret"]}) == 3
     assert (now["former_until"] > now["created_at"], others["former_until"]) == (True, None)
     assert shown.headers["cache-control"] == rotation.headers["cache-control"] == "no-store"
+
+    again = await caller.http.post("/webhooks/secret/rotate")
+    problem_of(again, 429, "secret_rotated_lately")
+    assert 0 < int(again.headers["retry-after"]) <= 60
+    assert (await caller.http.get("/webhooks/secret")).json() == now
 
 
 # Who dies.

@@ -1,4 +1,4 @@
-"""A tenant's secrets: the one that is shown, and for a while those it took the place of, which sign as well.
+"""A tenant's secrets: the one that is shown, and for a while the one before, which signs as well.
 
 Secrets are only added, numbered from 1, so that two who rotate at once come to the same one.
 """
@@ -6,6 +6,7 @@ Secrets are only added, numbered from 1, so that two who rotate at once come to 
 from __future__ import annotations
 
 import base64
+import math
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +15,11 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared.errors import RotatedLately
+
 SECRET_BYTES = 32
+ROTATION_SECONDS = 60
+"""Least time between two rotations of a tenant's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +44,23 @@ _SIGNING = text("""
         FROM webhook_secrets WHERE tenant = :tenant
     ) AS numbered
     WHERE replaced_at IS NULL OR replaced_at > now() - make_interval(secs => :overlap_seconds)
-    ORDER BY number DESC
+    ORDER BY number DESC LIMIT 2
 """)
+"""Each signature is a part of a header: two at most, however often somebody rotates."""
 
 _CURRENT = text("""
     SELECT number, secret, created_at,
         CASE WHEN number > 1 AND created_at > now() - make_interval(secs => :overlap_seconds)
-             THEN created_at + make_interval(secs => :overlap_seconds) END AS former_until
+             THEN created_at + make_interval(secs => :overlap_seconds) END AS former_until,
+        CASE WHEN number > 1 THEN extract(epoch FROM now() - created_at) END AS rotated_seconds_ago
     FROM webhook_secrets WHERE tenant = :tenant ORDER BY number DESC LIMIT 1
 """)
 
 _FORGET = text("""
     DELETE FROM webhook_secrets AS former WHERE tenant = :tenant AND EXISTS (
         SELECT FROM webhook_secrets AS later
-        WHERE later.tenant = former.tenant AND later.number = former.number + 1
-          AND later.created_at < now() - make_interval(secs => :overlap_seconds))
+        WHERE later.tenant = former.tenant AND later.number > former.number
+          AND (later.number > former.number + 1 OR later.created_at < now() - make_interval(secs => :overlap_seconds)))
 """)
 
 
@@ -74,8 +81,14 @@ async def current_secret(connection: AsyncConnection, tenant: str, overlap_secon
 
 
 async def rotate_secret(connection: AsyncConnection, tenant: str, overlap_seconds: float) -> Secret:
-    """Add a secret; those that it takes the place of sign for the overlap as well, and are then forgotten."""
+    """Add a secret; the one that it takes the place of signs for the overlap as well, and is then forgotten.
+
+    Raises:
+        RotatedLately: the last rotation was less than a minute ago.
+    """
     row = await _current(connection, tenant, overlap_seconds)
+    if row.rotated_seconds_ago is not None and row.rotated_seconds_ago < ROTATION_SECONDS:
+        raise RotatedLately(ROTATION_SECONDS, math.ceil(ROTATION_SECONDS - max(row.rotated_seconds_ago, 0)))
     await _add(connection, tenant, row.number + 1)
     await connection.execute(_FORGET, {"tenant": tenant, "overlap_seconds": overlap_seconds})
     return await current_secret(connection, tenant, overlap_seconds)
