@@ -194,6 +194,8 @@ for i, log in ipairs(KEYS) do
 end
 return outcomes
 """
+LARGEST_TEXT_BYTES = 32 << 20
+"""A larger text is not written: Redis cuts a subscriber off that has more than so much to read, with all it follows."""
 APPENDS_A_CALL = 50
 """A script holds up everybody; a call each costs the worker three times as much."""
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
@@ -208,6 +210,11 @@ class Append:
     """The last id that this attempt knows to stand in the log."""
     entries: Sequence[Entry]
     ttl_seconds: int
+
+    @property
+    def length(self) -> int:
+        """Characters of text that it carries, about."""
+        return sum(len(value) for entry in self.entries for value in entry.body.values() if isinstance(value, str))
 
 
 def end_of(run: Any, ttl_seconds: int) -> Append:

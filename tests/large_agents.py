@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from tests.agents import query_of
 
 CHUNK = 1 << 16
+LARGE_CHUNK = 2 << 20
 
 
 class Essay(TypedDict, total=False):
@@ -58,7 +59,9 @@ async def _never_valid(_messages: list[ModelMessage], info: AgentInfo) -> AsyncI
 async def _grows(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterator[str]:
     """Say so much at once, then a little more now and then for so many seconds."""
     count, seconds = query_of(messages).split()
-    yield "x" * int(count)
+    for start in range(0, int(count), LARGE_CHUNK):
+        yield "x" * min(LARGE_CHUNK, int(count) - start)
+        await asyncio.sleep(0)
     end = time.monotonic() + float(seconds)
     while time.monotonic() < end:
         await asyncio.sleep(0.5)

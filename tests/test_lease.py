@@ -18,7 +18,8 @@ from shared.settings import Settings
 from tests.eventually import soon
 from tests.stage import Stage
 from worker.attempt import Attempt, Stop
-from worker.lease import EXIT_STATUS, Held, Lease, Row
+from worker.keeping import Held
+from worker.lease import EXIT_STATUS, Lease, Row
 from worker.roster import Roster
 
 QUICKLY: dict[str, Any] = {"lease_seconds": 60, "beat_seconds": 0.05}

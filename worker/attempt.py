@@ -17,7 +17,7 @@ from shared.tables import Begun, RunStatus
 from worker.answer import Answer
 from worker.budget import Budget
 from worker.catalog import Offer
-from worker.lease import Held
+from worker.keeping import Held
 from worker.publisher import Publisher, Telling
 from worker.storable import storable
 

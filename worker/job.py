@@ -65,6 +65,8 @@ RETRY_SECONDS = 0.5
 """Between two tries to reach PostgreSQL with a result in hand."""
 AWAY_ATTEMPTS = 5
 """From this one on, a database that breaks under an agent is taken for the agent's doing."""
+LARGE_END = 256 << 10
+"""Characters of an output and a transcript from which on an end is stored alone."""
 PASS_ON_SECONDS = 1.0
 """How long a run of an agent that is not served here waits before it is offered again."""
 
@@ -302,7 +304,7 @@ class Job:
         What the database will not take is left out: then the run ends with nothing but the fact.
         """
         try:
-            row = await self._while_it_lasts(claimed, lambda: self._ends.ask((claimed, ending)))
+            row = await self._while_it_lasts(claimed, lambda: self._end(claimed, ending))
         except Exception as error:
             if is_away(error):
                 raise
@@ -310,6 +312,12 @@ class Job:
             bare = _bare(ending, error)
             row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, bare))
         return row or await self._while_it_lasts(claimed, lambda: ended_row(self._database, claimed))
+
+    async def _end(self, claimed: Claim, ending: Ending) -> Any | None:
+        """Store the end together with others; a large one alone: to escape it in an array would block this process."""
+        if len(ending.text or "") + len(ending.transcript or "") > LARGE_END:
+            return await finish(self._database, claimed, ending)
+        return await self._ends.ask((claimed, ending))
 
     async def _while_it_lasts(self, claimed: Claim, call: Callable[[], Awaitable[Result]]) -> Result:
         """Wait for a database that is away, as long as the run has time."""

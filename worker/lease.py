@@ -25,13 +25,17 @@ from shared import logs
 from shared.clock import new_id
 from shared.database import CONNECT_TIMEOUT_SECONDS, parameters_of, settle
 from shared.settings import Settings
+from worker.keeping import Held, Keeping, Kept
 from worker.process_guard import EXIT_STATUS, end_process
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
-_LIMIT = "SET LOCAL statement_timeout = 2000"
-"""In milliseconds. A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
+_LIMIT = "SELECT set_config('statement_timeout', %s, true)"
+"""A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
+STATEMENT_SECONDS = 2.0
+"""Time that a statement may take. What the lease does not depend on has a sixth of the lease at most: three such
+statements, however slow, leave time for the next renewal."""
 UNREGISTERED_SECONDS = 1.0
 HANGING_SECONDS = 3.0
 """A server that has not even told by then that a statement took too long does not answer at all."""
@@ -40,27 +44,19 @@ HANGING_SECONDS = 3.0
 class _Connection(psycopg.Connection[Any]):
     """A connection on which the beat never waits for long."""
 
+    hanging_seconds = HANGING_SECONDS
+
     def wait(self, gen: Any, *arguments: Any, **_: Any) -> Any:
         """Wait for the server, as psycopg does for every statement, but no longer than that."""
-        return super().wait(gen, *arguments, timeout=HANGING_SECONDS)
+        return super().wait(gen, *arguments, timeout=self.hanging_seconds)
 
-    def ask(self, statement: LiteralString, values: dict[str, Any]) -> list[Any]:
+    def ask(self, statement: LiteralString, values: dict[str, Any], seconds: float = STATEMENT_SECONDS) -> list[Any]:
         """Execute a statement, for which the server takes no longer than it may; returns its rows."""
+        self.hanging_seconds = seconds + min(seconds, HANGING_SECONDS - STATEMENT_SECONDS)
         with self.transaction():
-            self.execute(_LIMIT)
+            self.execute(_LIMIT, [f"{seconds * 1000:.0f}"])
             cursor = self.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a beat stores of a run in hand."""
-
-    run_id: UUID
-    attempt: int
-    text: str | None
-    last_entry: int
-    usage: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +80,15 @@ _BEAT = """
 """
 
 _KEEP = """
-    UPDATE runs SET partial_output = held.text, last_entry = held.last_entry, usage = held.usage
+    UPDATE runs
+    SET partial_output = CASE WHEN held.with_text THEN held.text ELSE partial_output END,
+        last_entry = CASE WHEN held.with_text THEN held.last_entry ELSE runs.last_entry END, usage = held.usage
     FROM (SELECT unnest(%(ids)s::uuid[]) AS id, unnest(%(attempts)s::int[]) AS attempt,
-                 unnest(%(texts)s::text[]) AS text, unnest(%(last_entries)s::int[]) AS last_entry,
-                 unnest(%(usages)s::jsonb[]) AS usage) AS held
+                 unnest(%(with_text)s::bool[]) AS with_text, unnest(%(texts)b::text[]) AS text,
+                 unnest(%(last_entries)s::int[]) AS last_entry, unnest(%(usages)s::jsonb[]) AS usage) AS held
     WHERE runs.id = held.id AND runs.attempt = held.attempt AND runs.status = 'running'
 """
+"""Texts go in binary form: escaping megabytes would keep the event loop from running for long."""
 
 _MARK_TOLD = "UPDATE runs SET end_told = true WHERE id = ANY(%(ids)s)"
 
@@ -136,7 +135,8 @@ class Lease:
         self._first_id = first_id
         self._worker_id: UUID | None = None
         self._trusted_until = 0.0
-        self._kept: dict[UUID, Held] = {}
+        self._keeping = Keeping()
+        self._step_seconds = min(STATEMENT_SECONDS, settings.lease_seconds / 6)
         self._untold: list[UUID] = []
         self.draining = False
 
@@ -178,7 +178,7 @@ class Lease:
                 self._trusted_until = sent + self._settings.lease_seconds
                 self._call(self._registered.set)
                 self._exchange(connection)
-                pause = self._settings.beat_seconds
+                pause = max(sent + self._settings.beat_seconds - monotonic(), 0)
             except psycopg.Error as error:
                 log.warning("lease.database_away error=%r", error)
                 if connection is not None:
@@ -221,7 +221,7 @@ class Lease:
 
     def _exchange(self, connection: _Connection) -> None:
         """Store what changed, and bring back the runs that are held; the lease does not depend on any of it."""
-        for step in (self._keep, self._mark_told, self._read_held):
+        for step in (self._mark_told, self._read_held, self._keep):
             try:
                 step(connection)
             except psycopg.Error as error:
@@ -232,11 +232,11 @@ class Lease:
     def _mark_told(self, connection: _Connection) -> None:
         self._untold += self._told()
         if self._untold:
-            connection.ask(_MARK_TOLD, {"ids": self._untold})
+            connection.ask(_MARK_TOLD, {"ids": self._untold}, self._step_seconds)
             self._untold = []
 
     def _read_held(self, connection: _Connection) -> None:
-        rows = connection.ask(_HELD, {"id": self._worker_id})
+        rows = connection.ask(_HELD, {"id": self._worker_id}, self._step_seconds)
         self._call(self._on_beat, [Row(*cast("tuple[UUID, int, bool]", row)) for row in rows])
 
     def _register(self, connection: _Connection) -> None:
@@ -266,39 +266,40 @@ class Lease:
         log.info("lease.registered worker_id=%s", worker_id)
 
     def _keep(self, connection: _Connection) -> None:
-        """Store the partials and the usage that changed since the last beat; one that cannot be stored is left out."""
-        held = {run.run_id: run for run in self._held()}
-        changed = [run for run in held.values() if self._kept.get(run.run_id) != run]
+        """Store the partials and the usage whose turn it is; one that cannot be stored is left out."""
+        kept = self._keeping.choose(self._held())
         try:
-            self._store(connection, changed)
+            self._store(connection, kept)
         except psycopg.OperationalError:  # The server's trouble, not that of one of them.
             raise
         except Exception as error:  # noqa: BLE001  (the driver raises what it likes of values that it cannot send)
-            log.warning("lease.keep_failed runs=%d error=%r", len(changed), error)
-            for run in changed:
-                self._store_alone(connection, run)
-        self._kept = held
+            log.warning("lease.keep_failed runs=%d error=%r", len(kept), error)
+            for each in kept:
+                self._store_alone(connection, each)
+        self._keeping.stored(kept)
 
-    def _store_alone(self, connection: _Connection, run: Held) -> None:
+    def _store_alone(self, connection: _Connection, kept: Kept) -> None:
         try:
-            self._store(connection, [run])
+            self._store(connection, [kept])
         except psycopg.OperationalError:
             raise
         except Exception:
-            log.exception("lease.not_kept run_id=%s", run.run_id)
+            log.exception("lease.not_kept run_id=%s", kept.run.run_id)
 
-    def _store(self, connection: _Connection, changed: Sequence[Held]) -> None:
-        if not changed:
+    def _store(self, connection: _Connection, kept: Sequence[Kept]) -> None:
+        if not kept:
             return
         connection.ask(
             _KEEP,
             {
-                "ids": [run.run_id for run in changed],
-                "attempts": [run.attempt for run in changed],
-                "texts": [run.text for run in changed],
-                "last_entries": [run.last_entry for run in changed],
-                "usages": [Jsonb(run.usage) for run in changed],
+                "ids": [each.run.run_id for each in kept],
+                "attempts": [each.run.attempt for each in kept],
+                "with_text": [each.with_text for each in kept],
+                "texts": [each.run.text if each.with_text else None for each in kept],
+                "last_entries": [each.run.last_entry for each in kept],
+                "usages": [Jsonb(each.run.usage) for each in kept],
             },
+            self._step_seconds,
         )
 
     def _lapse(self) -> None:

@@ -3,7 +3,8 @@
 Nothing here waits for a reader, and an agent never waits for Redis: while a round trip is under way, newer texts
 replace those that wait. Without Redis an attempt goes on; what could not be told is told from the row at the end.
 
-A run whose log cannot be written is set aside: its attempt goes on without a log, and the others are served.
+A run whose log cannot be written is set aside: its attempt goes on without a log, and the others are served. A round
+trip carries a few MiB, so that large texts hold the others up for one round trip at most.
 """
 
 from __future__ import annotations
@@ -21,12 +22,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.bad_input import BadInput, refuse
 from shared.database import is_away
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, Outcome, end_of, text_body
+from shared.event_log import (
+    BEFORE_ALL,
+    LARGEST_TEXT_BYTES,
+    Append,
+    Entry,
+    EventLog,
+    Id,
+    Outcome,
+    end_of,
+    text_body,
+)
 from shared.growth import growth
 from worker.storable import storable
 
 log = logging.getLogger(__name__)
 
+ROUND_TRIP_LENGTH = 4 << 20
+"""Characters that one round trip carries; a text that is longer goes alone."""
 BACK_OFF_SECONDS = 0.5
 GIVE_UP_SECONDS = 2.0
 """How long the end of a run waits for what was told before; the row tells it if Redis is away for longer."""
@@ -192,6 +205,7 @@ class Publisher:
         self._changed: dict[Telling, None] = {}
         self._ends: list[_End] = []
         self._stirred = asyncio.Event()
+        self._oldest_first = False
         self._in_doubt: dict[Telling, asyncio.Task[None]] = {}
         """Questions to PostgreSQL about runs whose logs do not say what they should; the others do not wait for it."""
 
@@ -262,9 +276,9 @@ class Publisher:
         self._stirred.set()
 
     async def _publish(self, tellings: list[Telling], ends: list[_End]) -> None:
-        sending = [
-            (telling, append) for telling in tellings if telling not in self._in_doubt and (append := telling.next())
-        ]
+        sending = self._in_turn(
+            [(telling, append) for telling in tellings if telling not in self._in_doubt and (append := telling.next())]
+        )
         if not sending and not ends:
             return
         outcomes = await self._event_log.append([append for _, append in sending] + [end.append for end in ends])
@@ -277,6 +291,30 @@ class Publisher:
             telling.sent(outcome)
             if telling.waits:
                 self._note(telling)
+
+    def _in_turn(self, waiting: list[tuple[Telling, Append]]) -> list[tuple[Telling, Append]]:
+        """Choose what the next round trip carries: the smallest first, every second time that which waits longest.
+
+        What does not fit waits for the next one. A text that may not be written sets its run aside.
+        """
+        sending: dict[Telling, Append] = {}
+        left: set[Telling] = set()
+        room = ROUND_TRIP_LENGTH
+        self._oldest_first = not self._oldest_first
+        by_length = sorted(waiting, key=lambda each: each[1].length)
+        for telling, append in dict([*(waiting[:1] if self._oldest_first else ()), *by_length]).items():
+            if append.length > LARGEST_TEXT_BYTES:
+                log.warning("publisher.set_aside run_id=%s characters=%d", telling.run_id, append.length)
+                telling.set_aside()
+            elif not sending or append.length <= room:
+                sending[telling] = append
+                room -= append.length
+            else:
+                left.add(telling)
+        if left:
+            self._changed = {**{telling: None for telling, _ in waiting if telling in left}, **self._changed}
+            self._stirred.set()
+        return list(sending.items())
 
     async def _settle(self, telling: Telling, outcome: Outcome) -> None:
         """After the log was lost, or fenced, only PostgreSQL knows whether the run is still this attempt's."""

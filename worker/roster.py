@@ -16,7 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from shared.lanes import Lanes
 from shared.runs import let_go
 from worker.attempt import Attempt, Stop
-from worker.lease import Held, Row
+from worker.keeping import Held
+from worker.lease import Row
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,8 @@
 from tests.mutations.mutation import Mutation
 
 LARGE = "tests/test_large_runs.py::"
+KEEPING = "tests/test_keeping.py::"
+WEBHOOKS = "tests/test_webhooks.py::"
 
 MUTATIONS = [
     Mutation(
@@ -46,5 +48,61 @@ MUTATIONS = [
         "    if size > most_bytes:\n",
         "    if size < 0:\n",
         LARGE + "test_a_transcript_that_is_too_large_is_stored_without_its_largest_results",
+    ),
+    Mutation(
+        "a heartbeat that stores every text at once",
+        "worker/keeping.py",
+        "            if sizes[run_id] <= room:\n",
+        "            if sizes[run_id] >= 0:\n",
+        KEEPING + "test_large_texts_are_stored_in_turn_and_small_ones_each_time",
+    ),
+    Mutation(
+        "a large text that is never stored beside small ones",
+        "worker/keeping.py",
+        "key=lambda run_id: sizes[run_id] / waited[run_id])",
+        "key=lambda run_id: sizes[run_id])",
+        KEEPING + "test_large_texts_are_stored_in_turn_and_small_ones_each_time",
+    ),
+    Mutation(
+        "usage that waits for its text",
+        "worker/keeping.py",
+        "else self._usage_of(run) for run in changed]",
+        "else Kept(self._rows.get(run.run_id, run), with_text=False) for run in changed]",
+        KEEPING + "test_the_usage_of_a_text_that_waits_is_stored_and_its_entry_is_not",
+    ),
+    Mutation(
+        "partials that take as long as the lease",
+        "worker/lease.py",
+        "min(STATEMENT_SECONDS, settings.lease_seconds / 6)",
+        "STATEMENT_SECONDS",
+        KEEPING + "test_a_heartbeat_that_cannot_keep_partials_renews_the_lease",
+    ),
+    Mutation(
+        "a round trip of any size",
+        "worker/publisher.py",
+        "            elif not sending or append.length <= room:\n",
+        "            elif append.length >= 0:\n",
+        KEEPING + "test_a_round_trip_carries_little_and_a_large_text_holds_up_nobody",
+    ),
+    Mutation(
+        "an entry of any size",
+        "worker/publisher.py",
+        "            if append.length > LARGEST_TEXT_BYTES:\n",
+        "            if append.length < 0:\n",
+        KEEPING + "test_a_round_trip_carries_little_and_a_large_text_holds_up_nobody",
+    ),
+    Mutation(
+        "a signature of every secret",
+        "shared/webhooks/secret.py",
+        "    ORDER BY number DESC LIMIT 2\n",
+        "    ORDER BY number DESC\n",
+        WEBHOOKS + "test_secrets_that_were_made_before_there_was_this_limit_sign_twice_at_most",
+    ),
+    Mutation(
+        "rotations without a pause",
+        "shared/webhooks/secret.py",
+        "row.rotated_seconds_ago < ROTATION_SECONDS:",
+        "row.rotated_seconds_ago < 0:",
+        WEBHOOKS + "test_a_secret_is_rotated_once_a_minute",
     ),
 ]

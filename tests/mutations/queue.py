@@ -442,7 +442,7 @@ _LET_GO""",
     Mutation(
         "a beat that waits for a server that hangs",
         "worker/lease.py",
-        "timeout=HANGING_SECONDS)",
+        "timeout=self.hanging_seconds)",
         "timeout=None)",
         PULSE + "test_a_beat_that_hangs_gives_the_lease_up_and_takes_it_up_again",
     ),

@@ -151,7 +151,7 @@ MUTATIONS = [
     Mutation(
         "a beat that stores nothing of an answer",
         "worker/lease.py",
-        "for step in (self._keep, self._mark_told, self._read_held)",
+        "for step in (self._mark_told, self._read_held, self._keep)",
         "for step in (self._mark_told, self._read_held)",
         LEASE + "test_a_beat_stores_what_there_is_of_an_answer_but_not_of_an_attempt_that_is_over",
     ),
