@@ -4,6 +4,9 @@ The log has a descriptor of its own, a copy of standard error: what closes or re
 object does not reach it. A line for which a full pipe has no room is dropped and counted; nothing waits for a reader.
 
 A line ends with what it is about, as far as that is known: `request_id`, `run_id`, `batch_id`, `worker_id`.
+
+Whatever its values hold, a record is one line and has an end: control characters are escaped, and what is too long is
+cut and says so. The lines of a traceback are indented, so that none of them looks like a record.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import select
 import threading
 import time
 from contextvars import ContextVar
+from typing import Any
 
 from shared.settings import Settings
 
@@ -24,6 +28,10 @@ OURS = ("api", "worker", "shared")
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 PIPE_BYTES = select.PIPE_BUF
 """A pipe that is ready has room for so much."""
+LINE_BYTES = 16 << 10
+"""Longest line."""
+TRACEBACK_LINES = 200
+"""Of a longer traceback, the first and the last half of these are written."""
 PATIENCE_MS = 200
 """How long the first line that finds a pipe full waits for its reader; those after it do not wait."""
 LOWEST_DESCRIPTOR = 500
@@ -40,6 +48,9 @@ BATCH_ID: ContextVar[object | None] = ContextVar("batch_id", default=None)
 _CONTEXT: tuple[ContextVar[str | None] | ContextVar[object | None], ...] = (REQUEST_ID, RUN_ID, BATCH_ID)
 
 _of_process: dict[str, object] = {}
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+"""What begins a line, moves a cursor or turns the direction of a text; all but the tab."""
 
 _OUTAGE = re.compile(r"_away$|\.broken$|\.(ring|read)_failed$|\.not_writable$")
 LINES_OF_AN_OUTAGE, SECONDS_A_LINE = 20.0, 10.0
@@ -83,10 +94,35 @@ class _Lines(logging.Formatter):
     """Writes a record, and at the end of its first line what it is about and does not say itself."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
-        line = super().formatMessage(record)
+        line = _line(super().formatMessage(record))
+        template = str(record.msg)  # Not the line: a value could hold the name, and keep the true one out.
         about = [(name.name, name.get()) for name in _CONTEXT] + list(_of_process.items())
-        said = "".join(f" {name}={value}" for name, value in about if value is not None and f" {name}=" not in line)
+        said = "".join(f" {name}={value}" for name, value in about if value is not None and f" {name}=" not in template)
         return line + said
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (logging's name)
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802  (logging's name)
+        return _indented(super().formatStack(stack_info))
+
+
+def _line(text: str) -> str:
+    """Make one line of a text, of a bounded length."""
+    length = len(text)
+    line = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:LINE_BYTES])
+    data = line.encode(errors="backslashreplace")
+    if length <= LINE_BYTES and len(data) <= LINE_BYTES:
+        return line
+    return f"{data[:LINE_BYTES].decode(errors='ignore')}… (cut: {length} characters)"
+
+
+def _indented(text: str) -> str:
+    lines = text.split("\n")
+    if (left_out := len(lines) - TRACEBACK_LINES) > 0:
+        half = TRACEBACK_LINES // 2
+        lines = [*lines[:half], f"… ({left_out} lines left out)", *lines[-half:]]
+    return "\n".join(f"  {_line(line)}" for line in lines)
 
 
 class Stream:

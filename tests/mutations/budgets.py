@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 LARGE = "tests/test_large_runs.py::"
+LOGS = "tests/test_logs.py::"
 KEEPING = "tests/test_keeping.py::"
 WEBHOOKS = "tests/test_webhooks.py::"
 
@@ -104,5 +105,26 @@ MUTATIONS = [
         "row.rotated_seconds_ago < ROTATION_SECONDS:",
         "row.rotated_seconds_ago < 0:",
         WEBHOOKS + "test_a_secret_is_rotated_once_a_minute",
+    ),
+    Mutation(
+        "values that begin a line of the log",
+        "shared/logs.py",
+        "        line = _line(super().formatMessage(record))\n",
+        "        line = super().formatMessage(record)\n",
+        LOGS + "test_a_value_cannot_begin_a_line",
+    ),
+    Mutation(
+        "tracebacks that look like records",
+        "shared/logs.py",
+        'f"  {_line(line)}" for line in lines',
+        "_line(line) for line in lines",
+        LOGS + "test_no_line_of_a_traceback_looks_like_a_record",
+    ),
+    Mutation(
+        "values that keep out what a line is about",
+        "shared/logs.py",
+        'f" {name}=" not in template',
+        'f" {name}=" not in line',
+        LOGS + "test_a_value_cannot_keep_out_what_the_line_is_about",
     ),
 ]
