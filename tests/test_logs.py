@@ -14,6 +14,12 @@ from shared.clock import new_id
 FORGED = "2026-01-01 00:00:00,000 INFO api.keys keys.created tenant=acme"
 
 
+@pytest.fixture(autouse=True)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process may have said which worker it is."""
+    monkeypatch.setattr(logs, "_of_process", {})
+
+
 def written(message: str, *values: Any, error: BaseException | None = None, stack: str | None = None) -> list[str]:
     """Return the lines that a record is written as."""
     said = (type(error), error, error.__traceback__) if error else None
