@@ -168,7 +168,7 @@ class _Log:
         self.stream = Stream()
         self.level = logging.getLevelNamesMapping()[settings.log_level]
         self.handler = logging.StreamHandler(self.stream)
-        self.handler.addFilter(_Outages())
+        self.filters = [_Outages()]
         self.handler.setFormatter(_Lines(FORMAT))
 
 
@@ -193,6 +193,9 @@ def put_back() -> bool:
     disturbed = logging.root.manager.disable >= _log.level
     if disturbed:
         logging.disable(logging.NOTSET)
+    if _log.handler.filters != _log.filters:
+        disturbed = True
+        _log.handler.filters = list(_log.filters)
     for name in OURS:
         logger = logging.getLogger(name)
         if logger.handlers != [_log.handler] or logger.level != _log.level or logger.propagate:
@@ -201,9 +204,12 @@ def put_back() -> bool:
             logger.setLevel(_log.level)
             logger.propagate = False
     for name, logger in list(logging.root.manager.loggerDict.items()):
-        if isinstance(logger, logging.Logger) and logger.disabled and name.partition(".")[0] in OURS:
+        if name.partition(".")[0] not in OURS or not isinstance(logger, logging.Logger):
+            continue
+        if logger.disabled or logger.filters:
             disturbed = True
             logger.disabled = False
+            logger.filters = []
     return disturbed
 
 

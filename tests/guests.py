@@ -24,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 import warnings
 from collections.abc import AsyncIterator
 from typing import Any
@@ -429,6 +430,11 @@ async def closes_the_loop() -> None:
 
 
 @_agent.tool_plain
+async def shuts_the_threads_down() -> None:
+    await asyncio.get_running_loop().shutdown_default_executor()
+
+
+@_agent.tool_plain
 async def nests_asyncio() -> None:
     nest_asyncio.apply()
 
@@ -509,6 +515,26 @@ def configures_logging() -> str:
 def shuts_logging_down() -> str:
     logging.shutdown()
     return "down"
+
+
+@_agent.tool_plain
+def makes_no_log_records() -> str:
+    logging.setLogRecordFactory(lambda *_: 1 / 0)  # pyright: ignore[reportArgumentType]
+    return "silent"
+
+
+@_agent.tool_plain
+def filters_the_log() -> str:
+    logging.getLogger("worker.job").addFilter(lambda _: 1 / 0)  # pyright: ignore[reportArgumentType]
+    for handler in logging.getLogger("worker").handlers:
+        handler.addFilter(lambda _: False)
+    return "silent"
+
+
+@_agent.tool_plain
+def repeats_itself() -> str:
+    uuid.uuid4 = lambda: uuid.UUID(int=0)
+    return "repeated"
 
 
 @_agent.tool_plain

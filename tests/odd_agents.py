@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Never, cast
@@ -46,6 +46,50 @@ class Wordless(UsageLimitExceeded):
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
+
+
+class ExitsAsText(UsageLimitExceeded):
+    """An error that ends the process where it is asked what it is about."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+class ExitsAsRead(Mapping[str, int]):
+    """What ends the process where it is read."""
+
+    def __getitem__(self, key: str) -> Never:
+        raise KeyboardInterrupt
+
+    def __iter__(self) -> Never:
+        raise SystemExit(3)
+
+    def __len__(self) -> int:
+        return 1
+
+
+@dataclass
+class Node:
+    """A part of a graph, which refers to the others."""
+
+    name: str
+    near: list[Node] = field(default_factory=list["Node"])
+
+
+def graph(size: int) -> Node:
+    """Make a graph in which each node is near all others: there are more ways through it than can be written."""
+    nodes = [Node(str(number)) for number in range(size)]
+    for node in nodes:
+        node.near = [other for other in nodes if other is not node]
+    return nodes[0]
+
+
+def doubled(times: int) -> list[Any]:
+    """Make a list that holds another one twice, and so on."""
+    it: list[Any] = [1]
+    for _ in range(times):
+        it = [it, it]
+    return it
 
 
 class Panic(BaseException):
@@ -134,15 +178,15 @@ def _odd(value: Any, text: str, thing: Any) -> Any:
     if isinstance(value, list):
         return [_odd(item, text, thing) for item in cast("list[Any]", value)]
     if is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            held = getattr(value, field.name)
-            if field.name in KEPT_PLAIN or "Literal" in str(field.type):
+        for of in fields(value):
+            held = getattr(value, of.name)
+            if of.name in KEPT_PLAIN or "Literal" in str(of.type):
                 continue
-            if "Any" in str(field.type) and held is None:
-                held = {text: thing} if "dict" in str(field.type) else thing
+            if "Any" in str(of.type) and held is None:
+                held = {text: thing} if "dict" in str(of.type) else thing
             else:
                 held = _odd(held, text, thing)
-            object.__setattr__(value, field.name, held)
+            object.__setattr__(value, of.name, held)
     return value
 
 
@@ -308,12 +352,15 @@ def _raising(error: BaseException) -> Agent[object, str]:
 
 
 metadata_object = _calling(lambda: ToolReturn("3 rows", metadata={"frame": object()}))
+metadata_exits = _calling(lambda: ToolReturn("read", metadata=ExitsAsRead()))
+metadata_graph = _calling(lambda: ToolReturn("read", metadata={"graph": graph(30), "lists": doubled(60)}))
 odd_file_name = _calling(lambda: os.fsdecode(b"caf\xe9.txt"))
 huge_number = _calling(lambda: {"number": 10**5000})
 contains_itself = _calling(_contains_itself)
 raises_nul = _raising(UnexpectedModelBehavior("a\0b"))
 raises_wordless = _raising(Wordless("x"))
 panics = _raising(Panic())
+exits_as_text = _raising(ExitsAsText("x"))
 split_emoji = Agent(_words("So: ", HALF, OTHER_HALF, "!"))
 half_emoji = Agent(_words("So: ", HALF, "!"))
 odd_tool_name = Agent(_calls(f"lo{HALF}ok"), retries={"tools": 3})
@@ -344,6 +391,18 @@ async def _until_told(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIt
         await asyncio.sleep(0.05)
         if word.exists():  # noqa: ASYNC240  (another process makes it)
             return
+
+
+unwinds_badly = Agent(_calls("it"))
+
+
+@unwinds_badly.tool_plain(name="it")
+async def fail_as_it_is_stopped() -> None:
+    """Wait, and raise something else where that is cancelled."""
+    try:
+        await asyncio.sleep(3600)
+    finally:
+        raise ConnectionResetError
 
 
 bystander = Agent(FunctionModel(stream_function=_until_told, model_name="bystander"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -383,3 +384,66 @@ async def test_text_that_a_function_makes_an_output_of_is_told_as_that() -> None
     heard = await ask(Agent(says("one two"), output_type=TextOutput(words)))
 
     assert set(heard.texts) == {'["one","two"]'}
+
+
+# Validators and functions that expect a whole output
+
+
+class Answer(BaseModel):
+    """An output of which every part is one."""
+
+    title: str = ""
+    words: list[str] = []
+
+
+def writes(text: str = '{"title": "x", "words": ["a", "b", "c"]}') -> FunctionModel:
+    """Make a model that writes an output a few characters at a time, as a call or as text."""
+
+    async def stream(_messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+        for start in range(0, len(text), 4):
+            part = text[start : start + 4]
+            if info.output_tools:
+                name = info.output_tools[0].name if start == 0 else None
+                yield {0: DeltaToolCall(name=name, json_args=part, tool_call_id="1")}
+            else:
+                yield part
+
+    return FunctionModel(stream_function=stream, model_name="writes")
+
+
+def check(answer: Answer) -> Answer:
+    """Look at what only a whole output has."""
+    assert len(answer.words) == 3
+    return answer
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Read what is no JSON before it is whole."""
+    return json.loads(text)
+
+
+def pick(title: str, words: list[str]) -> str:
+    """Make an output of arguments that have to be there."""
+    return f"{title} {words[2]}"
+
+
+async def test_a_validator_that_fails_on_parts_of_an_output_fails_no_run() -> None:
+    agent = Agent(writes(), output_type=Answer)
+    agent.output_validator(check)
+
+    assert set((await ask(agent)).texts) == {'{"title":"x","words":["a","b","c"]}'}
+
+
+@pytest.mark.parametrize("output", [pick, TextOutput(parse)])
+async def test_a_function_that_fails_on_parts_of_an_output_fails_no_run(output: Any) -> None:
+    heard = await ask(Agent(writes(), output_type=output))
+
+    assert json.loads(heard.texts[-1]) in ("x c", {"title": "x", "words": ["a", "b", "c"]})
+
+
+async def test_a_validator_that_fails_on_the_whole_output_fails_the_run() -> None:
+    agent = Agent(writes('{"title": "x", "words": []}'), output_type=Answer)
+    agent.output_validator(check)
+
+    with pytest.raises(AssertionError):
+        await ask(agent)

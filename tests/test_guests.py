@@ -59,6 +59,7 @@ SUCCEED = {
     "configures_logging": "silent",
     "shuts_logging_down": "down",
     "stops_the_clock": "stopped",
+    "filters_the_log": "silent",
     "seeds_chance": "0.8444218515250481",
     "hurries_sockets": "hurried",
     "speaks_another_language": "C.UTF-8",
@@ -96,6 +97,7 @@ FAIL = {
     "signal_in_a_thread": "ValueError",
     "runs_a_loop_in_the_loop": "RuntimeError",
     "closes_the_loop": "RuntimeError",
+    "shuts_the_threads_down": "PermissionError",
     "nests_asyncio": "ValueError",
 }
 """What each of these tools raises; None where it cancels its own run."""
@@ -164,7 +166,10 @@ PUT_BACK = {
     "limits_files": "resource limits",
     "limits_recursion": "settings of the interpreter",
     "warnings_are_errors": "warnings as errors",
-    "replaces_asyncio": "asyncio or time",
+    "replaces_asyncio": "asyncio, json, time or uuid",
+    "repeats_itself": "asyncio, json, time or uuid",
+    "makes_no_log_records": "settings of the interpreter",
+    "filters_the_log": "the log",
     "changes_the_environment": "environment variables of libpq",
 }
 

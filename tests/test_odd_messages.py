@@ -24,12 +24,16 @@ from tests.service import KEYS, Service, serving
 
 AGENTS = [
     "metadata_object",
+    "metadata_exits",
+    "metadata_graph",
     "odd_file_name",
     "huge_number",
     "contains_itself",
     "raises_nul",
     "raises_wordless",
     "panics",
+    "exits_as_text",
+    "unwinds_badly",
     "split_emoji",
     "half_emoji",
     "odd_tool_name",
@@ -89,6 +93,8 @@ async def asked_twice(client: Client, service: Service, agent_type: str, query: 
     ("agent_type", "output"),
     [
         ("metadata_object", "Done."),
+        ("metadata_exits", "Done."),
+        ("metadata_graph", "Done."),
         ("odd_file_name", "Done."),
         ("huge_number", "Done."),
         ("odd_tool_name", "Done."),
@@ -117,6 +123,7 @@ async def test_what_json_cannot_say_fails_no_run_that_pydantic_ai_finishes(
         ("raises_nul", "output_invalid", "a\ufffdb"),
         ("raises_wordless", "agent_error", "Wordless"),
         ("panics", "agent_error", "Panic"),
+        ("exits_as_text", "agent_error", "ExitsAsText"),
         ("contains_itself", "agent_error", "PydanticSerializationError"),
     ],
 )
@@ -129,6 +136,20 @@ async def test_whatever_an_agent_raises_ends_the_run_at_the_first_time(
     assert run["status"] == "failed"
     assert run["error"]["code"] == code
     assert message in run["error"]["message"]
+
+
+@pytest.mark.parametrize(("stopped_by", "status"), [("cancel", "cancelled"), ("deadline", "failed")])
+async def test_what_an_agent_raises_as_it_is_stopped_hides_not_why(url: str, stopped_by: str, status: str) -> None:
+    async with Client(url) as client:
+        run = await client.run("hello", agent_type="unwinds_badly", deadline_s=2 if stopped_by == "deadline" else 60)
+        async with client.following(run["id"]) as events:
+            async for event in events:
+                if event["event"] == "tool_call" and stopped_by == "cancel":
+                    await client.http.post(f"/runs/{run['id']}/cancel")
+        run = await client.read(run["id"])
+
+    assert (run["status"], run["attempt"]) == (status, 1)
+    assert stopped_by == "cancel" or run["error"]["code"] == "deadline_exceeded"
 
 
 async def test_a_tool_name_that_is_no_text_is_told_mended(service: Service, url: str) -> None:

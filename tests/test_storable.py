@@ -30,7 +30,7 @@ from pydantic_ai.messages import (
 from pydantic_ai.usage import RequestUsage
 
 from shared.runs import Exchange
-from tests.odd_agents import OBJECTS
+from tests.odd_agents import OBJECTS, ExitsAsRead, Node, doubled, graph
 from worker.history import history_of, transcript_of
 from worker.storable import as_json, storable
 
@@ -81,12 +81,41 @@ class Form(BaseModel):
         (ValueError("no"), "<ValueError>"),
         (MagicMock(), "<unittest.mock.MagicMock>"),
         (OBJECTS["contains_itself"](), ["<list>", "<list>"]),
+        (ExitsAsRead(), f"<{ExitsAsRead.__module__}.ExitsAsRead>"),
+        ([Form(inside=[1])] * 20, [{"inside": [1]}] * 20),
     ],
     ids=itertools.count(),
 )
 def test_what_json_cannot_say_is_mended_or_named(value: Any, said: Any) -> None:
     assert storable(value) == said
     assert json.loads(as_json(storable(value))) == said
+
+
+class Tree(BaseModel):
+    """A model that may hold itself on both sides."""
+
+    left: Any
+    right: Any
+
+
+def _trees(depth: int) -> Tree:
+    tree = Tree(left=1, right=2)
+    for _ in range(depth):
+        tree = Tree(left=tree, right=tree)
+    return tree
+
+
+@pytest.mark.parametrize("tangled", [graph(40), doubled(60), _trees(60), {"many": [graph(20), graph(20)]}])
+def test_parts_that_refer_to_each_other_are_not_written_without_end(tangled: Any) -> None:
+    """Each may be reached in more ways than there is time for."""
+    assert len(as_json(storable(tangled))) < 5_000_000
+
+
+def test_what_is_held_twice_is_written_twice() -> None:
+    shared = [Node("shared"), {"a": [1]}]
+    said: list[Any] = [{"name": "shared", "near": []}, {"a": [1]}]
+
+    assert storable([shared] * 1000) == [said] * 1000
 
 
 ANYTHING = st.recursive(

@@ -13,10 +13,9 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import ValidationError
-from pydantic_ai import Agent, CancellationToken, ModelRetry
+from pydantic_ai import Agent, CancellationToken
 from pydantic_ai.capabilities import AbstractCapability, ReinjectSystemPrompt
-from pydantic_ai.exceptions import ModelAPIError, ToolRetryError, UnexpectedModelBehavior, UserError
+from pydantic_ai.exceptions import ModelAPIError, RunCancelled, UnexpectedModelBehavior, UserError
 from pydantic_ai.messages import (
     DeferredToolRequestsEvent,
     FinalResultEvent,
@@ -227,10 +226,10 @@ class Answer:
     async def _show(self, stream: AgentStream[Any, Any]) -> None:
         try:
             partial = await stream.validate_response_output(stream.response, allow_partial=True)
-        except (ValidationError, ModelRetry, ToolRetryError, UnexpectedModelBehavior):
-            return  # Not valid yet: the next may be.
-        except UserError:
-            return  # A call that is to be approved is no output. If something else is wrong, the whole output says it.
+        except RunCancelled:
+            raise
+        except Exception:  # noqa: BLE001  (validators and output functions may expect nothing but a whole output)
+            return  # Not valid yet: the next may be. If something else is wrong, the whole output says it.
         if not isinstance(partial, DeferredToolRequests):
             text = self._render(partial, partial=True)
             self._budget.check_output(text)
@@ -284,7 +283,7 @@ def _text_of(say: Callable[[], str], value: Any) -> str:
     """Say a tool's arguments or result as pydantic-ai does; what it cannot say is mended or left out."""
     try:
         return storable(say())
-    except Exception:  # noqa: BLE001  (serializers of foreign classes raise anything)
+    except BaseException:  # noqa: BLE001  (serializers of foreign classes raise anything)
         return storable(value) if isinstance(value, str) else as_json(value)
 
 

@@ -166,21 +166,27 @@ class Job:
         """Have the agent answer, and say how that ended; None where the run is not to end here."""
         try:
             answered = await self._ask(attempt)
+            transcript = transcript_of(answered.messages, self._settings.max_history_bytes)
         except asyncio.CancelledError:
             raise  # This job is cancelled; where an agent raises it, `_ask` raises `Stopped`.
         except BaseException as error:  # noqa: BLE001  (whatever an agent raises: a panic in Rust is no Exception)
             try:
                 return self._broken_off(attempt, error)
-            except Exception:  # noqa: BLE001  (its own text or attributes raise)
+            except BaseException:  # noqa: BLE001  (its own text or attributes raise)
                 return self._raised(attempt, error)
-        transcript = transcript_of(answered.messages, self._settings.max_history_bytes)
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
 
     def _broken_off(self, attempt: Attempt, error: BaseException) -> Ending | None:
-        """Say what becomes of a run whose agent did not answer."""
+        """Say what becomes of a run whose agent did not answer.
+
+        An agent that was told to stop may raise anything as it unwinds: why it was told is what counts.
+        """
         match error:
             case RunCancelled() | Stopped():
                 return self._cut(attempt, error)
+            case _ if attempt.stopped is not None:
+                log.warning("job.unwound run_id=%s error=%s", attempt.claimed.run_id, type(error).__name__)
+                return self._cut(attempt, Stopped())
             case UsageLimitExceeded():
                 return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
             case OverBudget(code=code):

@@ -12,6 +12,7 @@ import _thread
 import asyncio
 import faulthandler
 import gc
+import json
 import logging
 import os
 import resource
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -51,7 +53,7 @@ DEADLY_SIGNALS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGUS
 """Signals that a tool can have sent, with a timer or a limit, and that end a process without a handler."""
 LIMITS = (resource.RLIMIT_NOFILE, resource.RLIMIT_CPU, resource.RLIMIT_DATA, resource.RLIMIT_AS, resource.RLIMIT_STACK)
 STANDARD_STREAMS = (0, 1, 2)
-SHARED_MODULES = (asyncio, asyncio.tasks, asyncio.futures, asyncio.events, time)
+SHARED_MODULES = (asyncio, asyncio.tasks, asyncio.futures, asyncio.events, json, time, uuid)
 """Modules whose functions and classes everything here and in pydantic-ai uses, and that some code replaces."""
 SHARED_VARIABLES = "PG"
 """How the names of the environment variables begin that libpq reads as it connects."""
@@ -100,6 +102,18 @@ def _end_forked_child(error: BaseException | None) -> None:
     os._exit(status)
 
 
+class _Loop(uvloop.Loop):
+    """The event loop of a worker, whose threads an agent cannot take from the others."""
+
+    ends = False
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Let the threads go once the worker has ended."""
+        if not self.ends:
+            raise PermissionError("An agent may not shut down the threads of the worker process that runs it.")
+        await super().shutdown_default_executor(timeout)
+
+
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run `main` in an event loop of its own until it has ended, whatever else asks the loop to end.
 
@@ -107,8 +121,9 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     goes on: whoever waits for that task gets the exception.
     """
     pid = os.getpid()
-    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    loop = runner.get_loop()
+    loop = _Loop()
+    runner = asyncio.Runner(loop_factory=lambda: loop)
+    runner.get_loop()
     threads = ToolThreads()
     loop.set_default_executor(threads)
     _Forks(
@@ -133,6 +148,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
                 place = where(*(frame for frame, _ in traceback.walk_tb(stopped.__traceback__)))
                 log.error("process_guard.loop_stopped error=%r at=%s", stopped, place)  # noqa: TRY400  (its run logs more)
     _exit_soon(task)
+    loop.ends = True
     try:
         runner.close()
     except BaseException as error:  # noqa: BLE001  (a task of an agent that is cancelled may raise anything)
@@ -283,6 +299,7 @@ class ProcessGuard:
         self._variables = _shared_variables()
         self._collects = gc.isenabled()
         self._timeout = socket.getdefaulttimeout()
+        self._record_factory = logging.getLogRecordFactory()
         self._put_back_handlers()
         logs.put_back()
 
@@ -297,7 +314,7 @@ class ProcessGuard:
                 (self._put_back_limits, "resource limits"),
                 (self._put_back_interpreter, "settings of the interpreter"),
                 (self._put_back_warnings, "warnings as errors"),
-                (self._put_back_modules, "asyncio or time"),
+                (self._put_back_modules, "asyncio, json, time or uuid"),
                 (self._put_back_variables, "environment variables of libpq"),
             ):
                 if put_back():
@@ -350,6 +367,9 @@ class ProcessGuard:
             changed = True
         if socket.getdefaulttimeout() != self._timeout:
             socket.setdefaulttimeout(self._timeout)
+            changed = True
+        if logging.getLogRecordFactory() is not self._record_factory:
+            logging.setLogRecordFactory(self._record_factory)
             changed = True
         return changed
 

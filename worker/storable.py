@@ -21,6 +21,10 @@ from pydantic_core import to_json, to_jsonable_python
 
 DEEPEST = 100
 """Levels of nesting that are kept; every JSON reader in use takes more."""
+MOST_CONTAINERS = 10_000
+"""Once so many lists, dicts and objects of a value were kept, those that are met again are not kept once more."""
+MOST_MEETINGS = 10
+"""Parts of an object that may be met again before it counts as tangled: each may double what pydantic writes of it."""
 LONGEST_INTEGER_BITS = 12_000
 """Python refuses to read integers of more than 4,300 digits."""
 _KEPT_IN_MESSAGES = (bytes, date, time, timedelta)
@@ -35,44 +39,63 @@ def storable(value: Any) -> Any:
     - Text: the two halves of a surrogate pair are joined; a lone half and NUL become U+FFFD.
     - `NaN` and infinities become null.
     - Anything JSON has no form for is replaced by its type in angle brackets (`<pandas.DataFrame>`): objects,
-      iterators, overlong integers, and what contains itself or is nested more than 100 levels deep.
+      iterators, overlong integers, and what contains itself, is nested more than 100 levels deep, or would be written
+      again and again because the parts of a large value refer to each other.
     - Messages of pydantic-ai stay messages, so that `ModelMessagesTypeAdapter` can write them.
 
     Never raises, and does not change the value.
     """
-    return _storable(value, frozenset())
+    return _text(value) if type(value) is str else _storable(value, frozenset(), _Met())
 
 
 def as_json(value: Any) -> str:
     """Write a value as JSON text; `storable` says what happens to what JSON cannot say."""
     try:
         return to_json(value, inf_nan_mode="null").decode()
-    except Exception:  # noqa: BLE001  (serializers of foreign classes raise anything)
+    except BaseException:  # noqa: BLE001  (serializers of foreign classes raise anything)
         return to_json(storable(value), bytes_mode="base64", fallback=_name).decode()
 
 
-def _storable(value: Any, above: frozenset[int]) -> Any:
+class _Met:
+    """The containers that were met in one value."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Any] = {}
+        """By their ids, which are theirs for as long as they are kept here."""
+        self._times = 0
+        self.tangled = False
+        """Whether an object around is tangled, so that there is no need to look again."""
+
+    def too_often(self, container: Any) -> bool:
+        """Note a container, and tell whether it is one too many."""
+        again = id(container) in self._kept
+        self._kept[id(container)] = container
+        self._times += 1
+        return again and self._times > MOST_CONTAINERS
+
+
+def _storable(value: Any, above: frozenset[int], met: _Met) -> Any:
     """`above` are the ids of the containers around the value."""
     try:
-        return _converted(cast("Any", type(value)), value, above)
-    except Exception:  # noqa: BLE001  (foreign classes raise anything, whatever is asked of them)
+        return _converted(cast("Any", type(value)), value, above, met)
+    except BaseException:  # noqa: BLE001  (foreign classes raise anything, whatever is asked of them)
         return _name(value)
 
 
-def _converted(kind: type[Any], value: Any, above: frozenset[int]) -> Any:
+def _converted(kind: type[Any], value: Any, above: frozenset[int], met: _Met) -> Any:
     if issubclass(kind, _SCALARS):
         return _scalar(kind, value)
-    if issubclass(kind, Iterator) or id(value) in above or len(above) >= DEEPEST:
+    if issubclass(kind, Iterator) or id(value) in above or len(above) >= DEEPEST or met.too_often(value):
         return _name(value)
     inside = above | {id(value)}
     if _is_of_pydantic_ai(kind):
-        return _message(value, inside)
+        return _message(value, inside, met)
     if issubclass(kind, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
-        return {_key(key): _storable(item, inside) for key, item in items}
+        return {_key(key): _storable(item, inside, met) for key, item in items}
     if issubclass(kind, _ARRAYS):
-        return [_storable(item, inside) for item in value]
-    return _converted_object(value, inside)
+        return [_storable(item, inside, met) for item in value]
+    return _converted_object(value, inside, met)
 
 
 def _scalar(kind: type[Any], value: Any) -> Any:
@@ -85,31 +108,47 @@ def _scalar(kind: type[Any], value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
-def _converted_object(value: Any, inside: frozenset[int]) -> Any:
+def _converted_object(value: Any, inside: frozenset[int], met: _Met) -> Any:
     """Convert as pydantic does; where a part of the object cannot be converted, convert its fields one by one.
 
-    Pydantic would read an iterator to its end, which some do not have.
+    Pydantic would read an iterator to its end, which some do not have, and write what is tangled without end.
     """
-    if not _holds_iterator(value):
-        try:
-            return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside)
-        except Exception:  # Serializers of foreign classes raise anything.
-            if _fields(value) is None:
-                raise
-    return _storable(_fields(value), inside)
+    around = met.tangled
+    met.tangled = around or _is_tangled(value)
+    try:
+        if not met.tangled:
+            try:
+                return _storable(to_jsonable_python(value, inf_nan_mode="null", bytes_mode="base64"), inside, met)
+            except BaseException:  # Serializers of foreign classes raise anything.
+                if _fields(value) is None:
+                    raise
+        return _storable(_fields(value), inside, met)
+    finally:
+        met.tangled = around
 
 
-def _holds_iterator(value: Any) -> bool:
-    """Look through a value, at most 100 levels deep, at nothing twice."""
-    seen: set[int] = set()
+def _is_tangled(value: Any) -> bool:
+    """Look for iterators, and for parts that are met again and again, at most 100 levels deep, at nothing twice."""
+    holds_more: dict[int, bool] = {}
+    meetings = 0
     level = [value]
     for _ in range(DEEPEST):
-        level = [item for item in level if not isinstance(item, _SCALARS) and id(item) not in seen]
-        seen.update(map(id, level))
-        if not level or any(isinstance(item, Iterator) for item in level):
-            break
-        level = [inner for item in level for inner in _inside(item)]
-    return any(isinstance(item, Iterator) for item in level)
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, _SCALARS):
+                continue
+            if isinstance(item, Iterator):
+                return True
+            if id(item) not in holds_more:
+                inside = list(_inside(item))
+                holds_more[id(item)] = bool(inside)
+                below += inside
+            elif holds_more[id(item)]:
+                meetings += 1
+                if meetings > MOST_MEETINGS:
+                    return True
+        level = below
+    return False
 
 
 def _inside(value: Any) -> Iterable[Any]:
@@ -128,14 +167,14 @@ def _fields(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _message(value: Any, inside: frozenset[int]) -> Any:
+def _message(value: Any, inside: frozenset[int], met: _Met) -> Any:
     """Copy a message, or a part of one, with fields that can be stored."""
     copied = copy.copy(value)
     for field in dataclasses.fields(value):
         held = getattr(value, field.name)
         if isinstance(held, _KEPT_IN_MESSAGES):
             continue
-        said = _storable(held, inside)
+        said = _storable(held, inside, met)
         if said is None and held is not None and field.default is not dataclasses.MISSING:
             said = field.default  # A number that is none, where null may not stand.
         object.__setattr__(copied, field.name, said)
@@ -161,7 +200,7 @@ def _key(key: Any) -> str:
         return _text(key)
     try:
         (said,) = to_jsonable_python({key: None}, bytes_mode="base64")
-    except Exception:  # noqa: BLE001  (foreign classes raise anything)
+    except BaseException:  # noqa: BLE001  (foreign classes raise anything)
         return _name(key)
     return _text(said)
 

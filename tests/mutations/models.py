@@ -160,8 +160,8 @@ MUTATIONS = [
     Mutation(
         "an inline approval that fails in the partial display",
         "worker/answer.py",
-        "        except UserError:\n            return",
-        "        except ZeroDivisionError:\n            return",
+        "        except Exception:  # noqa: BLE001  (validators",
+        "        except ZeroDivisionError:  # noqa: BLE001  (validators",
         AGENTS + "test_approvals_that_are_given_at_once_are_no_obstacle",
     ),
     Mutation(
