@@ -177,16 +177,10 @@ class Job:
         return attempt.ending(RunStatus.SUCCEEDED, answered.text, transcript=transcript, model=answered.model)
 
     def _broken_off(self, attempt: Attempt, error: BaseException) -> Ending | None:
-        """Say what becomes of a run whose agent did not answer.
-
-        An agent that was told to stop may raise anything as it unwinds: why it was told is what counts.
-        """
+        """Say what becomes of a run whose agent did not answer."""
         match error:
             case RunCancelled() | Stopped():
                 return self._cut(attempt, error)
-            case _ if attempt.stopped is not None:
-                log.warning("job.unwound run_id=%s error=%s", attempt.claimed.run_id, type(error).__name__)
-                return self._cut(attempt, Stopped())
             case UsageLimitExceeded():
                 return attempt.failed(FailureCode.USAGE_LIMIT_EXCEEDED, str(error))
             case OverBudget(code=code):

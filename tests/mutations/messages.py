@@ -44,6 +44,20 @@ MUTATIONS = [
         STORABLE + "test_what_json_cannot_say_is_mended_or_named",
     ),
     Mutation(
+        "metadata that ends the process where it is read",
+        "worker/storable.py",
+        "    except BaseException:  # noqa: BLE001  (foreign classes raise anything, whatever",
+        "    except Exception:  # noqa: BLE001  (foreign classes raise anything, whatever",
+        STORABLE + "test_what_json_cannot_say_is_mended_or_named",
+    ),
+    Mutation(
+        "an error that exits as it is asked for its text",
+        "worker/job.py",
+        "            except BaseException:  # noqa: BLE001  (its own text or attributes raise)",
+        "            except Exception:  # noqa: BLE001  (its own text or attributes raise)",
+        "tests/test_odd_messages.py::test_whatever_an_agent_raises_ends_the_run_at_the_first_time",
+    ),
+    Mutation(
         "an end that the database does not take, offered for ever",
         "worker/job.py",
         "row = await self._while_it_lasts(claimed, lambda: finish(self._database, claimed, bare))",
