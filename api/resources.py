@@ -186,7 +186,7 @@ class WebhookDelivery(Resource):
     """The id of the run that it tells of."""
     url: str
     """Where it goes."""
-    status: DeliveryStatus
+    status: DeliveryStatus | str
     """`pending`, `delivered`, `failed` (given up) or `disabled` (the receiver said 410 to an event for this URL)."""
     attempts: int
     """How often it was tried."""

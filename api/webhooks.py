@@ -147,7 +147,7 @@ def _delivery(row: Any) -> WebhookDelivery:
         type=row.type,
         resource_id=row.resource_id,
         url=row.url,
-        status=DeliveryStatus(row.status),
+        status=row.status,
         attempts=row.attempts,
         response_status=row.response_status,
         error=row.error,

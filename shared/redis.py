@@ -16,7 +16,7 @@ from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as Unreachable
 
 from shared import servers
@@ -238,19 +238,11 @@ class _ToMaster(Connection):
         await super().on_connect()
         await self.send_command("ROLE", check_health=False)
         try:
-            role: Any = await self.read_response()
+            role = cast("list[Any]", await self.read_response())
         except ResponseError:
             return  # Not every user may ask. Then a refused write tells.
         if role[0] != b"master":
             raise Unreachable(f"{self.host}:{self.port} is no master yet, or no longer")
-
-    async def read_response(self, *arguments: Any, **options: Any) -> Any:
-        """Read a reply; a master that has become a replica is left."""
-        try:
-            return cast("Any", await super().read_response(*arguments, **options))
-        except ReadOnlyError as demoted:
-            await self.disconnect(nowait=True)
-            raise Unreachable(f"{self.host}:{self.port} is no master any more") from demoted
 
 
 class _SecuredToMaster(_ToMaster, SSLConnection):

@@ -55,8 +55,9 @@ class Run(Resource):
     """The agent that was asked."""
     query: str
     """What was asked."""
-    status: RunStatus
-    """`queued`, `running`, or the end: `succeeded`, `failed`, `cancelled`. The end never changes."""
+    status: RunStatus | str
+    """`queued`, `running`, or the end: `succeeded`, `failed`, `cancelled`. The end never changes. One that
+    this version does not know, because a newer one wrote it, is shown as it is."""
     attempt: int
     """How many times a worker has begun to answer."""
     output: JsonValue
@@ -119,7 +120,7 @@ def run_of(row: Any, queue_position: int | None = None) -> Run:
         thread_id=row.thread_id,
         agent_type=row.agent_type,
         query=row.query,
-        status=RunStatus(row.status),
+        status=row.status,
         attempt=row.attempt,
         output=output_of(row.output, text_output=row.text_output),
         partial_output=output_of(row.partial_output, text_output=row.text_output),
@@ -174,7 +175,7 @@ class Batch(Resource):
     """The batch's id."""
     agent_type: str
     """The agent that is asked."""
-    status: BatchStatus
+    status: BatchStatus | str
     """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
     counts: Counts
     """How far it is, exactly."""
@@ -208,7 +209,7 @@ def batch_of(row: Any) -> Batch:
     return Batch(
         id=row.id,
         agent_type=row.agent_type,
-        status=BatchStatus(row.status),
+        status=row.status,
         counts=counts_of(row),
         served=getattr(row, "served", None),
         metadata=metadata_of(row.metadata),

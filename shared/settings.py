@@ -9,12 +9,23 @@ from collections.abc import Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cached_property
+from io import StringIO
 from ipaddress import ip_address
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, cast
 from urllib.parse import urlsplit
 
 import dotenv
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from dotenv.parser import parse_stream
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.failpoints import Trap
@@ -25,12 +36,19 @@ from shared.servers import Postgres, Redis
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
 _AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
+_PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USUAL_PORTS = {"http": 80, "https": 443}
 _ALIKE = 0.88
 """How much a variable must be like one of ours to be taken for a slip of the pen, of 1."""
 _IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+LEAST_SECRET_CHARACTERS = 16
+_UNITS = {"_seconds": 1, "_hours": 3600, "_days": 86_400}
+_LONGEST_SECONDS = 100 * 365 * 86_400
+"""Of any time that is set: more is beyond the dates that Python and PostgreSQL know."""
+_MOST = 10**15
+"""Of any other number: more is beyond what PostgreSQL counts to."""
 
 
 def _words(value: object) -> object:
@@ -154,6 +172,8 @@ def _agents(value: object) -> object:
         if name in agents:
             raise ValueError(f"names {name!r} twice")
         agents[name] = path
+    if not agents:
+        raise ValueError("must list at least one agent: name=package.module:attribute; not set, it is the sample")
     return agents
 
 
@@ -162,6 +182,18 @@ def _root_path(path: str) -> str:
     if path and not _ROOT_PATH.fullmatch(path):
         raise ValueError("must be a path such as /relay, without a host, or empty")
     return path
+
+
+def _prefix(prefix: str) -> str:
+    if not _PREFIX.fullmatch(prefix):
+        raise ValueError("must be at most 64 characters of A-Z, a-z, 0-9 and _ . : / -, or empty")
+    return prefix
+
+
+def _secret(secret: SecretStr | None) -> SecretStr | None:
+    if secret is not None and len(secret.get_secret_value()) < LEAST_SECRET_CHARACTERS:
+        raise ValueError(f"must have at least {LEAST_SECRET_CHARACTERS} characters")
+    return secret
 
 
 def _traps(value: object) -> object:
@@ -193,7 +225,7 @@ class Settings(BaseSettings):
     """PostgreSQL, the truth."""
     redis_url: Annotated[str, AfterValidator(_redis)]
     """Redis or a compatible server, the news."""
-    redis_prefix: str = Field(default=PREFIX, pattern=r"^[A-Za-z0-9_.:/-]{0,64}$")
+    redis_prefix: Annotated[str, AfterValidator(_prefix)] = PREFIX
     """What the names of all keys and channels in Redis begin with."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections a process may hold to PostgreSQL."""
@@ -217,7 +249,7 @@ class Settings(BaseSettings):
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
     operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
-    ticket_secret: Annotated[SecretStr | None, BeforeValidator(_set)] = Field(default=None, min_length=16)
+    ticket_secret: Annotated[SecretStr | None, BeforeValidator(_set), AfterValidator(_secret)] = None
     """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(default_factory=list)
     """Browser origins that may call the API."""
@@ -227,9 +259,9 @@ class Settings(BaseSettings):
     """Connections of clients that an API process may have; 0 is what the limit of open files leaves room for."""
     max_open_calls: int = Field(default=0, ge=0)
     """Streams and waiting calls that an API process serves at once; 0 is as many as it may have connections."""
-    max_open_calls_per_user: int | None = Field(default=None, ge=0)
+    max_open_calls_per_user: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
     """Of these, those of a user; a quarter of all, unless set. More are refused with 429."""
-    max_open_calls_per_tenant: int | None = Field(default=None, ge=0)
+    max_open_calls_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
     """Of these, those of a tenant; half of all, unless set. More are refused with 429."""
     max_requests_per_second_per_user: float = Field(default=200, ge=0)
     """Requests of a user that an API process answers; more are refused with 429. 0 is no limit."""
@@ -311,9 +343,9 @@ class Settings(BaseSettings):
     """Longest deadline of a batch that a caller may ask for."""
     batch_run_seconds: float = Field(default=600, gt=0)
     """A run of a batch has so long from when a worker begins."""
-    max_queued_per_user: int | None = Field(default=None, ge=0)
+    max_queued_per_user: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
     """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below. A fifth of all."""
-    max_queued_per_tenant: int | None = Field(default=None, ge=0)
+    max_queued_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
     """Runs of a tenant that may wait before more are refused with 429; half of all, unless set."""
     max_queued: int = Field(default=10_000, ge=0)
     """Runs that may wait before more are refused with 503."""
@@ -325,7 +357,7 @@ class Settings(BaseSettings):
     """Interactive runs of a user that may run at once; more wait for one of them to end."""
     max_running_per_tenant: int = Field(default=0, ge=0)
     """Interactive runs of a tenant that may run at once; more wait for one of them to end."""
-    max_batch_unfinished_per_tenant: int | None = Field(default=None, ge=0)
+    max_batch_unfinished_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
     """Unfinished runs of a tenant's batches; a batch above it is refused with 429. Half of all, unless set."""
     max_batch_unfinished: int = Field(default=1_000_000, ge=0)
     """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
@@ -384,6 +416,17 @@ class Settings(BaseSettings):
         limits = (self.max_batch_items, self.batch_unfinished_per_tenant, self.max_batch_unfinished)
         return min(limit for limit in limits if limit)
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_an_end(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse infinities, and numbers that no clock or counter reaches."""
+        unit = next((seconds for end, seconds in _UNITS.items() if str(info.field_name).endswith(end)), None)
+        most = _MOST if unit is None else _LONGEST_SECONDS // unit
+        numbers = cast("list[object]", value) if isinstance(value, list) else [value]
+        if any(isinstance(number, int | float) and number > most for number in numbers):
+            raise ValueError(f"must be at most {most}")
+        return value
+
     failpoints: Annotated[list[Trap], NoDecode, BeforeValidator(_traps)] = Field(default_factory=list[Trap])
     """Where this process is to die or to freeze; for tests, given as `name=kill` or `name=freeze@passes`."""
 
@@ -400,7 +443,7 @@ def read(**overrides: Any) -> Settings:
 
     What `.env` holds beside our settings is for libraries that read the environment themselves, as model clients do.
     """
-    dotenv.load_dotenv(".env")
+    load_file()
     try:
         settings = Settings(**overrides)
     except ValidationError as invalid:
@@ -414,6 +457,25 @@ def read(**overrides: Any) -> Settings:
     if settings.api_keys.keys() & settings.operator_keys.keys():
         raise WrongSettings(["OPERATOR_KEYS has a key in common with API_KEYS: a tenant is no operator."])
     return settings
+
+
+def load_file() -> None:
+    """Set the variables of `.env` that the environment does not set, or stop with a sentence."""
+    path = Path(".env")
+    if not (path.is_file() or path.is_fifo()):
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise WrongSettings([".env is not encoded in UTF-8: save it so."]) from None
+    except OSError as error:
+        raise WrongSettings([f".env cannot be read: {error.strerror}."]) from None
+    for statement in parse_stream(StringIO(text)):
+        if statement.error:
+            blank = len(statement.original.string) - len(statement.original.string.lstrip("\r\n"))
+            line = statement.original.line + statement.original.string[:blank].count("\n")
+            raise WrongSettings([f".env holds something other than NAME=value in line {line}."])
+    dotenv.load_dotenv(stream=StringIO(text))
 
 
 def _slips(environment: Mapping[str, str]) -> list[str]:
@@ -434,5 +496,5 @@ def _sentence(error: Any) -> str:
         hints = [hint for hint in _slips(os.environ) if hint.endswith(f"{variable}?")]
         help_ = hints[0] if hints else "Without servers of your own, `make run` starts private ones."
         return f"{variable} is not set. {help_}"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ").replace("Input should ", "must ")
     return f"{variable} {message[0].lower()}{message[1:]}."

@@ -70,6 +70,18 @@ async def in_shell(terminal: Terminal, line: str) -> subprocess.CompletedProcess
 
 Reading = Callable[..., Rows]
 
+INTERRUPTED_IMPORT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{module}" and "api.client" in sys.modules:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupt())
+"""
+"""Ctrl-C is pressed as the client imports that module."""
+
 
 @pytest.fixture
 def rows_of(tmp_path: Path) -> Generator[Reading]:
@@ -788,6 +800,23 @@ async def test_ctrl_c_leaves_a_conversation_and_says_how_to_go_on(terminal: Term
 
     assert process.returncode == 130
     assert b"python -m api.client follow " in told
+
+
+@pytest.mark.parametrize("module", ["argparse", "httpx", "rich.live", "api.client.submit"])
+def test_ctrl_c_while_the_client_is_imported_ends_it_without_a_word(tmp_path: Path, module: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED_IMPORT.format(module=module))
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "api.client", "agents"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
 
 
 async def test_a_long_list_of_threads_is_read_to_its_end(terminal: Terminal, client: Client) -> None:

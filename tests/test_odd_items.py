@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 from redis.asyncio import Redis
 
@@ -304,6 +305,29 @@ async def test_a_worker_lives_with_what_is_published_to_it_and_queued_for_it(ser
     assert worker.process.poll() is None
     assert said.count("kind=cancel ") == said.count("kind=queue_entry ") == said.count("kind=job ") == 1
     assert "Traceback" not in said
+
+
+async def test_a_status_of_a_newer_version_is_shown_as_it_is(service: Service, database_url: str) -> None:
+    worker = service.worker()
+    async with Client(service.api().url) as client:
+        run = await client.run("hello", agent_type="echo")
+        batch = (
+            await client.http.post(
+                "/batches", json={"agent_type": "echo", "items": [{"custom_id": "1", "query": "one"}]}
+            )
+        ).json()
+        await client.ended(run["id"])
+        worker.terminate()
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("UPDATE runs SET status = 'paused'")
+            connection.execute("UPDATE batches SET status = 'paused'")
+        shown = await client.http.get(f"/runs/{run['id']}")
+        listed = await client.http.get("/runs")
+        batches = await client.http.get(f"/batches/{batch['id']}")
+
+    assert (shown.status_code, shown.json()["status"]) == (200, "paused")
+    assert {item["status"] for item in listed.json()["items"]} == {"paused"}
+    assert (batches.status_code, batches.json()["status"]) == (200, "paused")
 
 
 async def test_streams_go_on_over_garbage_in_the_log_of_a_run(service: Service, redis: Redis) -> None:

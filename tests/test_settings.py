@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.embedded.surroundings import Surroundings
 from shared.settings import Settings, WrongSettings, read
 
 SERVERS = {"DATABASE_URL": "postgresql://relay@127.0.0.1/relay", "REDIS_URL": "redis://127.0.0.1"}
@@ -82,6 +84,19 @@ def test_origins_are_written_as_browsers_send_them(
         ("PORT", "70000", "less than or equal to 65535"),
         ("PORT", "tcp://10.0.0.1:8000", "valid integer"),
         ("AGENT_UNSERVED_SECONDS", "100000", "less than or equal to 86400"),
+        ("AGENTS", "", "at least one agent"),
+        ("AGENTS", " , ", "at least one agent"),
+        ("LEASE_SECONDS", "inf", "must be at most 3153600000"),
+        ("DRAIN_SECONDS", "1e300", "must be at most 3153600000"),
+        ("WEBHOOK_RETRY_SECONDS", "5,1e20", "must be at most 3153600000"),
+        ("RUN_RETENTION_DAYS", "1e9", "must be at most 36500"),
+        ("IDEMPOTENCY_RETENTION_HOURS", "99999999999", "must be at most 876000"),
+        ("MAX_QUEUED", "99999999999999999999", "must be at most 1000000000000000"),
+        ("MAX_REQUESTS_PER_SECOND_PER_USER", "inf", "must be at most 1000000000000000"),
+        ("BEAT_SECONDS", "nan", "must be greater than 0"),
+        ("TICKET_SECRET", "ar_not", "must have at least 16 characters"),
+        ("REDIS_PREFIX", "my relay:", "must be at most 64 characters of A-Z"),
+        ("ACCESS_LOG", "perhaps", "must be a valid boolean"),
     ],
 )
 def test_what_could_have_no_effect_stops_the_start_with_a_sentence(
@@ -111,6 +126,10 @@ def test_what_could_have_no_effect_stops_the_start_with_a_sentence(
         ("MODEL", "", None),
         ("MODEL", " test ", "test"),
         ("TICKET_SECRET", "", None),
+        ("MAX_QUEUED_PER_USER", "", None),
+        ("MAX_OPEN_CALLS_PER_TENANT", " ", None),
+        ("MAX_BATCH_UNFINISHED_PER_TENANT", "0", 0),
+        ("REDIS_PREFIX", "", ""),
     ],
 )
 def test_what_can_be_meant_is(monkeypatch: pytest.MonkeyPatch, name: str, value: str, meant: object) -> None:
@@ -147,3 +166,40 @@ def test_a_missing_one_that_is_misspelt_is_named(monkeypatch: pytest.MonkeyPatch
         WrongSettings, match=r"REDIS_URL is not set\. REDIS_URI is set, which means nothing here; did you"
     ):
         read()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"MODEL=caf\xe9\n", ".env is not encoded in UTF-8: save it so."),
+        ("MODEL=test\n".encode("utf-16"), ".env is not encoded in UTF-8: save it so."),
+        (b"MODEL=test\nMAX_QUEUED: s3cret\n", ".env holds something other than NAME=value in line 2."),
+        (b'MODEL=test\n\nPOOL="s3cret\n', ".env holds something other than NAME=value in line 3."),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_in_a_sentence(content: bytes, sentence: str) -> None:
+    Path(".env").write_bytes(content)
+    with pytest.raises(WrongSettings) as from_settings:
+        read()
+    with pytest.raises(WrongSettings) as from_launcher:
+        Surroundings.read()
+
+    assert str(from_settings.value) == str(from_launcher.value) == sentence
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_file_says_what_the_environment_does_not(monkeypatch: pytest.MonkeyPatch, mark: bytes) -> None:
+    Path(".env").write_bytes(mark + b"# MODEL=none\r\nexport POOL=gpu\r\nMAX_QUEUED=7 # few\r\n")
+    monkeypatch.setenv("MAX_QUEUED", "8")
+
+    assert (read().pool, read().max_queued) == ("gpu", 8)
+    monkeypatch.delenv("POOL")
+
+
+def test_the_example_may_be_used_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    example = (Path(__file__).parent.parent / ".env.example").read_text()
+    plain = read().model_dump(exclude={"database_url", "redis_url"})
+    for name, value in re.findall(r"^# ([A-Z_]+)=(.*)$", example, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+
+    assert read().model_dump(exclude={"database_url", "redis_url"}) == plain

@@ -28,7 +28,6 @@ from api.hub import Hub
 from shared.bad_input import BadInput, refuse
 from shared.names import Names
 from shared.resources import Counts, counts_of, usage_of
-from shared.tables import BatchStatus
 
 log = logging.getLogger(__name__)
 
@@ -46,13 +45,13 @@ KEPT_BYTES = 1 << 20
 class Standing:
     """How far a batch is, at one moment."""
 
-    status: BatchStatus
+    status: str
     counts: Counts
 
     @classmethod
     def of(cls, batch: Any) -> Standing:
         """Read it from the batch's row."""
-        return cls(BatchStatus(batch.status), counts_of(batch))
+        return cls(batch.status, counts_of(batch))
 
     @property
     def ended(self) -> int:

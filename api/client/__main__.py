@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from api.client.interrupts import INTERRUPTED, leave_at_once, raise_again
+
+if __name__ == "__main__":
+    leave_at_once()  # Before the imports that take long.
+
 import argparse
 import json
 import os
@@ -26,7 +31,7 @@ from api.client.terminal import Bar, Screen, Scroll, complain, escape_what_canno
 
 COMMAND = "python -m api.client"
 URL, KEY, USER = "AGENT_RELAY_URL", "AGENT_RELAY_API_KEY", "AGENT_RELAY_USER_ID"
-SUCCEEDED, NOT_ALL_SUCCEEDED, WRONG, NOT_SERVED, INTERRUPTED, UNREAD = 0, 1, 2, 3, 130, 141
+SUCCEEDED, NOT_ALL_SUCCEEDED, WRONG, NOT_SERVED, UNREAD = 0, 1, 2, 3, 141
 PATIENCE_SECONDS = 3600.0
 LONGEST_PAGE = 100
 """Items that the service lists at once."""
@@ -390,6 +395,7 @@ def main() -> int:
         complain("Standard output is closed, and the answer would go there.")
         return WRONG
     try:
+        raise_again()
         return options.run(options)
     except BrokenPipeError:
         return UNREAD

@@ -11,6 +11,8 @@ from typing import Self
 from pydantic import ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.settings import load_file
+
 _FAVOURITE_PORT = 8000
 LOOPBACK = "127.0.0.1"
 
@@ -18,7 +20,7 @@ LOOPBACK = "127.0.0.1"
 class Surroundings(BaseSettings):
     """The variables that decide what the launcher adds; what they may hold, `shared.settings` knows."""
 
-    model_config = SettingsConfigDict(env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: str | None = None
     redis_url: str | None = None
@@ -36,6 +38,7 @@ class Surroundings(BaseSettings):
     @classmethod
     def read(cls) -> Self:
         """Read them, or stop with a sentence."""
+        load_file()
         try:
             return cls()
         except ValidationError as invalid:
