@@ -55,11 +55,12 @@ class RequestId:
 def route_of(scope: Scope) -> str:
     """Tell the template of the route that answers, empty where none does.
 
-    FastAPI keeps the prefix of a router that was included to itself, so the values of the path become names again.
+    FastAPI keeps the prefix of a router that was included to itself, so the values of the path become names again. The
+    path under which a proxy publishes the API is left out.
     """
     if "route" not in scope:
         return ""
-    steps = scope["path"].split("/")
+    steps = scope["path"].removeprefix(scope.get("root_path", "")).split("/")
     for name, value in scope.get("path_params", {}).items():
         place = len(steps) - 1 - steps[::-1].index(value) if value in steps else 0
         steps[place] = f"{{{name}}}" if place else steps[place]

@@ -12,7 +12,7 @@ from functools import cached_property
 from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import dotenv
@@ -209,6 +209,11 @@ def _postgres(url: str) -> str:
 def _redis(url: str) -> str:
     Redis.parse(url)
     return url
+
+
+def _numbers(value: Any) -> list[float]:
+    """List the numbers of a value: itself, or its parts."""
+    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]  # pyright: ignore[reportUnknownVariableType]
 
 
 def share(wanted: int | None, whole: int, parts: int) -> int:
@@ -422,8 +427,7 @@ class Settings(BaseSettings):
         """Refuse infinities, and numbers that no clock or counter reaches."""
         unit = next((seconds for end, seconds in _UNITS.items() if str(info.field_name).endswith(end)), None)
         most = _MOST if unit is None else _LONGEST_SECONDS // unit
-        numbers = cast("list[object]", value) if isinstance(value, list) else [value]
-        if any(isinstance(number, int | float) and number > most for number in numbers):
+        if any(number > most for number in _numbers(value)):
             raise ValueError(f"must be at most {most}")
         return value
 

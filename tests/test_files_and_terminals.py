@@ -21,11 +21,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import FileIO
 from pathlib import Path
 from threading import Thread
+from uuid import uuid4
 
 import httpx
 import pytest
 import trustme
 
+from api.client.__main__ import main
 from api.client.rows import Rows, csv_rows, json_lines
 from api.client.source import Source
 from api.client.table import harmless
@@ -70,6 +72,17 @@ async def in_shell(terminal: Terminal, line: str) -> subprocess.CompletedProcess
 
 Reading = Callable[..., Rows]
 
+NO_NUMBERS = [
+    ("threads --limit 0", "argument --limit: must be 1 or more, not 0"),
+    ("threads --limit=-3", "argument --limit: must be 1 or more, not -3"),
+    ("agents --patience nan", "argument --patience: must be 0 seconds or more, not nan"),
+    ("agents --wait inf", "argument --wait: must be 0 seconds or more, not inf"),
+    ("agents --patience=-1", "argument --patience: must be 0 seconds or more, not -1"),
+    ("agents --patience soon", "argument --patience: must be 0 seconds or more, not soon"),
+    ("submit rows.jsonl --agent echo --max-running 0", "argument --max-running: must be 1 or more, not 0"),
+    ("submit rows.jsonl --agent echo --deadline nan", "argument --deadline: must be 0 seconds or more, not nan"),
+    ("agents --url http://127.0.0.1:99999", "The URL must look like http://127.0.0.1:8000"),
+]
 INTERRUPTED_IMPORT = """
 import os, signal, sys
 
@@ -430,7 +443,7 @@ async def test_a_folder_that_cannot_be_written_is_named(terminal: Terminal) -> N
     [
         ("relay ask hello --agent echo > /dev/full", 2, "The answer cannot be written (No space left on device)."),
         ("relay ask hello --agent echo >&-", 2, "Standard output is closed"),
-        ("relay agents > /dev/full", 2, "No space left on device"),
+        ("relay agents > /dev/full", 2, "standard output: No space left on device."),
         ("(sleep 1; relay agents) | true", 141, ""),
         ("(sleep 1; relay ask hello --agent echo --json) 2>&1 | true", 141, ""),
     ],
@@ -800,6 +813,23 @@ async def test_ctrl_c_leaves_a_conversation_and_says_how_to_go_on(terminal: Term
 
     assert process.returncode == 130
     assert b"python -m api.client follow " in told
+
+
+@pytest.mark.parametrize(("words", "said"), NO_NUMBERS)
+def test_a_number_that_makes_no_sense_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
+    monkeypatch.setenv("AGENT_RELAY_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AGENT_RELAY_API_KEY", "ar_x")
+    monkeypatch.setenv("AGENT_RELAY_USER_ID", str(uuid4()))
+    monkeypatch.setattr(sys, "argv", ["relay", *words.split()])
+    try:
+        status = main()
+    except SystemExit as refused:
+        status = refused.code
+
+    assert status == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("module", ["argparse", "httpx", "rich.live", "api.client.submit"])

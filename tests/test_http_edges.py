@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import closing, contextmanager
@@ -262,6 +263,11 @@ async def test_behind_a_prefix_every_reference_leads_back(service: Service, pref
                 await _follow_references(client, url)
     async with httpx.AsyncClient() as operator:
         assert (await operator.get(f"{api.url}/health/live")).status_code == 200
+        routes = set(
+            re.findall(r'http_requests_total\{.*route="([^"]*)"', (await operator.get(f"{api.url}/metrics")).text)
+        )
+    assert {"/api/v1/runs", "/api/v1/runs/{run_id}", "/api/v1/agent/query", "/health/live"} <= routes
+    assert not [route for route in routes if route.startswith(f"{prefix}/api/v1")]
 
 
 async def _follow_references(client: Client, url: str) -> None:

@@ -9,6 +9,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ COMMAND = "python -m api.client"
 URL, KEY, USER = "AGENT_RELAY_URL", "AGENT_RELAY_API_KEY", "AGENT_RELAY_USER_ID"
 SUCCEEDED, NOT_ALL_SUCCEEDED, WRONG, NOT_SERVED, UNREAD = 0, 1, 2, 3, 141
 PATIENCE_SECONDS = 3600.0
+LARGEST_PORT = 65_535
 LONGEST_PAGE = 100
 """Items that the service lists at once."""
 _CSV_SUFFIXES, _JSON_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}, {".jsonl", ".ndjson", ".json"}
@@ -75,6 +77,25 @@ With --format csv, they are written to OUTPUT as a table in the end, and kept in
 """
 
 
+def _seconds(text: str) -> float:
+    """Read a time, for `argparse`."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 seconds or more, not {text}")
+    return seconds
+
+
+def _count(text: str) -> int:
+    """Read how many, for `argparse`."""
+    count = int(text) if text.removeprefix("-").isdecimal() else 0
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
+    return count
+
+
 def _parser() -> argparse.ArgumentParser:
     caller = argparse.ArgumentParser(add_help=False)
     who = caller.add_argument_group("who calls whom, if the environment does not say it")
@@ -83,14 +104,14 @@ def _parser() -> argparse.ArgumentParser:
     who.add_argument("--user", default=os.environ.get(USER), help="a UUID")
     who.add_argument(
         "--patience",
-        type=float,
+        type=_seconds,
         default=PATIENCE_SECONDS,
         metavar="SECONDS",
         help=f"how long to try while the service is out of reach (default: {PATIENCE_SECONDS:.0f})",
     )
     who.add_argument(
         "--wait",
-        type=float,
+        type=_seconds,
         metavar="SECONDS",
         help="how long to try while the service is full and says: later (default: for as long as it says so)",
     )
@@ -144,8 +165,8 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--id-column", metavar="NAME", help="of CSV: the column of the custom_ids")
     added.add_argument("--delimiter", metavar="CHARACTER", help="of CSV: what separates columns; also comma, tab, …")
     added.add_argument("--encoding", metavar="NAME", help="of FILE, such as windows-1252 or utf-16")
-    added.add_argument("--max-running", type=int, metavar="N", help="so many rows at once at the most")
-    added.add_argument("--deadline", type=float, metavar="SECONDS", help="rows that have not ended by then fail")
+    added.add_argument("--max-running", type=_count, metavar="N", help="so many rows at once at the most")
+    added.add_argument("--deadline", type=_seconds, metavar="SECONDS", help="rows that have not ended by then fail")
     added.add_argument("--webhook", metavar="URL", help="where the service posts that all rows have ended")
 
     added = command("chat", _chat, "have a conversation, a line a query, until Ctrl-D")
@@ -158,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
 
     added = command("threads", _threads, "list your conversations, the newest first, or show one")
     added.add_argument("thread_id", nargs="?", metavar="ID", help="show the messages of this one")
-    added.add_argument("--limit", type=int, default=20, metavar="N", help="list so many at the most (default: 20)")
+    added.add_argument("--limit", type=_count, default=20, metavar="N", help="list so many at the most (default: 20)")
     added.add_argument("--json", action="store_true", help="print all that is known of them, as JSON")
 
     added = command("cancel", _cancel, "cancel a run or a batch")
@@ -181,7 +202,8 @@ def _caller(options: argparse.Namespace) -> Caller:
         address = httpx.URL(options.url)
     except httpx.InvalidURL:
         address = httpx.URL()
-    if address.scheme not in {"http", "https"} or not address.host or address.query or address.fragment:
+    is_whole = address.scheme in {"http", "https"} and address.host and (address.port or 0) <= LARGEST_PORT
+    if not is_whole or address.query or address.fragment:
         raise Wrong("The URL must look like http://127.0.0.1:8000 or https://relay.example.com.")
     if not options.key.isascii() or not options.key.isprintable() or options.key != options.key.strip():
         raise Wrong("The API key holds characters that no key has.")

@@ -76,13 +76,13 @@ def put(text: str) -> None:
     try:
         out.write((printable(text) if out.isatty() else text) + "\n")
         out.flush()
-    except OSError:
+    except OSError as error:
         _turn_away(out)
-        raise
+        raise OSError(error.errno, error.strerror, "standard output") from None
     try:
         text.encode(out.encoding)
     except UnicodeEncodeError:
-        complain(f"Characters that {out.encoding} lacks are written as \\u…. PYTHONIOENCODING=utf-8 avoids that.")
+        complain(f"Characters that {out.encoding} lacks are written as \\uXXXX. PYTHONIOENCODING=utf-8 avoids that.")
 
 
 def complain(text: str, end: str = "\n") -> None:
