@@ -1,4 +1,6 @@
-"""An agent whose tools do to their process what their names say. The query names the tool; the answer is its result.
+"""An agent whose tools do to their process what their names say. The query's first word names the tool.
+
+The answer is the tool's result.
 
 Plain functions run in threads, coroutines on the event loop, as pydantic-ai has it.
 """
@@ -49,7 +51,7 @@ async def _calls_what_the_query_names(
     elif any(isinstance(message, ModelResponse) for message in messages):
         yield "no result"
     else:
-        yield {0: DeltaToolCall(name=query_of(messages), json_args="{}")}
+        yield {0: DeltaToolCall(name=query_of(messages).split()[0], json_args="{}")}
 
 
 def made_by(scope: RunScope) -> str:
@@ -621,6 +623,19 @@ def prints_a_gigabyte() -> str:
     for _ in range(1024):
         print(chunk)  # noqa: T201
     return "printed"
+
+
+@_agent.tool_plain
+def prints_for_a_while() -> str:
+    for _ in range(200):
+        print("x" * 10_000)  # noqa: T201
+    return "printed"
+
+
+@_agent.tool_plain
+async def holds_the_loop() -> str:
+    time.sleep(0.5)  # noqa: ASYNC251
+    return "held"
 
 
 # What a process does not survive.

@@ -68,6 +68,8 @@ SUCCEED = {
     "leaves_a_stubborn_task": "left",
     "starts_an_endless_thread": "started",
     "starts_an_endless_process": "started",
+    "prints_for_a_while": "printed",
+    "holds_the_loop": "held",
 }
 """What each of these tools answers; its run goes on as if it were alone in the world."""
 

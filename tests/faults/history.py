@@ -16,6 +16,7 @@ from typing import Any
 from shared.event_log import Entry, Id
 from shared.tables import TERMINAL
 from tests.client import Event
+from tests.faults.guests import GUESTS, Visit
 from tests.faults.script import Query
 
 Row = dict[str, Any]
@@ -61,6 +62,8 @@ class Broken:
     pids: tuple[int, ...] = ()
     until: float | None = None
     """When it was mended; None while it is not, and for what is over at once."""
+    started: tuple[int, ...] = ()
+    """Of processes that were told to end: those that they had started, which end with them."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,7 +71,7 @@ class Asked:
     """One query and what its caller knows of it."""
 
     at: float
-    query: Query
+    query: Query | Visit
     tenant: str
     user_id: str
     agent_type: str
@@ -155,6 +158,25 @@ class Peek:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """The head of a response, and what it says where it refuses."""
+
+    at: float
+    call: str
+    status: int
+    code: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slow:
+    """A time for which PostgreSQL itself, past every link, did not answer: the machine had too much to do."""
+
+    at: float
+    until: float
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """One row as it was changed; PostgreSQL's own record, in the order of the changes."""
 
@@ -216,8 +238,8 @@ class History:
     listed: dict[tuple[str, str], set[str]] = field(default_factory=dict[tuple[str, str], set[str]])
     """The ids of the runs that each owner (tenant, user) was shown in the end."""
     peeks: list[Peek] = field(default_factory=list[Peek])
-    statuses: list[tuple[float, str, int]] = field(default_factory=list[tuple[float, str, int]])
-    """Of every response: when, to what, its status."""
+    answered: list[Answered] = field(default_factory=list[Answered])
+    slow: list[Slow] = field(default_factory=list[Slow])
     changes: list[Change] = field(default_factory=list[Change])
     workers: dict[str, int] = field(default_factory=dict[str, int])
     """The process of each worker incarnation."""
@@ -235,8 +257,13 @@ class History:
 
     @cached_property
     def queries(self) -> dict[str, Query]:
-        """What each run was asked."""
-        return {run_id: Query.parse(row["query"]) for run_id, row in self.rows.items()}
+        """What each run was asked that is no guest's."""
+        return {run_id: Query.parse(row["query"]) for run_id, row in self.rows.items() if run_id not in self.guests}
+
+    @cached_property
+    def guests(self) -> set[str]:
+        """The runs of agents that misbehave; what these say follows no script."""
+        return {run_id for run_id, row in self.rows.items() if row["agent_type"] in GUESTS}
 
     @cached_property
     def changes_of(self) -> dict[str, list[Change]]:

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 from shared.embedded import PostgresServer, RedisServer
 from shared.failpoints import Action, Failpoint
 from shared.migrations.upgrade import upgrade
+from tests.faults.guests import GUESTS
 from tests.faults.history import Breakage, Broken, History
 from tests.faults.link import Link
 from tests.faults.script import AGENTS
@@ -222,7 +223,7 @@ class House:
         environment = {
             "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{links['postgres'].port}/agent_relay?sslmode=disable",
             "REDIS_URL": f"redis://127.0.0.1:{links['redis'].port}/0",
-            "AGENTS": ",".join(f"{agent}={path}" for agent, path in AGENTS.items()),
+            "AGENTS": ",".join(f"{agent}={path}" for agent, path in (AGENTS | GUESTS).items()),
             "OPENAI_BASE_URL": f"{self.model_url}/v1",
             "OPENAI_API_KEY": "none",
             **self._environment,
@@ -256,14 +257,15 @@ class House:
     def kill(self, what: str, processes: Iterable[psutil.Process]) -> None:
         """Kill them all at once."""
         killed = list(processes)
-        self.note(Breakage.KILLED, what, [process.pid for process in killed])
+        broken = self.note(Breakage.KILLED, what, [process.pid for process in killed])
+        broken.started = _started_by(killed)
         for process in killed:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
     def stop(self, what: str, process: psutil.Process) -> None:
         """Tell it to stop."""
-        self.note(Breakage.STOPPED, what, [process.pid])
+        self.note(Breakage.STOPPED, what, [process.pid]).started = _started_by([process])
         with suppress(psutil.NoSuchProcess):
             process.terminate()
 
@@ -394,6 +396,14 @@ class House:
 
 def _start_model() -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-m", "tests.faults.model"], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _started_by(processes: Iterable[psutil.Process]) -> tuple[int, ...]:
+    started: list[int] = []
+    for process in processes:
+        with suppress(psutil.Error):
+            started += [child.pid for child in process.children(recursive=True)]
+    return tuple(started)
 
 
 def _made_by(process: psutil.Process) -> list[psutil.Process]:

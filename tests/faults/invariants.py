@@ -10,7 +10,8 @@ from itertools import pairwise
 from shared.event_log import Entry, Id, end_entry, final_text
 from shared.tables import RunStatus
 from tests.client import Event, texts_by_id
-from tests.faults.history import NEWS_LOST, Breakage, History, Row, as_object, is_ended, shown_text
+from tests.faults.guests import misdeed_of
+from tests.faults.history import NEWS_LOST, Answered, Breakage, History, Row, as_object, is_ended, shown_text
 from tests.faults.script import is_partial, is_whole, speaker
 
 SUPERSEDING = {"interrupt", "rollback"}
@@ -19,6 +20,9 @@ IN_FLIGHT_SECONDS = 1
 """So long after its sender has died, a claim that was on its way may still come true."""
 SLACK_SECONDS = 10
 """Trouble has consequences for so long after it is over: time-outs, reconnections, new tries."""
+
+UNSERVED_SECONDS = 60
+"""So long without a living worker an agent counts as not served, as `AGENT_UNSERVED_SECONDS` has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,8 @@ def every_run_succeeds_but_those_that_may_not(history: History) -> Found:
     asked_by_query = {str(asked.query): asked for asked in history.asked}
     for run_id, row in history.rows.items():
         asked = asked_by_query.get(row["query"])
+        if run_id in history.guests:
+            continue
         if row["status"] == RunStatus.SUCCEEDED or not is_ended(row) or asked is None:
             continue
         if row["status"] == RunStatus.CANCELLED:
@@ -106,6 +112,25 @@ def every_run_succeeds_but_those_that_may_not(history: History) -> Found:
             yield run_id, f"failed: {row['error']}"
         elif row["crashes"] < history.max_crashes:
             yield run_id, f"called crashed after {row['crashes']} crashes"
+
+
+def guests_end_as_they_must(history: History) -> Found:
+    """What a guest does ends its own run, once, as it would in peace; but for what others do to it."""
+    asked_by_query = {str(asked.query): asked for asked in history.asked}
+    for run_id in history.guests:
+        row = history.rows[run_id]
+        misdeed, asked = misdeed_of(row["query"]), asked_by_query.get(row["query"])
+        if not is_ended(row) or asked is None:
+            continue
+        code = row["error"] and row["error"]["code"]
+        if row["status"] == RunStatus.CANCELLED:
+            if not asked.hang_up_cancels:
+                yield run_id, f"{misdeed.name}: cancelled, and nobody asked for that"
+        elif code == "worker_crashed":
+            if row["crashes"] < history.max_crashes:
+                yield run_id, f"{misdeed.name}: called crashed after {row['crashes']} crashes"
+        elif (row["output"], code) != (misdeed.output, misdeed.code):
+            yield run_id, f"{misdeed.name}: it {row['status']} with {_short(row['output'])}, {row['error']}"
 
 
 def _was_superseded(history: History, row: Row) -> bool:
@@ -130,6 +155,28 @@ def every_crash_is_a_death(history: History) -> Found:
             )
             if not any(pid in trouble.pids for trouble in troubles):
                 yield run_id, f"crash {change.row['crashes']}: nothing had happened to process {pid}"
+
+
+def every_attempt_more_has_a_reason(history: History) -> Found:
+    """An answer begins again only if we did something to its process, or to PostgreSQL; no guest makes it do so."""
+    of_processes = (
+        Breakage.KILLED,
+        Breakage.FROZEN,
+        Breakage.STOPPED,
+        Breakage.CUT,
+        Breakage.HELD_UP,
+        Breakage.REPLY_LOST,
+    )
+    of_servers = (Breakage.POSTGRES_CRASHED, Breakage.POSTGRES_SAID_NO)
+    for run_id, changes in history.changes_of.items():
+        claims = [change for change in changes if change.before and change.row["attempt"] > change.before["attempt"]]
+        for claim, later in pairwise(claims):
+            pid, since = history.workers.get(claim.row["worker_id"]), claim.at - IN_FLIGHT_SECONDS
+            troubles = history.breakages(*of_processes, since=since, until=later.at)
+            if not any(pid in trouble.pids + trouble.started for trouble in troubles) and not any(
+                history.breakages(*of_servers, since=since, until=later.at)
+            ):
+                yield run_id, f"attempt {later.row['attempt']}: nothing had happened to process {pid}"
 
 
 def every_reader_is_told_the_end(history: History) -> Found:
@@ -216,8 +263,10 @@ def messages_are_stored_once_and_whole(history: History) -> Found:
         kept = row["thread_id"] and row["status"] in {"succeeded", "cancelled"} and not row["rolled_back"]
         if is_ended(row) and answers != ([text] if kept and text is not None else []):
             yield run_id, f"{len(answers)} answers were stored, of a run that {row['status']}"
-        if row["status"] == RunStatus.SUCCEEDED and not is_whole(
-            row["agent_type"], row["output"], speaker(run_id, row["attempt"]), history.queries[run_id]
+        if (
+            row["status"] == RunStatus.SUCCEEDED
+            and run_id not in history.guests
+            and not is_whole(row["agent_type"], row["output"], speaker(run_id, row["attempt"]), history.queries[run_id])
         ):
             yield run_id, f"the output is not the whole answer of attempt {row['attempt']}: {_short(row['output'])}"
 
@@ -253,6 +302,8 @@ def a_log_holds_what_its_attempts_said(history: History) -> Found:
 
 def _is_said(history: History, run_id: str, attempt: int, text: str) -> bool:
     row = history.rows[run_id]
+    if run_id in history.guests:
+        return True  # It follows no script.
     try:
         return is_partial(row["agent_type"], text, speaker(run_id, attempt), history.queries[run_id])
     except ValueError:
@@ -461,21 +512,43 @@ def nothing_of_others_is_visible(history: History) -> Found:
 
 
 def refusals_have_a_reason(history: History) -> Found:
-    """The service never answers 500, and 503 only while PostgreSQL, or the way to it, is in trouble."""
-    reasons = (
-        Breakage.POSTGRES_CRASHED,
-        Breakage.POSTGRES_SAID_NO,
-        Breakage.CUT,
-        Breakage.HELD_UP,
-        Breakage.REPLY_LOST,
-        Breakage.FROZEN,
-        Breakage.STOPPED,
-    )
-    for at, call, status in history.statuses:
-        if status == 500:
-            yield None, f"{call} was answered with 500"
-        elif status == 503 and not any(history.breakages(*reasons, since=at - SLACK_SECONDS, until=at)):
-            yield None, f"{call} was refused for now at {at:.2f}, and nothing was broken"
+    """The service never answers 500 or 429; 503 only while PostgreSQL, or the way to it, or a process is in trouble."""
+    for answered in history.answered:
+        refused = f"{answered.call} was answered with {answered.status} {answered.code} {answered.reason}"
+        if answered.status in {429, 500}:
+            yield None, refused
+        elif answered.status == 503 and not _explains(history, answered):
+            yield None, f"{refused} at {answered.at:.2f}, and nothing was broken"
+
+
+def _explains(history: History, answered: Answered) -> bool:
+    """Tell whether what was broken, or seen to be slow, makes the service refuse for that reason."""
+    at = answered.at
+    match answered.code, answered.reason:
+        case "service_unavailable", "read_only" | "too_many_connections":
+            kinds = {Breakage.POSTGRES_SAID_NO}
+        case "service_unavailable", "stopping" | "starting":
+            kinds = {Breakage.POSTGRES_SAID_NO, Breakage.POSTGRES_CRASHED}
+        case "service_unavailable", None:
+            kinds = {Breakage.STOPPED}
+        case "service_unavailable", "unreachable":
+            if any(slow.at <= at and slow.until >= at - SLACK_SECONDS for slow in history.slow):
+                return True
+            kinds = {
+                Breakage.POSTGRES_CRASHED,
+                Breakage.POSTGRES_SAID_NO,
+                Breakage.CUT,
+                Breakage.HELD_UP,
+                Breakage.REPLY_LOST,
+                Breakage.FROZEN,
+                Breakage.STOPPED,
+            }
+        case "agent_not_served", None:
+            kinds = {Breakage.KILLED, Breakage.FROZEN, Breakage.STOPPED}
+            return any(history.breakages(*kinds, since=at - UNSERVED_SECONDS - SLACK_SECONDS, until=at))
+        case _:
+            return False
+    return any(history.breakages(*kinds, since=at - SLACK_SECONDS, until=at))
 
 
 def everything_is_back_where_it_was(history: History) -> Found:
@@ -494,7 +567,9 @@ INVARIANTS: list[Invariant] = [
     every_run_ends,
     ends_never_change,
     every_run_succeeds_but_those_that_may_not,
+    guests_end_as_they_must,
     every_crash_is_a_death,
+    every_attempt_more_has_a_reason,
     every_reader_is_told_the_end,
     the_end_is_told_once_last_and_true,
     the_last_text_told_is_the_output,

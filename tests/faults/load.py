@@ -14,7 +14,8 @@ from uuid import UUID
 import httpx
 
 from tests.client import Event, read_events
-from tests.faults.history import Asked, History, Peek, Piece, Reader, Seen
+from tests.faults.guests import MISDEEDS, Visit
+from tests.faults.history import Answered, Asked, History, Peek, Piece, Reader, Seen
 from tests.faults.script import CLERK, TELLER, Query
 from tests.service import KEYS
 
@@ -52,8 +53,14 @@ class User:
             response = await self._http.request(method, f"{chance.choice(self._urls)}/api/v1{path}", **arguments)
         except httpx.HTTPError:
             return None
-        self._history.statuses.append((time.time(), f"{method} {path}", response.status_code))
+        self._note(f"{method} {path}", response)
         return response
+
+    def _note(self, call: str, response: httpx.Response) -> None:
+        refused: dict[str, Any] = response.json() if response.status_code in {429, 500, 503} else {}
+        self._history.answered.append(
+            Answered(time.time(), call, response.status_code, refused.get("code"), refused.get("reason"))
+        )
 
     async def insist(self, chance: random.Random, method: str, path: str, **arguments: Any) -> httpx.Response | None:
         """Call until an answer comes that is not a refusal for now."""
@@ -81,7 +88,9 @@ class User:
         try:
             async with self._http.stream(method, url, headers=headers, **arguments) as response:
                 piece.status = response.status_code
-                self._history.statuses.append((time.time(), f"{method} {path}", response.status_code))
+                if response.status_code != 200:
+                    await response.aread()
+                self._note(f"{method} {path}", response)
                 if response.status_code == 200:
                     await _collect(response, piece.events, longest)
         except httpx.HTTPError:
@@ -110,6 +119,24 @@ class Load:
         ]
         self._stories: list[asyncio.Task[None]] = []
         self._number = 0
+
+    async def receive(self, seconds: float, guests_a_second: float) -> None:
+        """Begin visits, each of another guest in turn, for so long, at times that follow from the seed."""
+        chance = random.Random(f"visits {self._seed}")
+        end = time.monotonic() + seconds
+        coming: list[str] = []
+        while time.monotonic() < end:
+            coming = coming or chance.sample(sorted(MISDEEDS), len(MISDEEDS))
+            misdeed, user = MISDEEDS[coming.pop()], chance.choice(self.users)
+            asked = Asked(
+                at=time.time(),
+                query=Visit(misdeed.name, f"{chance.getrandbits(64):016x}"),
+                tenant=user.tenant,
+                user_id=user.user_id,
+                agent_type=misdeed.agent_type,
+            )
+            self._stories.append(asyncio.create_task(self._ask(user, asked, random.Random(chance.random()))))
+            await asyncio.sleep(chance.expovariate(guests_a_second))
 
     async def run(self, seconds: float, runs_a_second: float) -> None:
         """Begin stories, for so long, at times that follow from the seed."""
@@ -140,7 +167,8 @@ class Load:
         together = chance.randint(2, 4) if thread and chance.random() < 0.2 else 1
         async with asyncio.TaskGroup() as stories:
             for _ in range(together):
-                stories.create_task(self._ask(user, thread, random.Random(chance.random())))
+                story = random.Random(chance.random())
+                stories.create_task(self._ask(user, self._new(user, thread, story), story))
         if thread and chance.random() < 0.05:
             await self._delete(user, thread[0], chance)
         if user.runs and chance.random() < 0.3:
@@ -158,8 +186,7 @@ class Load:
         user.threads.append(thread)
         return thread
 
-    async def _ask(self, user: User, thread: tuple[str, str] | None, chance: random.Random) -> None:
-        asked = self._new(user, thread, chance)
+    async def _ask(self, user: User, asked: Asked, chance: random.Random) -> None:
         self._history.asked.append(asked)
         body: dict[str, Any] = {"query": str(asked.query)}
         if asked.thread_id:
@@ -184,7 +211,7 @@ class Load:
             for _ in range(chance.choice([0, 1, 1, 2])):
                 together.create_task(self.follow(user, Reader(asked.run_id), random.Random(chance.random())))
             together.create_task(self._poll(user, asked, random.Random(chance.random())))
-            if chance.random() < 0.08:
+            if isinstance(asked.query, Query) and chance.random() < 0.08:
                 together.create_task(self._cancel(user, asked, random.Random(chance.random())))
 
     @staticmethod

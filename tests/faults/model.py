@@ -26,9 +26,11 @@ _TOKEN = re.compile(r"\S+\s*|\s+")
 _heard: list[dict[str, Any]] = []
 
 
-async def complete(request: Request) -> StreamingResponse:
-    """Answer as the script says."""
+async def complete(request: Request) -> StreamingResponse | JSONResponse:
+    """Answer as the script says; the models `refuses-400` and `refuses-401` refuse with that status."""
     body = await request.json()
+    if (name := str(body["model"])).startswith("refuses-"):
+        return JSONResponse({"error": {"message": "It is refused.", "code": "refused"}}, int(name[len("refuses-") :]))
     messages: list[dict[str, Any]] = body["messages"]
     who = str(messages[0]["content"])
     last = max(place for place, message in enumerate(messages) if message["role"] == "user")

@@ -23,7 +23,7 @@ from tests.faults.house import House
 from tests.faults.invariants import Violation, check
 from tests.faults.load import Load
 from tests.faults.timeline import timeline
-from tests.faults.witnesses import Scales, listen, record_changes, testify, unsettled_runs
+from tests.faults.witnesses import Scales, feel_the_pulse, listen, record_changes, testify, unsettled_runs
 
 LEASE_SECONDS = 5
 POOL_SIZE = 10
@@ -46,6 +46,7 @@ class Plan:
     seed: int
     seconds: float
     runs_a_second: float
+    guests_a_second: float
     look_back_at: int
     """How many runs are read again in the end."""
 
@@ -58,10 +59,11 @@ async def soak(plan: Plan, folder: Path) -> History:
     async with house.living():
         record_changes(house.database_url)
         load, scales = Load(plan.seed, history, house.api_urls), Scales(house)
-        watching = [asyncio.create_task(listen(house)), asyncio.create_task(_weigh(scales))]
+        watching = [asyncio.create_task(watch) for watch in (listen(house), feel_the_pulse(house), _weigh(scales))]
         try:
             async with asyncio.TaskGroup() as together:
                 together.create_task(load.run(plan.seconds, plan.runs_a_second))
+                together.create_task(load.receive(plan.seconds, plan.guests_a_second))
                 together.create_task(Vandal(house, LEASE_SECONDS).run(schedule(plan.seed, plan.seconds)))
             await load.settle()
             await _quiet(house)
@@ -96,6 +98,7 @@ def summary(history: History) -> str:
     ends = Counter(row["error"]["code"] if row["error"] else row["status"] for row in history.rows.values())
     broken = Counter(str(broken.kind) for broken in history.broken)
     failpoints = Counter(broken.what for broken in history.broken if broken.what.startswith("at "))
+    guests = Counter(history.rows[run_id]["query"].split()[0] for run_id in history.guests)
     attempts = Counter(row["attempt"] for row in history.rows.values())
     crashes = Counter(row["crashes"] for row in history.rows.values())
     events = sum(len(reader.events) for reader in history.readers)
@@ -104,10 +107,12 @@ def summary(history: History) -> str:
     return "\n".join(
         [
             f"{len(history.rows)} runs of {len(history.asked)} queries: {_listed(ends)}",
+            f"{len(history.guests)} of them of guests, which did {len(guests)} things: {_listed(guests)}",
             f"attempts: {_listed(attempts)}; crashes: {_listed(crashes)}",
             f"broken: {_listed(broken)}",
             f"of these, at failpoints: {_listed(failpoints)}",
             f"{len(history.readers)} readers in {pieces} connections were told {events} events, {gaps} of them gaps",
+            f"PostgreSQL itself was slow {len(history.slow)} times",
             *recoveries(history),
         ]
     )
@@ -153,9 +158,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--rate", type=float, default=2.5, help="runs a second")
+    parser.add_argument("--guests", type=float, default=0.5, help="runs of guests a second")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    history = asyncio.run(soak(Plan(arguments.seed, arguments.seconds, arguments.rate, 200), folder))
+    history = asyncio.run(soak(Plan(arguments.seed, arguments.seconds, arguments.rate, arguments.guests, 200), folder))
     (folder / "history.pickle").write_bytes(pickle.dumps(history))
     violations = check(history)
     print(f"{summary(history)}\n{report(history, violations)}")  # noqa: T201

@@ -11,8 +11,10 @@ import pytest
 from shared.event_log import Entry, Id, end_entry
 from tests.client import Event
 from tests.faults.faults import Kind, schedule
+from tests.faults.guests import GUEST, Visit
 from tests.faults.history import (
     Announced,
+    Answered,
     Asked,
     Breakage,
     Broken,
@@ -25,6 +27,7 @@ from tests.faults.history import (
     Reader,
     Row,
     Seen,
+    Slow,
     as_object,
 )
 from tests.faults.invariants import INVARIANTS, check
@@ -32,10 +35,18 @@ from tests.faults.script import TELLER, Query, speaker, told_text
 from tests.faults.timeline import timeline
 
 TENANT, USER, THREAD = "acme", str(UUID(int=1)), str(UUID(int=2))
-FIRST, SECOND, ALONE = (str(UUID(int=number)) for number in (11, 12, 13))
+FIRST, SECOND, ALONE, VISIT = (str(UUID(int=number)) for number in (11, 12, 13, 14))
 WORKER_1, WORKER_2 = str(UUID(int=21)), str(UUID(int=22))
 PID_1, PID_2 = 101, 102
 USAGE = {"requests": 1, "input_tokens": 10, "output_tokens": 20}
+
+
+def asked_of(run_id: str) -> Query | Visit:
+    return Visit("exit_sync", run_id[-4:]) if run_id == VISIT else query_of(run_id)
+
+
+def agent_of(run_id: str) -> str:
+    return GUEST if run_id == VISIT else TELLER
 
 
 def query_of(run_id: str) -> Query:
@@ -53,9 +64,9 @@ def new_row(run_id: str, seq: int | None) -> Row:
         "user_id": USER,
         "thread_id": None if seq is None else THREAD,
         "seq": seq,
-        "agent_type": TELLER,
+        "agent_type": agent_of(run_id),
         "text_output": True,
-        "query": str(query_of(run_id)),
+        "query": str(asked_of(run_id)),
         "message_id": f"answer to {run_id}",
         "status": "queued",
         "attempt": 0,
@@ -92,10 +103,10 @@ class Book:
         self.history.asked.append(
             Asked(
                 at=self.now,
-                query=query_of(run_id),
+                query=asked_of(run_id),
                 tenant=TENANT,
                 user_id=USER,
-                agent_type=TELLER,
+                agent_type=agent_of(run_id),
                 thread_id=None if seq is None else THREAD,
                 status=202,
                 run_id=run_id,
@@ -185,6 +196,7 @@ def what_really_happened() -> History:
     book.ask(FIRST, 1)
     book.ask(SECOND, 2, cancelled=True)
     book.ask(ALONE, None, deadline_seconds=1)
+    book.ask(VISIT, None)
     book.claim(FIRST, WORKER_1)
     book.speak(FIRST, 20, 40)
     book.show(FIRST, "read")
@@ -201,13 +213,20 @@ def what_really_happened() -> History:
     book.claim(ALONE, WORKER_2)
     book.end(ALONE, "failed", error={"code": "deadline_exceeded"})
     book.show(ALONE, "read")
-    for run_id in (FIRST, SECOND, ALONE):
+    book.claim(VISIT, WORKER_2)
+    book.end(VISIT, "failed", error={"code": "agent_error"})
+    for run_id in (FIRST, SECOND, ALONE, VISIT):
         book.read(run_id)
         book.read(run_id, "0-1", "1-1")
         book.read(run_id, after="1-1")
-    history.listed[TENANT, USER] = {FIRST, SECOND, ALONE}
+    history.listed[TENANT, USER] = {FIRST, SECOND, ALONE, VISIT}
     history.peeks.append(Peek("other", USER, f"GET /runs/{FIRST}", 404))
-    history.statuses += [(book.now, "POST /runs", 202), (book.now, "POST /runs", 503)]
+    history.answered += [
+        Answered(book.now, "POST /runs", 202),
+        Answered(book.now, "POST /runs", 503, "service_unavailable", "unreachable"),
+        Answered(book.now + 100, "POST /runs", 503, "service_unavailable", "unreachable"),
+    ]
+    history.slow.append(Slow(book.now + 98, book.now + 99))
     history.broken.append(Broken(book.now - 2, Breakage.POSTGRES_CRASHED, "SIGKILL", (), book.now - 1))
     history.measures.append(Measure("connections", 0, 10, 12))
     return history
@@ -329,11 +348,22 @@ def shown_to_a_stranger(history: History) -> None:
 
 
 def refused_for_nothing(history: History) -> None:
-    history.statuses.append((5000, "POST /runs", 503))
+    history.answered.append(Answered(5000, "POST /runs", 503, "service_unavailable", "unreachable"))
 
 
 def grown(history: History) -> None:
     history.measures.append(Measure("memory", 100, 900, 200))
+
+
+def visited(history: History, **changed: Any) -> None:
+    """Have the guest's run have ended otherwise."""
+    for change in history.changes:
+        if change.row.get("id") == VISIT and change.row["status"] == "failed":
+            change.row.update(changed)
+
+
+def guest_that_succeeded(history: History) -> None:
+    visited(history, status="succeeded", output="3", error=None)
 
 
 DOCTORED: dict[str, Callable[[History], None]] = {
@@ -341,7 +371,9 @@ DOCTORED: dict[str, Callable[[History], None]] = {
     "every_run_ends": never_ended,
     "ends_never_change": reopened,
     "every_run_succeeds_but_those_that_may_not": not_asked_to_cancel,
+    "guests_end_as_they_must": guest_that_succeeded,
     "every_crash_is_a_death": nobody_died,
+    "every_attempt_more_has_a_reason": nobody_died,
     "every_reader_is_told_the_end": cut_for_good,
     "the_end_is_told_once_last_and_true": ended_twice,
     "the_last_text_told_is_the_output": another_text,
@@ -434,7 +466,38 @@ def listed_for_a_stranger(history: History) -> None:
 
 
 def failed_to_answer(history: History) -> None:
-    history.statuses.append((history.broken[-1].at, "POST /runs", 500))
+    history.answered.append(Answered(history.broken[-1].at, "POST /runs", 500))
+
+
+def refused_for_another_reason(history: History) -> None:
+    """PostgreSQL crashed, which makes it no read-only one."""
+    at = history.broken[-1].at
+    history.answered.append(Answered(at, "POST /runs", 503, "service_unavailable", "read_only"))
+
+
+def refused_as_too_many(history: History) -> None:
+    history.answered.append(Answered(history.broken[-1].at, "POST /runs", 429, "too_many_requests"))
+
+
+def refused_by_a_code_that_nothing_explains(history: History) -> None:
+    history.answered.append(Answered(history.broken[-1].at, "POST /runs", 503, "calls_full"))
+
+
+def guest_that_failed_otherwise(history: History) -> None:
+    visited(history, error={"code": "output_invalid"})
+
+
+def guest_that_was_cancelled(history: History) -> None:
+    visited(history, status="cancelled", error=None)
+
+
+def guest_that_crashed_its_process(history: History) -> None:
+    visited(history, error={"code": "worker_crashed"}, crashes=1)
+
+
+def bystander_of_a_guest_begins_again(history: History) -> None:
+    """Its process is not the one that was killed."""
+    history.broken = [broken for broken in history.broken if broken.kind is not Breakage.KILLED]
 
 
 MORE: list[tuple[str, Callable[[History], None]]] = [
@@ -453,6 +516,13 @@ MORE: list[tuple[str, Callable[[History], None]]] = [
     ("nothing_of_others_is_visible", not_listed),
     ("nothing_of_others_is_visible", listed_for_a_stranger),
     ("refusals_have_a_reason", failed_to_answer),
+    ("refusals_have_a_reason", refused_for_another_reason),
+    ("refusals_have_a_reason", refused_as_too_many),
+    ("refusals_have_a_reason", refused_by_a_code_that_nothing_explains),
+    ("guests_end_as_they_must", guest_that_failed_otherwise),
+    ("guests_end_as_they_must", guest_that_was_cancelled),
+    ("guests_end_as_they_must", guest_that_crashed_its_process),
+    ("every_attempt_more_has_a_reason", bystander_of_a_guest_begins_again),
 ]
 """Other ways to break one."""
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.guests import MISDEEDS, misdeed_of
 from tests.faults.history import Breakage
 from tests.faults.invariants import check
 from tests.faults.soak import Plan, report, soak, summary
 
 SEED = int(os.environ.get("SEED", random.randrange(1_000_000)))
-SHORT = Plan(SEED, seconds=20, runs_a_second=2.5, look_back_at=40)
-LONG = Plan(SEED, seconds=600, runs_a_second=2.5, look_back_at=300)
+SHORT = Plan(SEED, seconds=20, runs_a_second=2.2, guests_a_second=0.6, look_back_at=40)
+LONG = Plan(SEED, seconds=600, runs_a_second=2.5, guests_a_second=0.5, look_back_at=300)
 
 
 @pytest.mark.timeout(400)
@@ -28,6 +29,7 @@ async def test_nothing_is_lost_whatever_dies(tmp_path: Path) -> None:
 
     print(summary(history))  # noqa: T201
     assert not violations, report(history, violations)
+    assert history.guests
     assert {broken.kind for broken in history.broken} == set(Breakage)
 
 
@@ -40,7 +42,8 @@ async def test_nothing_is_lost_in_ten_minutes(tmp_path: Path) -> None:
 
     print(summary(history))  # noqa: T201
     assert not violations, report(history, violations)
-    assert len(history.rows) >= 1000
+    assert len(history.rows) - len(history.guests) >= 1000
+    assert {misdeed_of(history.rows[run_id]["query"]).name for run_id in history.guests} == set(MISDEEDS)
     assert broken[Breakage.KILLED] >= 50
     assert broken[Breakage.FROZEN] >= 50
     assert min(broken[kind] for kind in Breakage) >= 1

@@ -17,10 +17,14 @@ from redis.exceptions import RedisError
 
 from shared.event_log import EventLog, parse_announcement
 from shared.names import DEFAULT, PREFIX
-from tests.faults.history import Announced, Change, Heard, Measure
+from shared.pulse import SIGN_SECONDS
+from tests.faults.history import Announced, Change, Heard, Measure, Slow
 from tests.faults.house import House
 
 AGAIN_SECONDS = 0.02
+FEEL_SECONDS = 0.25
+SLOW_SECONDS = SIGN_SECONDS / 2
+"""A service that waits for a sign of life for twice as long, at about the same time, may take it for one that hangs."""
 KEYS_OF_A_JOB = 2
 """Which whoever dies with a run leaves to expire by themselves."""
 MOST_BYTES = 300 << 20
@@ -52,6 +56,22 @@ def record_changes(database_url: str) -> None:
     """Have PostgreSQL itself write down each change of a run or a message."""
     with psycopg.connect(database_url) as connection:
         connection.execute(_RECORD)
+
+
+async def feel_the_pulse(house: House) -> None:
+    """Write down when PostgreSQL, past every link, takes long to answer on a new connection; for ever."""
+    while True:
+        at = time.time()
+        with suppress(psycopg.Error):  # It is away, or says no: that is staged.
+            await asyncio.to_thread(_ask_for_a_sign, house.database_url)
+        if time.time() - at > SLOW_SECONDS:
+            house.history.slow.append(Slow(at, time.time()))
+        await asyncio.sleep(FEEL_SECONDS)
+
+
+def _ask_for_a_sign(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("SELECT 1")
 
 
 def unsettled_runs(database_url: str) -> int:
