@@ -531,7 +531,7 @@ def _explains(history: History, answered: Answered) -> bool:
             kinds = {Breakage.POSTGRES_SAID_NO, Breakage.POSTGRES_CRASHED}
         case "service_unavailable", None:
             kinds = {Breakage.STOPPED}
-        case "service_unavailable", "unreachable":
+        case "service_unavailable", "unreachable" | "busy":  # All connections of a pool may wait for it.
             if any(slow.at <= at and slow.until >= at - SLACK_SECONDS for slow in history.slow):
                 return True
             kinds = {
