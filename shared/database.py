@@ -152,6 +152,7 @@ def connect(settings: Settings, connections: int | None = None) -> AsyncEngine:
         pool_size=connections or settings.database_pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECONDS,
+        hide_parameters=True,
         connect_args={"async_creator_fn": partial(_open, pulse), **parameters_of(settings.postgres)},
     )
     event.listen(engine.sync_engine, "checkout", _replace_if_unfit)
@@ -236,9 +237,24 @@ def _replace_if_unfit(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
         raise InvalidatePoolError
 
 
+def leave_out_values(error: psycopg.Error) -> None:
+    """Change what an error says, so that it quotes nothing of a row: it may be logged.
+
+    PostgreSQL quotes values in the lines after the first (DETAIL, CONTEXT, the statement), and in the first where it
+    could not read one (class 22). What connecting says has neither a first line nor a SQLSTATE, and stays.
+    """
+    if (first := error.diag.message_primary) and error.sqlstate:
+        error.args = (f"a value was refused ({error.sqlstate})" if error.sqlstate.startswith("22") else first,)
+
+
 def _mark(pulse: Pulse, context: ExceptionContext) -> None:
     """Count the error, renew the pool where that may help, and note on the error whether it is of our server."""
     error = context.original_exception
+    if isinstance(error, psycopg.Error):
+        said = str(error)
+        leave_out_values(error)
+        if (wrapped := context.sqlalchemy_exception) is not None:
+            wrapped.args = tuple(str(each).replace(said, str(error)) for each in wrapped.args)
     database_error(error)
     trouble = trouble_of(error)
     if trouble in _RENEWS:
@@ -296,13 +312,20 @@ def _transact(engine: Engine, statement: TextClause, values: Mapping[str, Any]) 
 
 def _wrapped(engine: Engine, statement: str, error: psycopg.Error, driver: Any) -> SQLAlchemyError:
     """Count an error of the driver's own, renew the pool where that may help, and make what a session would raise."""
+    leave_out_values(error)
     database_error(error)
     trouble = trouble_of(error)
     if driver is not None and trouble in _RENEWS:
         driver.pulse.renew()
     broke = driver is None or driver.closed or _is_of_no_more_use(error)
     wrapped = DBAPIError.instance(
-        statement, {}, error, psycopg.Error, connection_invalidated=broke, dialect=engine.dialect
+        statement,
+        {},
+        error,
+        psycopg.Error,
+        hide_parameters=True,
+        connection_invalidated=broke,
+        dialect=engine.dialect,
     )
     setattr(wrapped, _OURS, broke or trouble in _OUTAGES)
     return cast("SQLAlchemyError", wrapped)

@@ -51,6 +51,11 @@ _of_process: dict[str, object] = {}
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 """What begins a line, moves a cursor or turns the direction of a text; all but the tab."""
+_NEVER_WRITTEN = [
+    (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), "whsec_…"),
+    (re.compile(r"input_value=(?:.*(?=, input_type=)|.*)"), "input_value=…"),
+]
+"""Secrets that sign webhooks, and what pydantic quotes of a query or an answer, wherever in a record they stand."""
 
 _OUTAGE = re.compile(r"_away$|\.broken$|\.(ring|read)_failed$|\.not_writable$")
 LINES_OF_AN_OUTAGE, SECONDS_A_LINE = 20.0, 10.0
@@ -109,8 +114,10 @@ class _Lines(logging.Formatter):
 
 def _line(text: str) -> str:
     """Make one line of a text, of a bounded length."""
-    length = len(text)
-    line = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:LINE_BYTES])
+    length, line = len(text), text[:LINE_BYTES]
+    for secret, instead in _NEVER_WRITTEN:
+        line = secret.sub(instead, line)
+    line = _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), line)
     data = line.encode(errors="backslashreplace")
     if length <= LINE_BYTES and len(data) <= LINE_BYTES:
         return line
@@ -123,6 +130,11 @@ def _indented(text: str) -> str:
         half = TRACEBACK_LINES // 2
         lines = [*lines[:half], f"… ({left_out} lines left out)", *lines[-half:]]
     return "\n".join(f"  {_line(line)}" for line in lines)
+
+
+def formatter() -> logging.Formatter:
+    """Return what writes the lines of a process."""
+    return _Lines(FORMAT)
 
 
 class Stream:
@@ -169,7 +181,7 @@ class _Log:
         self.level = logging.getLevelNamesMapping()[settings.log_level]
         self.handler = logging.StreamHandler(self.stream)
         self.filters = [_Outages()]
-        self.handler.setFormatter(_Lines(FORMAT))
+        self.handler.setFormatter(formatter())
 
 
 _log: _Log | None = None

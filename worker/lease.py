@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 
 from shared import logs
 from shared.clock import new_id
-from shared.database import CONNECT_TIMEOUT_SECONDS, parameters_of, settle
+from shared.database import CONNECT_TIMEOUT_SECONDS, leave_out_values, parameters_of, settle
 from shared.settings import Settings
 from worker.keeping import Held, Keeping, Kept
 from worker.process_guard import EXIT_STATUS, end_process
@@ -53,10 +53,14 @@ class _Connection(psycopg.Connection[Any]):
     def ask(self, statement: LiteralString, values: dict[str, Any], seconds: float = STATEMENT_SECONDS) -> list[Any]:
         """Execute a statement, for which the server takes no longer than it may; returns its rows."""
         self.hanging_seconds = seconds + min(seconds, HANGING_SECONDS - STATEMENT_SECONDS)
-        with self.transaction():
-            self.execute(_LIMIT, [f"{seconds * 1000:.0f}"])
-            cursor = self.execute(statement, values)
-            return cursor.fetchall() if cursor.description else []
+        try:
+            with self.transaction():
+                self.execute(_LIMIT, [f"{seconds * 1000:.0f}"])
+                cursor = self.execute(statement, values)
+                return cursor.fetchall() if cursor.description else []
+        except psycopg.Error as error:
+            leave_out_values(error)
+            raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +277,7 @@ class Lease:
         except psycopg.OperationalError:  # The server's trouble, not that of one of them.
             raise
         except Exception as error:  # noqa: BLE001  (the driver raises what it likes of values that it cannot send)
-            log.warning("lease.keep_failed runs=%d error=%r", len(kept), error)
+            log.warning("lease.keep_failed runs=%d error=%s", len(kept), type(error).__name__)
             for each in kept:
                 self._store_alone(connection, each)
         self._keeping.stored(kept)

@@ -26,7 +26,7 @@ def upgrade(database_url: str, revision: str = "head") -> str:
         SystemExit: the database cannot be used; the sentence says why.
     """
     parameters = parameters_of(Postgres.parse(database_url), "agent-relay migrations")
-    engine = create_engine("postgresql+psycopg://", poolclass=NullPool, connect_args=parameters)
+    engine = create_engine("postgresql+psycopg://", poolclass=NullPool, connect_args=parameters, hide_parameters=True)
     event.listen(engine, "connect", _settle)
     with engine.begin() as connection:
         connection.execute(text("SET LOCAL statement_timeout = 0"))

@@ -4,6 +4,7 @@ from tests.mutations.mutation import Mutation
 
 TESTS = "tests/test_http_edges.py::"
 PLAIN = "tests/test_plain_requests.py::"
+QUIET = "tests/test_quiet_logs.py::"
 
 MUTATIONS = [
     Mutation(
@@ -89,5 +90,19 @@ MUTATIONS = [
         'return path.removeprefix(request.scope.get("root_path", "")).lower()',
         "return path",
         PLAIN + "test_the_same_call_by_another_spelling_of_its_path_creates_once",
+    ),
+    Mutation(
+        "an error of the database that quotes a row",
+        "shared/database.py",
+        "        leave_out_values(error)\n        if (wrapped",
+        "        if (wrapped",
+        QUIET + "test_an_error_of_the_database_quotes_no_value",
+    ),
+    Mutation(
+        "a line that quotes what pydantic refused",
+        "shared/logs.py",
+        "line = secret.sub(instead, line)",
+        "pass",
+        QUIET + "test_a_line_quotes_nothing_that_pydantic_refused",
     ),
 ]
