@@ -446,7 +446,7 @@ async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:
 
 _WRITE = text("""
     WITH accept AS (INSERT INTO runs SELECT * FROM runs WHERE false),
-         claim AS (UPDATE runs SET status = status WHERE false),
+         claim AS (UPDATE runs SET worker_id = worker_id WHERE false),
          answer AS (INSERT INTO messages SELECT * FROM messages WHERE false)
     INSERT INTO idempotency_keys (tenant, user_id, route, key, body_hash, created, expires_at)
     VALUES ('', :id, '', '', '', :id, now())

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from tests.service import ROOT
 
-ARROW = re.compile(r"INSERT INTO runs\b|COPY runs\b|UPDATE runs\b((?!\bWHERE\b).)*\bstatus = ", re.DOTALL)
+ARROW = re.compile(
+    r"INSERT INTO runs\b(?! SELECT \* FROM runs WHERE false)|COPY runs\b|UPDATE runs\b((?!\bWHERE\b).)*\bstatus = ",
+    re.DOTALL,
+)
 SHOWN = re.compile(r"`(_[A-Z_]+)` in `([a-z_/]+\.py)`")
 
 

@@ -30,6 +30,8 @@ BODIES = {
     "/agent/stream": QUERY,
     "/batches": {"agent_type": "echo", "items": [{"custom_id": "one", "query": "hello"}]},
     "/operator/dead-letters/requeue": {"run_ids": [ID]},
+    "/operator/keys": {"tenant": "acme"},
+    "/operator/keys/{key_id}/rotate": {},
 }
 SECONDS = 10
 """What a caller may wait for a refusal."""
