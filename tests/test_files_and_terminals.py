@@ -49,7 +49,7 @@ async def terminal(shared_api: Running, client: Client, tmp_path: Path) -> Async
 
 def shell(terminal: Terminal, line: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a line of Bash, in which `relay` is the client."""
-    relay = f'relay() {{ {sys.executable} -m api.client "$@"; }}; set -o pipefail\n'
+    relay = f'relay() {{ "{sys.executable}" -m api.client "$@"; }}; set -o pipefail\n'
     environment = terminal.surroundings() | {"PYTHONPATH": str(ROOT)}
     folder = cwd or terminal.folder
     return subprocess.run(

@@ -58,7 +58,9 @@ TRAPS = {
 
 
 _BUSY = "SELECT pid FROM workers WHERE id IN (SELECT worker_id FROM runs WHERE status = 'running')"
-_KILLED_AT = re.compile(r"(?m)^(?P<at>\S+ \S+) .*failpoint\.reached name=(?P<name>\w+) action=kill pid=(?P<pid>\d+)(?: |$)")
+_KILLED_AT = re.compile(
+    r"(?m)^(?P<at>\S+ \S+) .*failpoint\.reached name=(?P<name>\w+) action=kill pid=(?P<pid>\d+)(?: |$)"
+)
 
 
 class RedisNo(StrEnum):
