@@ -187,7 +187,7 @@ class Limits:
     calls: OpenCalls
     """Streams and calls that wait."""
     uploads: OpenCalls
-    """Batches whose body has not arrived."""
+    """Batches that wait on the disk until they have arrived and are stored."""
 
     @classmethod
     def of(cls, settings: Settings, connections: int) -> Limits:

@@ -273,7 +273,7 @@ class Settings(BaseSettings):
     max_requests_per_second_per_tenant: float = Field(default=500, ge=0)
     """Requests of a tenant that an API process answers; more are refused with 429. 0 is no limit."""
     max_uploads: int = Field(default=20, ge=1)
-    """Batches that may arrive at an API process at once: a quarter of them of one user, half of one tenant."""
+    """Batches of over 256 KiB that may arrive at once at an API process: a quarter of one user, half of a tenant."""
     max_upload_bytes: int = Field(default=512 << 20, ge=1 << 20)
     """Room in `TMPDIR` for the batches that arrive at an API process."""
     request_seconds: float = Field(default=10, gt=0)

@@ -22,8 +22,9 @@ from tests.service import Service
 ANNE, BOB, EVE = Owner("acme", uuid4()), Owner("acme", uuid4()), Owner("other", uuid4())
 HALF_A_BATCH = (
     b"POST /api/v1/batches HTTP/1.1\r\nHost: relay\r\nX-API-Key: key-of-acme\r\nX-User-ID: %s\r\n"
-    b'Content-Type: application/json\r\nContent-Length: 500000\r\n\r\n{"agent_type": "echo", "items": ['
+    b'Content-Type: application/json\r\nContent-Length: 5000000\r\n\r\n{"agent_type": "echo", "items": ['
 )
+LARGE_ITEM = b'{"custom_id": "%d", "query": "' + b"x" * 100_000 + b'"}, '
 
 
 def settings(**chosen: object) -> Settings:
@@ -155,8 +156,10 @@ async def test_batches_that_never_arrive_take_a_share_only(service: Service) -> 
     port = int(api.url.rpartition(":")[2])
     async with Client(api.url) as anne, Client(api.url) as bob:
         with socket.create_connection(("127.0.0.1", port)) as half:
-            half.sendall(HALF_A_BATCH % anne.user_id.encode())
-            body = {"agent_type": "echo", "items": [{"custom_id": "1", "query": "hello"}]}
+            half.sendall(HALF_A_BATCH % anne.user_id.encode() + b"".join(LARGE_ITEM % n for n in range(6)))
+            large = [{"custom_id": str(n), "query": "x" * 100_000} for n in range(6)]
+            body = {"agent_type": "echo", "items": large}
+            small = {"agent_type": "echo", "items": [{"custom_id": "1", "query": "hello"}]}
 
             async def is_counted() -> bool:
                 response = await anne.http.post("/batches", json=body)
@@ -164,6 +167,7 @@ async def test_batches_that_never_arrive_take_a_share_only(service: Service) -> 
 
             await soon(is_counted)
             assert (await bob.http.post("/batches", json=body)).status_code == 202
+            assert (await anne.http.post("/batches", json=small)).status_code == 202
         await soon(lambda: _accepted(anne, body))
 
 

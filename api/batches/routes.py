@@ -83,9 +83,8 @@ async def create_batch(
     lines = media_type_of(request, "application/json", _NDJSON) == _NDJSON
     if not lines and (given := [name for name in said if said[name] is not None]):
         raise invalid(f"?{given[0]}", "extra_forbidden", "Say it in the body")
-    with Manifest(service.intake.room) as items:
-        with service.limits.uploads.opened(caller):
-            taken = await service.intake.take(request, said if lines else None, items)
+    with Manifest(service.intake.room, lambda: service.limits.uploads.opened(caller)) as items:
+        taken = await service.intake.take(request, said if lines else None, items)
         limit = service.settings.max_batch_deadline_seconds
         deadline = taken.head.deadline_s or service.settings.batch_deadline_seconds
         at = "?" if lines else "/"

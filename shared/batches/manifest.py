@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
@@ -38,8 +39,13 @@ class DiskRoom:
 class Manifest:
     """The items that were checked so far. A context: it holds a file, which nobody else can see."""
 
-    def __init__(self, room: DiskRoom | None = None) -> None:
+    def __init__(
+        self, room: DiskRoom | None = None, on_disk: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> None:
+        """Take `room` for bytes on the disk; once there are any, stay in the context that `on_disk` makes."""
         self._room = room
+        self._on_disk = on_disk
+        self._contexts = ExitStack()
         self._taken = 0
         self._lines: list[bytes] = []
         self._bytes = 0
@@ -50,6 +56,7 @@ class Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._contexts.close()
         if self._file is not None:
             self._file.close()
         if self._room is not None:
@@ -84,11 +91,12 @@ class Manifest:
         """Write to the disk what has gathered, if it is much.
 
         Raises:
-            OSError: there is no room.
+            OSError: there is no room. What `on_disk` raises.
         """
         if self._bytes < SPOOLED_BYTES:
             return
         if self._file is None:
+            self._contexts.enter_context(self._on_disk())
             self._file = await asyncio.to_thread(TemporaryFile)
         data = b"".join(self._lines)
         if self._room is not None:
