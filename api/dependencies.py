@@ -1,54 +1,81 @@
-"""What routes are given: the parts that `app.py` put together."""
+"""What a route may touch: each is a dependency of its own, which the route names in its signature.
+
+`app.py` makes them when the process starts, each an attribute of the application's state. Dependencies are coroutine
+functions: FastAPI runs a plain function in a thread, which costs more than its work.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, cast
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from api.batches.feeds import BatchFeeds
-from api.batches.intake import Intake
-from api.key_ring import KeyRing
-from api.limits import Limits
-from api.probes import Probes
-from api.relay import Relay
-from api.tickets import Tickets
-from shared.event_log import EventLog
-from shared.lanes import Lanes
-from shared.runs import Admission
-from shared.settings import Settings
-from shared.webhooks import Resolver
+from agent_relay.api.answering import Answerer
+from agent_relay.api.batches.feed import BatchFeeds
+from agent_relay.api.batches.upload import BatchUpload
+from agent_relay.api.cancellation import Canceller
+from agent_relay.api.operations.board import Board
+from agent_relay.api.probes import KnownForAWhile, Probes
+from agent_relay.api.requests.key_cache import KeyCache
+from agent_relay.api.requests.rate_limits import OpenCalls
+from agent_relay.api.requests.sessions import Sessions
+from agent_relay.api.requests.tickets import Tickets
+from agent_relay.api.streaming.relay import Relay
+from agent_relay.api.submission import Submitter
+from agent_relay.shared.event_log import EventLog
+from agent_relay.shared.queue import RunQueue
+from agent_relay.shared.runs.queue_limits import Admission
+from agent_relay.shared.settings import Settings
+from agent_relay.shared.webhooks import Resolver
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of an API process."""
+def _state(name: str) -> Any:
+    """Depend on an attribute of the application's state."""
 
-    settings: Settings
-    database: AsyncEngine
-    redis: Redis
-    lanes: Lanes
-    event_log: EventLog
-    relay: Relay
-    keys: KeyRing
-    tickets: Tickets
-    admission: Admission
-    resolver: Resolver
-    intake: Intake
-    batch_feeds: BatchFeeds
-    limits: Limits
-    probes: Probes
+    async def read(request: Request) -> Any:
+        return getattr(request.app.state, name)
 
-    def url_of(self, noun: str, id_: object) -> str:
-        """Return the path of a resource as a caller reaches it, such as `/api/v1/runs/<id>`, behind `ROOT_PATH`."""
-        return f"{self.settings.root_path}/api/v1/{noun}/{id_}"
+    return Depends(read)
 
 
-def _parts(request: Request) -> Parts:
-    return cast("Parts", request.app.state.parts)
+async def _call_limits(request: Request) -> OpenCalls:
+    return request.app.state.limits.calls
 
 
-Service = Annotated[Parts, Depends(_parts)]
+async def _upload_limits(request: Request) -> OpenCalls:
+    return request.app.state.limits.uploads
+
+
+async def _url_of(request: Request) -> Callable[[str, object], str]:
+    root_path = request.app.state.settings.root_path
+    return lambda noun, id_: f"{root_path}/api/v1/{noun}/{id_}"
+
+
+ServiceSettings = Annotated[Settings, _state("settings")]
+Database = Annotated[AsyncEngine, _state("database")]
+RedisClient = Annotated[Redis, _state("redis")]
+Queue = Annotated[RunQueue, _state("queue")]
+RunLog = Annotated[EventLog, _state("event_log")]
+RunRelay = Annotated[Relay, _state("relay")]
+ResultFeeds = Annotated[BatchFeeds, _state("batch_feeds")]
+Submit = Annotated[Submitter, _state("submitter")]
+TakeAnswers = Annotated[Answerer, _state("answerer")]
+Cancel = Annotated[Canceller, _state("canceller")]
+Uploads = Annotated[BatchUpload, _state("uploads")]
+AdmissionLimits = Annotated[Admission, _state("admission")]
+WebhookHosts = Annotated[Resolver, _state("resolver")]
+ApiKeys = Annotated[KeyCache, _state("keys")]
+StreamTickets = Annotated[Tickets, _state("tickets")]
+BrowserSessions = Annotated[Sessions, _state("sessions")]
+OperationsBoard = Annotated[Board, _state("board")]
+CallLimits = Annotated[OpenCalls, Depends(_call_limits)]
+"""How many calls of a user may wait at once."""
+UploadLimits = Annotated[OpenCalls, Depends(_upload_limits)]
+"""How many batches of a user may be uploaded at once."""
+ServerProbes = Annotated[Probes, _state("probes")]
+MetricsPage = Annotated[KnownForAWhile[bytes], _state("metrics_page")]
+UrlOf = Annotated[Callable[[str, object], str], Depends(_url_of)]
+"""Makes the path of a resource as a caller reaches it, such as `/api/v1/runs/<id>`, behind `ROOT_PATH`."""

@@ -1,26 +1,26 @@
-"""`python -m api.keys`: make, list, rotate and revoke API keys in the database of `DATABASE_URL`.
+"""`agent-relay keys`: make, list, rotate and revoke API keys in the database of `DATABASE_URL`.
 
-API processes know of a change within a second. Operators can do the same over HTTP: see `api/operator_keys.py`.
+API processes know of a change within a second. Operators can do the same over HTTP: see `api/routes/api_keys.py`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared import api_keys, database
-from shared.api_keys import NewApiKey, Scope
-from shared.clock import now
-from shared.errors import NotFound
-from shared.settings import TENANT, read
+from agent_relay.shared import api_keys, database
+from agent_relay.shared.api_keys import KeyRow, NewApiKey, Scope
+from agent_relay.shared.clock import now
+from agent_relay.shared.errors import NotFound
+from agent_relay.shared.plain_numbers import argument, decimal_number
+from agent_relay.shared.settings import TENANT, Settings, read
 
 PAGE = 1000
 
@@ -32,7 +32,7 @@ def _tenant(text: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m api.keys", description=__doc__)
+    parser = argparse.ArgumentParser(prog="agent-relay keys", description=__doc__)
     verbs = parser.add_subparsers(required=True, dest="verb")
     create = verbs.add_parser("create", help="make a key and print it; it is not kept")
     create.add_argument("tenant", type=_tenant, help="the tenant that it belongs to")
@@ -41,31 +41,42 @@ def _parser() -> argparse.ArgumentParser:
         "--scope", action="append", type=Scope, choices=list(Scope), help="allow only this; repeat for more"
     )
     create.add_argument("--agent", action="append", help="allow only this agent to be asked; repeat for more")
-    create.add_argument("--days", type=float, help="days until it expires; without it, it does not")
+    create.add_argument("--first", action="store_true", help="make none where there are keys, here or in API_KEYS")
+    create.add_argument(
+        "--days", type=argument(decimal_number, 0, 36_500), help="days until it expires; without it, it does not"
+    )
     shown = verbs.add_parser("list", help="list the keys, newest first")
     shown.add_argument("tenant", nargs="?", type=_tenant, help="only those of this tenant")
     for verb, text in (("revoke", "make a key invalid within a second"), ("rotate", "make a successor of a key")):
         changed = verbs.add_parser(verb, help=text)
         changed.add_argument("id", type=UUID, help="the id that `list` shows")
         if verb == "rotate":
-            changed.add_argument("--overlap-hours", type=float, default=24, help="how long the former key stays valid")
+            changed.add_argument(
+                "--overlap-hours",
+                type=argument(decimal_number, 0, 8_760),
+                default=24,
+                help="how long the former key stays valid",
+            )
     return parser
 
 
-def main() -> None:
-    """Do what the command line says."""
-    arguments = _parser().parse_args()
+def main(words: Sequence[str] | None = None) -> None:
+    """Do what the command line says; `words` are its words, without the command's name."""
+    arguments = _parser().parse_args(words)
     try:
         asyncio.run(_do(arguments))
     except NotFound as error:
-        raise SystemExit(f"{error} `python -m api.keys list` shows the keys.") from None
+        raise SystemExit(f"{error} `agent-relay keys list` shows the keys.") from None
     except (SQLAlchemyError, OSError) as error:
         raise SystemExit(f"The database of DATABASE_URL did not do it: {type(error).__name__}.") from None
 
 
 async def _do(arguments: argparse.Namespace) -> None:
-    async with _connected() as engine:
+    settings = read(redis_url="redis://not-needed")
+    async with _connected(settings) as engine:
         match arguments.verb:
+            case "create" if arguments.first and await _has_keys(settings, engine):
+                print("There are keys already; none was made.")  # noqa: T201
             case "create":
                 expires_at = None if arguments.days is None else now() + timedelta(days=arguments.days)
                 made = await api_keys.create(
@@ -98,7 +109,7 @@ def _print_new(made: NewApiKey) -> None:
     print(_line(made.row))  # noqa: T201
 
 
-def _line(row: Any) -> str:
+def _line(row: KeyRow) -> str:
     """Describe a key in one line."""
     state = "revoked" if row.revoked_at else "expired" if row.expires_at and row.expires_at <= now() else "valid"
     return (
@@ -109,9 +120,14 @@ def _line(row: Any) -> str:
     )
 
 
+async def _has_keys(settings: Settings, engine: AsyncEngine) -> bool:
+    """Look for keys, also for revoked ones: whoever revoked them knows how to make one."""
+    return bool(settings.api_keys or await api_keys.list_page(engine, None, (None, None), 1))
+
+
 @asynccontextmanager
-async def _connected() -> AsyncGenerator[AsyncEngine]:
-    engine = database.connect(read())
+async def _connected(settings: Settings) -> AsyncGenerator[AsyncEngine]:
+    engine = database.connect(settings)
     try:
         yield engine
     finally:

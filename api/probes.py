@@ -1,24 +1,46 @@
-"""Whether the servers can be written: readiness and metrics ask, over connections that wait behind no request."""
+"""What readiness and metrics ask the servers, over connections of their own and once a second at most."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
 
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
-from shared import database, redis
-from shared.settings import Settings
-from shared.trouble import Trouble
+from agent_relay.shared import database, redis
+from agent_relay.shared.database.hang_detector import HangDetector
+from agent_relay.shared.settings import Settings
+from agent_relay.shared.unavailable import Trouble
 
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 2
 KNOWN_SECONDS = 1.0
-"""So long an answer counts: however often somebody asks, the servers are asked once a second at most."""
+"""Seconds for which an answer counts: the servers are asked once a second at most."""
+
+
+Known = TypeVar("Known")
+
+
+class KnownForAWhile(Generic[Known]):
+    """What it costs something to find out: however many ask, it is found out once a second at most, by one of them."""
+
+    def __init__(self, find_out: Callable[[], Awaitable[Known]]) -> None:
+        self._find_out = find_out
+        self._lock = asyncio.Lock()
+        self._known: tuple[Known, float] | None = None
+
+    async def get(self) -> Known:
+        """Return what is known, or find it out."""
+        loop = asyncio.get_running_loop()
+        async with self._lock:
+            if self._known is None or loop.time() >= self._known[1]:
+                found = await self._find_out()
+                self._known = found, loop.time() + KNOWN_SECONDS
+            return self._known[0]
 
 
 class Probe:
@@ -29,18 +51,11 @@ class Probe:
     ) -> None:
         self._write = write
         self._trouble_of = trouble_of
-        self._lock = asyncio.Lock()
-        self._known_until = -math.inf
-        self._trouble: Trouble | None = None
+        self._known = KnownForAWhile(self._try)
 
     async def trouble(self) -> Trouble | None:
         """Write something; returns why that does not work, or None where it does."""
-        loop = asyncio.get_running_loop()
-        async with self._lock:
-            if loop.time() >= self._known_until:
-                self._trouble = await self._try()
-                self._known_until = loop.time() + KNOWN_SECONDS
-            return self._trouble
+        return await self._known.get()
 
     async def _try(self) -> Trouble | None:
         try:
@@ -55,10 +70,12 @@ class Probe:
 
 
 class Probes:
-    """Those of a process."""
+    """Those of a process. They share the pulse of its pool: while the pool finds PostgreSQL hanging, so do they."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._engine = database.connect(settings, 1)
+    def __init__(self, settings: Settings, pulse: HangDetector) -> None:
+        self._engine = database.connect(settings, 1, pulse=pulse)
+        self.counting = database.connect(settings, 1, pulse=pulse)
+        """A connection for metrics, which may take a while: readiness does not wait behind them."""
         self._client = redis.connect_few(settings, 1)
         self._names = settings.names
         self.postgresql = Probe(self._write_postgresql, database.trouble_of)
@@ -78,3 +95,4 @@ class Probes:
         """Close the connections."""
         await self._client.aclose(close_connection_pool=True)
         await self._engine.dispose()
+        await self.counting.dispose()

@@ -19,31 +19,41 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from api.request_id import HEADER as REQUEST_ID_HEADER
-from api.request_id import request_id_of
-from api.safe_headers import ON_EVERY_RESPONSE
-from shared.clock import new_id
-from shared.database import trouble_of
-from shared.errors import (
+from agent_relay.api.request_id import HEADER as REQUEST_ID_HEADER
+from agent_relay.api.request_id import request_id_of
+from agent_relay.api.security_headers import ON_EVERY_RESPONSE
+from agent_relay.shared.away import skip_if_database_away
+from agent_relay.shared.clock import new_id
+from agent_relay.shared.database import trouble_of
+from agent_relay.shared.errors import (
     AgentNotServed,
+    AlreadyAnswered,
     BatchUnfinished,
+    BudgetExhausted,
     KeyInUse,
     KeyReused,
     NotFound,
     NothingFailed,
+    NotStarted,
+    NotWaiting,
     QueueFull,
     Refusal,
     RotatedLately,
+    RunEnded,
     ThreadBusy,
+    TooManyMessages,
     UnknownAgent,
     WebhookRefused,
+    WrongMessage,
 )
-from shared.failures import FailureCode
-from shared.trouble import Trouble
+from agent_relay.shared.failure_codes import FailureCode
+from agent_relay.shared.unavailable import Trouble
 
 log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+HEADERS_OF_CALLER = "agent_relay.headers_of_caller"
+"""Where a request's scope holds headers that each response to its caller carries, once it is known."""
 RETRY_AFTER_SECONDS = 2
 FULL_RETRY_AFTER_SECONDS = 5
 """A full queue moves as runs end, which takes longer than most outages."""
@@ -62,8 +72,10 @@ FAILURE_STATUS: dict[FailureCode, int] = {
     FailureCode.OUTPUT_TOO_LARGE: 502,
     FailureCode.AGENT_ERROR: 502,
     FailureCode.USAGE_LIMIT_EXCEEDED: 502,
+    FailureCode.BUDGET_EXHAUSTED: 502,
     FailureCode.WORKER_CRASHED: 502,
     FailureCode.DEADLINE_EXCEEDED: 504,
+    FailureCode.ANSWER_OVERDUE: 504,
     FailureCode.CANCELLED: 409,
 }
 """The status of a blocking call whose run failed."""
@@ -91,24 +103,30 @@ _MEANINGS = {
     400: "Malformed: the JSON, its encoding or nesting, a header, a cursor.",
     401: "No valid API key; absent, wrong, expired and revoked look the same.",
     403: "The key lacks the scope that this call needs (`scope_missing`).",
-    404: "It is not there, or it is not yours, which looks the same.",
+    404: "It is not there, or it is not yours, which looks the same. So is what was created with an"
+    " `Idempotency-Key` and deleted since.",
     406: "You accept neither of the two framings of a stream.",
+    408: "The request arrived too slowly: send it again over a new connection.",
     409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), a"
     " call with the same `Idempotency-Key` has not been stored yet (`idempotency_key_in_use`), the batch has not ended"
-    " (`batch_unfinished`), or nothing of it has failed (`nothing_failed`).",
+    " (`batch_unfinished`), or nothing of it has failed (`nothing_failed`); the run waits for no answer"
+    " (`not_waiting`), or was given another one before (`already_answered`).",
     413: "The body is over the limit.",
     415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
     429: "A limit of this user or your tenant is reached: of requests a second (`too_many_requests`), of runs that wait"
     " (`user_queue_full`, `tenant_queue_full`), of unfinished runs of batches (`tenant_batches_full`), of streams and"
     " waiting calls (`user_calls_full`, `tenant_calls_full`), of batches that arrive (`user_uploads_full`,"
-    " `tenant_uploads_full`), or of rotations of the webhook secret (`secret_rotated_lately`)."
+    " `tenant_uploads_full`), of what your tenant may spend a day (`budget_exhausted`), or of rotations of the webhook"
+    " secret (`secret_rotated_lately`)."
     " Try again after `Retry-After` seconds.",
+    431: "The head of the request, or its trailers, are longer than 64 KiB.",
     502: "The run failed: `code` says how, `run_id` which.",
     503: "A dependency is down (`service_unavailable`), the service is full (`queue_full`, `queue_slow`,"
     " `batches_full`, `calls_full`, `uploads_full`, `too_many_connections`), or no living worker has served the agent"
     " for a while (`agent_not_served`): try again after `Retry-After` seconds.",
-    504: "The run did not end before its deadline (`deadline_exceeded`).",
+    504: "The run did not end before its deadline (`deadline_exceeded`), or what it waited for was not answered"
+    " in time (`answer_overdue`).",
 }
 
 
@@ -181,9 +199,18 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
     return Refused(422, "The request is not valid.", errors=[FieldError(pointer=pointer, code=code, message=message)])
 
 
+ON_EVERY_CALL = (400, 408, 431, 503)
+"""What the connection itself may answer, whatever is called."""
+
+
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Document the problems of a route of the API, besides those that each of them can give."""
-    return problem_responses(400, 401, 403, 422, 429, 503, *statuses)
+    """Document the problems of a user's call, besides those that each of them can give."""
+    return operator_responses(403, 429, *statuses)
+
+
+def operator_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document the problems of an operator's call, besides those that each of them can give."""
+    return problem_responses(*ON_EVERY_CALL, 401, 422, *statuses)
 
 
 def example(status: int) -> dict[str, Any]:
@@ -217,19 +244,20 @@ _IN_PATHS = "/:@!$&'()*+,;=~"
 
 
 def respond(request: Request, refused: Refused) -> Response:
-    """Write the problem document."""
-    return _response(refused, request.url.path, request_id_of(request.scope))
+    """Write the problem document, with what every response to its caller carries."""
+    of_caller = request.scope.get(HEADERS_OF_CALLER, {})
+    return _response(refused, request.url.path, request_id_of(request.scope), of_caller)
 
 
 def written(refused: Refused, path: str) -> bytes:
     """Write a whole HTTP/1.1 response with the problem document, for a request that no application sees."""
-    response = _response(refused, path, str(new_id()))
+    response = _response(refused, path, str(new_id()), {})
     lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}".encode(), b"connection: close"]
     lines += [name + b": " + value for name, value in response.raw_headers]
     return b"\r\n".join([*lines, b"", response.body])
 
 
-def _response(refused: Refused, path: str, request_id: str) -> Response:
+def _response(refused: Refused, path: str, request_id: str, of_caller: Mapping[str, str]) -> Response:
     problem = Problem(
         type=f"urn:agent-relay:problem:{refused.code}",
         title=HTTPStatus(refused.status).phrase,
@@ -245,7 +273,7 @@ def _response(refused: Refused, path: str, request_id: str) -> Response:
         problem.model_dump_json(exclude_none=True),
         status_code=refused.status,
         media_type=MEDIA_TYPE,
-        headers={REQUEST_ID_HEADER: problem.request_id, **ON_EVERY_RESPONSE, **refused.headers},
+        headers={REQUEST_ID_HEADER: problem.request_id, **ON_EVERY_RESPONSE, **of_caller, **refused.headers},
     )
 
 
@@ -264,21 +292,32 @@ async def _refused(request: Request, error: Exception) -> Response:
     return respond(request, error)
 
 
+_CONFLICTS: dict[type[Exception], str] = {
+    NotWaiting: "not_waiting",
+    AlreadyAnswered: "already_answered",
+    BatchUnfinished: "batch_unfinished",
+    NothingFailed: "nothing_failed",
+    NotStarted: "not_started",
+    RunEnded: "run_ended",
+    TooManyMessages: "too_many_messages",
+}
+
+
 async def _refusal(request: Request, error: Exception) -> Response:
     match error:
         case UnknownAgent():
-            refused = await unknown_agent(request.app.state.parts.database, error)
+            refused = await unknown_agent(request.app.state.database, error)
         case WebhookRefused(code=code):
             refused = invalid("/webhook_url", code, str(error))
+        case WrongMessage(field=field):
+            refused = invalid(f"/{field}", "unknown_message", str(error))
         case KeyReused():
             wrong = FieldError(pointer="header:Idempotency-Key", code="idempotency_key_reused", message=str(error))
             refused = Refused(422, str(error), code="idempotency_key_reused", errors=[wrong])
         case NotFound():
             refused = Refused(404, str(error))
-        case BatchUnfinished():
-            refused = Refused(409, str(error), code="batch_unfinished")
-        case NothingFailed():
-            refused = Refused(409, str(error), code="nothing_failed")
+        case error if type(error) in _CONFLICTS:
+            refused = Refused(409, str(error), code=_CONFLICTS[type(error)])
         case ThreadBusy(run_id=run_id):
             refused = Refused(409, str(error), code="thread_busy", run_id=str(run_id))
         case _:
@@ -292,6 +331,8 @@ def _refused_for_now(error: Exception) -> Refused:
             status, code, seconds = 409, "idempotency_key_in_use", RETRY_AFTER_SECONDS
         case AgentNotServed():
             status, code, seconds = 503, "agent_not_served", UNSERVED_RETRY_AFTER_SECONDS
+        case BudgetExhausted(seconds_left=seconds):
+            status, code = 429, "budget_exhausted"
         case RotatedLately(seconds_left=seconds):
             status, code = 429, "secret_rotated_lately"
         case QueueFull(limit=limit):
@@ -303,11 +344,9 @@ def _refused_for_now(error: Exception) -> Refused:
 
 async def unknown_agent(database: AsyncEngine, error: UnknownAgent, pointer: str = "/agent_type") -> Refused:
     """Refuse a query for an agent that is not known, and name some that are."""
-    try:
+    known = "See `GET /agents`."
+    with skip_if_database_away(log, "problems.database_away"):
         known = await _known_agents(database, error.allowed)
-    except (SQLAlchemyError, OSError) as away:
-        log.warning("problems.database_away error=%r", away)
-        known = "See `GET /agents`."
     return invalid(pointer, "unknown_agent", f"{error} {known}")
 
 

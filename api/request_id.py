@@ -11,10 +11,10 @@ from http import HTTPMethod
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import safe_headers
-from shared import logs
-from shared.clock import new_id
-from shared.metrics import HTTP_REQUESTS
+from agent_relay.api import security_headers
+from agent_relay.shared import logs
+from agent_relay.shared.clock import new_id
+from agent_relay.shared.metrics import HTTP_REQUESTS
 
 HEADER = "X-Request-ID"
 _KEY = "agent_relay.request_id"
@@ -40,7 +40,7 @@ class RequestId:
             nonlocal status
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
-                safe_headers.complete(message)
+                security_headers.complete(message)
                 status = str(message["status"])
                 HTTP_REQUESTS.labels(method_of(method), route_of(scope), status).inc()
             await send(message)

@@ -1,4 +1,7 @@
-"""Agents of known length and pace: they answer `<tokens> at <tokens a second>` with so many tokens, 0 not paced."""
+"""Agents of known length and pace: they answer `<tokens> at <tokens a second>` with so many tokens, 0 not paced.
+
+Those with tools are asked `<calls> of <seconds>`, and make so many calls, one a response, that take so long each.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from itertools import cycle, islice
 
-from pydantic_ai import Agent, ModelMessage
+from pydantic_ai import Agent, ModelMessage, ModelResponse
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from typing_extensions import TypedDict
 
-from tests.agents import query_of
+from agent_relay.worker.catalog import ServedAgent
+from tests.support.agents import query_of
 
 _SENTENCE = "the bank will look at your card and call you back on Monday because it cannot say more today"
 _WORDS = _SENTENCE.split()
@@ -80,3 +84,25 @@ form = Agent(FunctionModel(stream_function=_fill, model_name="form"), output_typ
 
 provided = Agent(output_type=Advice, name="provided")
 """An agent that brings no model."""
+
+
+async def _call(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
+    calls, _, seconds = query_of(messages).partition(" of ")
+    number = sum(isinstance(message, ModelResponse) for message in messages)
+    if number < int(calls):
+        tool = info.function_tools[0].name
+        yield {0: DeltaToolCall(name=tool, json_args=f'{{"seconds": {seconds}}}', tool_call_id=f"call-{number}")}
+    else:
+        yield "done"
+
+
+async def _work(seconds: float) -> str:
+    await asyncio.sleep(seconds)
+    return _SENTENCE
+
+
+_steps = Agent(FunctionModel(stream_function=_call, model_name="steps"), name="steps")
+_steps.tool_plain(name="work")(_work)
+steps = ServedAgent(agent=_steps)
+forgetful = ServedAgent(agent=_steps, checkpoints=False)
+"""The same, of which no step is stored."""

@@ -9,13 +9,13 @@ from typing import Any, cast
 
 import uvloop
 
+from agent_relay.shared.redis_names import PREFIX
 from benchmarks.agents import tokens_of
 from benchmarks.client import request
 from benchmarks.processes import cpu_seconds, heard, module
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from shared.names import PREFIX
-from tests.service import Running
+from tests.support.service import Running
 
 LENGTHS = (500, 1000, 2000, 4000, 8000)
 TOKENS_A_ROUND = 8000

@@ -15,7 +15,7 @@ from uuid import UUID
 import psycopg
 import uvloop
 
-from shared.clock import new_id
+from agent_relay.shared.clock import new_id
 
 CONNECTIONS = 10
 TEXT = "done"

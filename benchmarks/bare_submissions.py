@@ -21,7 +21,7 @@ from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 from redis.asyncio import Redis
 
-from shared.clock import new_id
+from agent_relay.shared.clock import new_id
 
 LANE = "bare"
 

@@ -16,12 +16,12 @@ import psycopg
 import uvloop
 from redis import Redis
 
+from agent_relay.shared.clock import new_ids
 from benchmarks.batch_upload import upload
 from benchmarks.client import USER_ID
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from shared.clock import new_ids
-from tests.service import KEYS, Running
+from tests.support.service import KEYS, Running
 
 ITEMS = 20_000
 RUNS = 400
@@ -104,8 +104,8 @@ def clear(on: Stage) -> None:
 
 async def main(rounds: int) -> None:
     """Compare."""
-    with stage(MAX_QUEUED="0") as on:
-        on.service.worker().terminate()  # It has registered the agents.
+    with stage() as on:
+        on.register_agents()
         api = on.service.api()
 
         async def cleared(measure: partial[float]) -> float:

@@ -18,11 +18,10 @@ import uvloop
 
 from benchmarks.batch_upload import upload
 from benchmarks.client import post_run, request
-from benchmarks.pick_up import LONGEST_PAUSE_SECONDS, TRIES_A_ROUND, PickUp, stamped
+from benchmarks.pick_up import CLAIMED, COMMITTED, LONGEST_PAUSE_SECONDS, TRIES_A_ROUND, PickUp, stamped, stamps_of
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import port, stage
-from benchmarks.stamped import stamps
-from tests.service import Running
+from tests.support.service import Running
 
 ITEMS = 20_000
 PACES = {"40 tokens, 20 a second": "40 at 20", "40 tokens, unpaced": "40 at 0"}
@@ -44,10 +43,10 @@ async def picked_up(api: Running, worker: Running) -> PickUp:
         await asyncio.sleep(random.uniform(0, LONGEST_PAUSE_SECONDS))  # noqa: S311
         run_ids.append(await post_run(port(api), "1 at 0", "words"))
     until = time.monotonic() + LONGEST_SECONDS
-    while not (claimed := stamps([worker], "claimed")).keys() >= set(run_ids):
+    while not (claimed := stamps_of(worker, CLAIMED)).keys() >= set(run_ids):
         assert time.monotonic() < until
         await asyncio.sleep(LOOK_SECONDS)
-    committed = stamps([api], "committed")
+    committed = stamps_of(api, COMMITTED)
     return PickUp.of([committed[run_id] for run_id in run_ids], [claimed[run_id] for run_id in run_ids])
 
 
@@ -92,7 +91,7 @@ async def _call(api: Running, method: str, path: str) -> Any:
 
 async def main(rounds: int) -> None:
     """Compare."""
-    with stage(MAX_QUEUED="0") as on:
+    with stage() as on:
         api, worker = stamped(on)
         sides = {
             "nothing": partial(beside_nothing, api, worker),

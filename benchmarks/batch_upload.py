@@ -21,7 +21,7 @@ from benchmarks.client import USER_ID, post_run
 from benchmarks.processes import resident_bytes
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from tests.service import KEYS, Running
+from tests.support.service import KEYS, Running
 
 ITEMS = 50_000
 BODY_BYTES = 64 << 20
@@ -119,7 +119,7 @@ async def main(rounds: int) -> None:
     rows: list[list[object]] = []
     for form, body in bodies().items():
         with stage() as on:
-            on.service.worker().terminate()  # It has registered the agents.
+            on.register_agents()
             api = on.service.api()
             run_id = await post_run(port(api), "1 at 0", "words")
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
-from tests.service import KEYS
+from tests.support.service import KEYS
 
 USER_ID = str(uuid4())
 LONGEST_LINE_BYTES = 1 << 24

@@ -13,13 +13,13 @@ import psycopg
 import uvloop
 from arq.constants import expires_extra_ms
 
+from agent_relay.shared.clock import new_id
+from agent_relay.shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
+from agent_relay.shared.redis_names import DEFAULT
 from benchmarks.pick_up import PickUp, ours, stamped
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, stage
-from shared.clock import new_id
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
-from shared.names import DEFAULT
-from tests.service import Running
+from tests.support.service import Running
 
 WORKERS = 100
 SLOTS = 50

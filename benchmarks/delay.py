@@ -22,7 +22,7 @@ from benchmarks.client import Response, post_run, request
 from benchmarks.processes import heard, module, tell
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from tests.service import Running
+from tests.support.service import Running
 
 RUNS = (1, 5, 20)
 """Runs that tell at the same moment: a worker's share their round trips, so that they come in bursts."""
@@ -144,7 +144,7 @@ async def main(rounds: int) -> None:
     rows: list[list[object]] = []
     with stage() as on, module("plain_streams") as plain:
         plain_port = int(heard(plain))
-        on.service.worker().terminate()  # It has registered the agents.
+        on.register_agents()
         api = on.service.api()
         with module("publishing", REDIS_URL=on.redis_url) as publisher:
             heard(publisher)

@@ -15,11 +15,11 @@ from uuid import UUID
 
 import uvloop
 
+from agent_relay.shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
 from benchmarks.client import message, post_run
 from benchmarks.processes import allow_many_sockets, heard, module, resident_bytes
 from benchmarks.rounds import Spread, asked, table
 from benchmarks.stage import Stage, port, stage
-from shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
 
 STREAMS = (1000, 5000)
 WARM_UP = 200
@@ -118,7 +118,7 @@ async def measure(
 
 async def ours(on: Stage, streams: int, *, runs: int) -> Cost:
     """Measure a fresh API process whose streams follow so many runs; all of them tell the same at once."""
-    api = on.service.api(MAX_QUEUED="1000000")
+    api = on.service.api()
     log = EventLog(on.redis)
     run_ids = [await post_run(port(api), "hello", "words") for _ in range(runs)]
     requests = [message("GET", f"/api/v1/runs/{run_ids[n % runs]}/stream") for n in range(streams)]
@@ -164,7 +164,7 @@ async def main(rounds: int) -> None:
     allow_many_sockets()
     rows: list[list[object]] = []
     with stage() as on:
-        on.service.worker().terminate()  # It has registered the agents.
+        on.register_agents()
         for streams in STREAMS:
             sides: dict[str, list[Cost]] = {"of one run": [], "of a run each": [], "StreamingResponse": []}
             for _ in range(rounds):  # Each side is a fresh process, so there is nothing to warm up.

@@ -10,10 +10,10 @@ from typing import Any
 
 from pydantic_ai.messages import ModelMessage
 
-from worker import attempt
-from worker.__main__ import main
-from worker.answer import Answer, Answered, Listener
-from worker.catalog import Offer
+from agent_relay.worker.__main__ import main
+from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions
+from agent_relay.worker.execution import attempt
+from agent_relay.worker.execution.answer import Answer, Answered, Listener
 
 TEXT = "done"
 
@@ -21,13 +21,19 @@ TEXT = "done"
 class AtOnce(Answer):
     """An answer that needs no agent."""
 
-    def __init__(self, offer: Offer, listener: Listener, *arguments: Any, **options: Any) -> None:
+    def __init__(self, offer: RegisteredAgent, listener: Listener, *arguments: Any, **options: Any) -> None:
         super().__init__(offer, listener, *arguments, **options)
-        self._told = listener
+        self._writer = listener
 
-    async def write(self, query: str, history: Sequence[ModelMessage], deps: Any) -> Answered:  # noqa: ARG002
+    async def write(
+        self,
+        query: str,  # noqa: ARG002
+        history: Sequence[ModelMessage],  # noqa: ARG002
+        deps: Any,  # noqa: ARG002
+        chosen: RunOptions = AS_THE_AGENT_HAS_IT,  # noqa: ARG002
+    ) -> Answered:
         """Say a word."""
-        self._told.show(TEXT)
+        self._writer.show(TEXT)
         return Answered(TEXT, [], None)
 
 

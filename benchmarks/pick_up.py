@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -21,13 +22,13 @@ import uvloop
 from arq import ArqRedis
 from redis.asyncio import ConnectionPool
 
+from agent_relay.shared.failpoints import Action, Failpoint
 from benchmarks.client import post_run
 from benchmarks.polling import JOB
 from benchmarks.processes import cpu_seconds, heard, module
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from benchmarks.stamped import stamps
-from tests.service import Running
+from tests.support.service import Running
 
 TRIES_A_ROUND = 40
 LONGEST_PAUSE_SECONDS = 0.3
@@ -35,6 +36,7 @@ LONGEST_PAUSE_SECONDS = 0.3
 SETTLE_SECONDS = 0.5
 IDLE_SECONDS = 20
 ARQ_POLLS = {"arq": 0.0, "arq, polling every 10 ms": 0.01}
+COMMITTED, CLAIMED = Failpoint.RUN_ACCEPTED, Failpoint.RUN_CLAIMED
 TARGET_MS = 10
 TARGET_TIMES = 25
 TARGET_PERCENT = 1
@@ -61,7 +63,7 @@ async def ours(api: Running, worker: Running, tries: int = TRIES_A_ROUND) -> Pic
         await asyncio.sleep(random.uniform(0, LONGEST_PAUSE_SECONDS))  # noqa: S311
         run_ids.append(await post_run(port(api), "1 at 0", "words"))
     await asyncio.sleep(SETTLE_SECONDS)
-    committed, claimed = stamps([api], "committed"), stamps([worker], "claimed")
+    committed, claimed = stamps_of(api, COMMITTED), stamps_of(worker, CLAIMED)
     return PickUp.of([committed[run_id] for run_id in run_ids], [claimed[run_id] for run_id in run_ids])
 
 
@@ -88,12 +90,15 @@ async def idle(pids: dict[str, int]) -> dict[str, float]:
 
 
 def stamped(on: Stage, **environment: str) -> tuple[Running, Running]:
-    """Start an API process and a worker that say when it was."""
-    api = on.service.begin("benchmarks.stamped", "api", PORT="0", **environment)
-    api.url = api.await_line(r"Uvicorn running on (http://\S+)")[1]
-    worker = on.service.begin("benchmarks.stamped", "worker", **environment)
-    worker.await_line(r"worker\.ready")
-    return api, worker
+    """Start an API process and a worker that log when a run was committed, and when its claim returned."""
+    stamps = ",".join(f"{failpoint}={Action.STAMP}" for failpoint in (COMMITTED, CLAIMED))
+    return on.service.api(FAILPOINTS=stamps, **environment), on.service.worker(FAILPOINTS=stamps, **environment)
+
+
+def stamps_of(process: Running, failpoint: Failpoint) -> dict[str, int]:
+    """Read when a process came by a failpoint, nanoseconds by run."""
+    stamp = rf"failpoint\.stamped name={failpoint} nanoseconds=(\d+) .*?\brun_id=(\S+)"
+    return {run_id: int(nanoseconds) for nanoseconds, run_id in re.findall(stamp, process.log.read_text())}
 
 
 async def main(rounds: int) -> None:

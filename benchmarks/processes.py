@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from tests.service import ROOT
+from tests.support.service import ROOT
 
 OPEN_FILES = 16_000
 

@@ -1,6 +1,6 @@
 """A fake of OpenAI's chat completions that costs little: it calls the output tool, and is asked for tokens and a pace.
 
-`tests/fake_openai.py` knows all the troubles of a provider; this one knows none and keeps up with a fast client.
+`tests/support/fake_openai.py` knows all the troubles of a provider; this one knows none, and keeps up.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from uuid import UUID
 import uvloop
 from redis.asyncio import Redis
 
-from shared.event_log import EventLog
-from worker.publisher import Publisher, Telling
+from agent_relay.shared.event_log import EventLog
+from agent_relay.worker.execution.publisher import EventWriter, Publisher
 
 EVENTS_A_TRIP = 10
 LOG_SECONDS = 600
@@ -36,7 +36,7 @@ class Relayed:
     def __init__(self, redis: Redis) -> None:
         self._publisher = Publisher(EventLog(redis), _mine)
         self._publishing = asyncio.create_task(self._publisher.run())
-        self._tellings: dict[str, Telling] = {}
+        self._tellings: dict[str, EventWriter] = {}
         self._texts: dict[str, str] = {}
 
     async def texts(self, runs: list[str]) -> None:
@@ -52,7 +52,7 @@ class Relayed:
                 self._telling(run).tell(_event(number))
         await asyncio.gather(*(self._telling(run).flushed() for run in runs))
 
-    def _telling(self, run: str) -> Telling:
+    def _telling(self, run: str) -> EventWriter:
         if run not in self._tellings:
             self._tellings[run] = self._publisher.begin(UUID(run), 1, LOG_SECONDS, fenced=lambda: None)
         return self._tellings[run]

@@ -24,7 +24,7 @@ import uvloop
 from benchmarks.client import request
 from benchmarks.rounds import LEAST, Spread, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from tests.service import Running
+from tests.support.service import Running
 
 QUERY = {"query": "4000 at 20", "agent_type": "words"}
 SHORT_LEASE, DEFAULT_LEASE = 3.0, 15.0

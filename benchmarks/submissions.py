@@ -19,7 +19,7 @@ from benchmarks.client import message, post_run
 from benchmarks.processes import cpu_seconds, heard, module, tell
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, port, stage
-from tests.service import Running
+from tests.support.service import Running
 
 RUNS = 2000
 CONNECTIONS = 10
@@ -80,7 +80,7 @@ async def measure(on: Stage, pid: int, store: Callable[[], Awaitable[float]]) ->
 async def main(rounds: int) -> None:
     """Compare."""
     with stage() as on:
-        on.service.worker().terminate()  # It has registered the agents.
+        on.register_agents()
         api = on.service.api(DATABASE_POOL_SIZE=str(CONNECTIONS))
         like = await post_run(port(api), QUERY["query"], QUERY["agent_type"])
         urls = {"DATABASE_URL": on.postgres.url(), "REDIS_URL": on.redis_url}

@@ -16,12 +16,12 @@ from uuid import UUID
 import psycopg
 import uvloop
 
+from agent_relay.shared.clock import new_id
+from agent_relay.shared.queue import Lane, QueueEntry, RunQueue
+from agent_relay.shared.redis_names import DEFAULT
 from benchmarks.processes import cpu_seconds, heard, module, tell
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import Stage, stage
-from shared.clock import new_id
-from shared.lanes import Lane, Lanes, Ring
-from shared.names import DEFAULT
 
 RUNS = 1000
 WARM_UP = 100
@@ -34,9 +34,9 @@ LOOK_SECONDS = 0.05
 TARGET = 0.5
 TARGET_OF_TWO = 1.6
 
-_FORGET = "TRUNCATE runs, threads, messages, transcripts"
+_FORGET = "TRUNCATE runs, threads, messages, transcripts CASCADE"
 
-_EMPTY = f"{_FORGET}, workers CASCADE"
+_EMPTY = "TRUNCATE runs, threads, messages, transcripts, workers CASCADE"
 
 _FILL = """
     WITH ids AS (
@@ -107,7 +107,9 @@ class Queue:
 
     async def ring(self, run_ids: list[UUID]) -> None:
         """Call for workers, for all of them in the same moment."""
-        await Lanes(self.on.redis).ring(Ring(run_id, 1, FILLING, Lane.INTERACTIVE, "acme") for run_id in run_ids)
+        await RunQueue(self.on.redis).ring(
+            QueueEntry(run_id, 1, FILLING, Lane.INTERACTIVE, "acme") for run_id in run_ids
+        )
         await self.on.redis.rename(DEFAULT.lane(FILLING, Lane.INTERACTIVE), DEFAULT.lane(POOL, Lane.INTERACTIVE))
 
     async def emptied(self) -> float:

@@ -11,7 +11,7 @@ from benchmarks.client import post_run, request
 from benchmarks.processes import cpu_seconds, heard, module, tell
 from benchmarks.rounds import Spread, asked, interleaved, table
 from benchmarks.stage import port, stage
-from tests.service import Running
+from tests.support.service import Running
 
 STREAMS = 20
 TOKENS = 400

@@ -14,11 +14,13 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.clock import new_id, now
-from shared.errors import NotFound
-from shared.keys import hash_key, new_key
+from agent_relay.shared.clock import new_id, now
+from agent_relay.shared.database import PLACE
+from agent_relay.shared.database.typed_rows import columns, read, read_one
+from agent_relay.shared.errors import NotFound
+from agent_relay.shared.key_format import hash_key, new_key
 
 PREFIX_CHARACTERS = 11
 """Of a key that is shown wherever it is listed: `ar_` and eight more."""
@@ -36,6 +38,30 @@ class Scope(StrEnum):
     """The webhook secret and deliveries."""
     READ = "read"
     """Every call that only reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyRow:
+    """A key as it is listed; None of scopes and agents stands for all."""
+
+    id: UUID
+    tenant: str
+    label: str
+    prefix: str
+    scopes: list[str] | None
+    agents: list[str] | None
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedKey(KeyRow):
+    """A key as processes look it up."""
+
+    key_hash: str
+    changed_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +84,7 @@ class ApiKey:
         return cls(tenant, hashlib.sha256(key_hash.encode()).digest()[:REFERENCE_BYTES])
 
     @classmethod
-    def of_row(cls, row: Any) -> ApiKey:
+    def of_row(cls, row: KeyRow) -> ApiKey:
         """Make a key of its row. A scope that this version does not know allows nothing."""
         known = {scope.value for scope in Scope}
         scopes = None if row.scopes is None else frozenset(Scope(scope) for scope in row.scopes if scope in known)
@@ -75,33 +101,35 @@ class ApiKey:
         return self.scopes is None or not self.scopes.isdisjoint(scopes)
 
 
-_COLUMNS = """id, tenant, label, prefix, scopes, agents, created_at, expires_at, revoked_at, last_used_at"""
+_KEY = columns(KeyRow)
 
 _CREATE = text(f"""
     INSERT INTO api_keys (id, tenant, label, prefix, key_hash, scopes, agents, expires_at)
     VALUES (:id, :tenant, :label, :prefix, :key_hash, CAST(:scopes AS text[]), CAST(:agents AS text[]),
             CAST(:expires_at AS timestamptz))
-    RETURNING {_COLUMNS}
+    RETURNING {_KEY}
 """)  # noqa: S608  (a constant)
 
-_LIST = text(f"""
-    SELECT {_COLUMNS} FROM api_keys
-    WHERE (CAST(:tenant AS text) IS NULL OR tenant = :tenant)
-      AND (CAST(:at AS timestamptz) IS NULL OR (created_at, id) < (:at, :id))
-    ORDER BY created_at DESC, id DESC LIMIT :limit
-""")  # noqa: S608  (a constant)
+_SELECT_PAGE = f"SELECT {_KEY} FROM api_keys WHERE (created_at, id) < {PLACE}"  # noqa: S608  (constants)
+_IN_ORDER = "ORDER BY created_at DESC, id DESC LIMIT :limit"
+
+_LIST = text(f"{_SELECT_PAGE} {_IN_ORDER}")
+
+_LIST_OF_TENANT = text(f"{_SELECT_PAGE} AND tenant = :tenant {_IN_ORDER}")
 
 _REVOKE = text(f"""
-    UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()), changed_at = now() WHERE id = :id RETURNING {_COLUMNS}
+    UPDATE api_keys SET revoked_at = coalesce(revoked_at, now()), changed_at = now() WHERE id = :id RETURNING {_KEY}
 """)  # noqa: S608  (a constant)
 
 _EXPIRE = text(f"""
     UPDATE api_keys SET expires_at = least(expires_at, now() + make_interval(secs => :seconds)), changed_at = now()
-    WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) RETURNING {_COLUMNS}
+    WHERE id = :id AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > now()) RETURNING {_KEY}
 """)  # noqa: S608  (a constant)
 
+_HAND_ON = text("UPDATE schedules SET key_reference = :new, updated_at = now() WHERE key_reference = :former")
+
 _CHANGED = text(f"""
-    SELECT key_hash, changed_at, {_COLUMNS} FROM api_keys
+    SELECT {columns(ChangedKey)} FROM api_keys
     WHERE (CAST(:since AS timestamptz) IS NULL AND revoked_at IS NULL)
        OR changed_at > CAST(:since AS timestamptz) - make_interval(secs => :overlap_seconds)
 """)  # noqa: S608  (a constant)
@@ -122,7 +150,7 @@ _SECRET = text("""
 class NewApiKey:
     """A key that was made; it is shown once."""
 
-    row: Any
+    row: KeyRow
     key: str
 
 
@@ -148,44 +176,48 @@ async def create(
         "expires_at": expires_at,
     }
     async with database.begin() as connection:
-        return NewApiKey((await connection.execute(_CREATE, values)).one(), key)
+        return await _created(connection, values, key)
 
 
 async def list_page(
     database: AsyncEngine, tenant: str | None, before: tuple[datetime | None, UUID | None], limit: int
-) -> Sequence[Any]:
+) -> list[KeyRow]:
     """Read the rows of keys, of a tenant or of all, newest first, from a place on."""
     async with database.connect() as connection:
-        values = {"tenant": tenant, "at": before[0], "id": before[1], "limit": limit}
-        return (await connection.execute(_LIST, values)).all()
+        values = {"at": before[0], "id": before[1], "limit": limit}
+        if tenant is None:
+            return read(await connection.execute(_LIST, values), KeyRow)
+        return read(await connection.execute(_LIST_OF_TENANT, {**values, "tenant": tenant}), KeyRow)
 
 
-async def revoke(database: AsyncEngine, key_id: UUID) -> Any:
+async def revoke(database: AsyncEngine, key_id: UUID) -> KeyRow:
     """Make a key invalid, in all processes within a second; its streams end. Returns its row.
 
     Raises:
         NotFound: there is no such key.
     """
     async with database.begin() as connection:
-        row = (await connection.execute(_REVOKE, {"id": key_id})).one_or_none()
+        row = read_one(await connection.execute(_REVOKE, {"id": key_id}), KeyRow)
     if row is None:
         raise NotFound("key")
     return row
 
 
 async def rotate(database: AsyncEngine, key_id: UUID, overlap_seconds: float) -> NewApiKey:
-    """Make a key that may do the same; the former one is valid for `overlap_seconds` more.
+    """Make a key that may do the same; the former one is valid for `overlap_seconds` more. Its schedules go on.
 
     Raises:
         NotFound: there is no such key, or it is not valid any more.
     """
     key = new_key()
     async with database.begin() as connection:
-        former = (await connection.execute(_EXPIRE, {"id": key_id, "seconds": overlap_seconds})).one_or_none()
+        values = {"id": key_id, "seconds": overlap_seconds}
+        former = read_one(await connection.execute(_EXPIRE, values), KeyRow)
         if former is None:
             raise NotFound("key")
+        successor = new_id()
         values = {
-            "id": new_id(),
+            "id": successor,
             "tenant": former.tenant,
             "label": former.label,
             "prefix": key[:PREFIX_CHARACTERS],
@@ -194,14 +226,20 @@ async def rotate(database: AsyncEngine, key_id: UUID, overlap_seconds: float) ->
             "agents": former.agents,
             "expires_at": None,
         }
-        return NewApiKey((await connection.execute(_CREATE, values)).one(), key)
+        await connection.execute(_HAND_ON, {"former": former.id.bytes, "new": successor.bytes})
+        return await _created(connection, values, key)
 
 
-async def changed(database: AsyncEngine, since: datetime | None, overlap_seconds: float) -> Sequence[Any]:
+async def _created(connection: AsyncConnection, values: Mapping[str, Any], key: str) -> NewApiKey:
+    [row] = read(await connection.execute(_CREATE, values), KeyRow)
+    return NewApiKey(row, key)
+
+
+async def changed(database: AsyncEngine, since: datetime | None, overlap_seconds: float) -> list[ChangedKey]:
     """Read the rows that changed since a time, less an overlap for long transactions; without one, the valid."""
     async with database.connect() as connection:
-        rows = await connection.execute(_CHANGED, {"since": since, "overlap_seconds": overlap_seconds})
-        return rows.all()
+        values = {"since": since, "overlap_seconds": overlap_seconds}
+        return read(await connection.execute(_CHANGED, values), ChangedKey)
 
 
 async def note_use(database: AsyncEngine, used: Mapping[UUID, datetime]) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from enum import StrEnum
 
-from shared.metrics import BAD_INPUT, FAILED_STEPS
+from agent_relay.shared.metrics import BAD_INPUT, FAILED_STEPS
 
 SAY_AGAIN_SECONDS = 60.0
 LONGEST_QUOTE = 200

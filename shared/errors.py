@@ -43,6 +43,59 @@ class ThreadBusy(Refusal):
         self.run_id = run_id
 
 
+class NotWaiting(Refusal):
+    """The run waits for no answer."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(f"The run waits for no answer: it is {status}.")
+
+
+class RunEnded(Refusal):
+    """The run has ended, and there is no thread whose next run a message could be."""
+
+    def __init__(self) -> None:
+        super().__init__("The run has ended, and has no thread: ask a run of its own.")
+
+
+class NotStarted(Refusal):
+    """The run starts later; until then it takes no messages."""
+
+    def __init__(self) -> None:
+        super().__init__("The run starts later: send messages into it once `start_at` has passed.")
+
+
+class TooManyMessages(Refusal):
+    """The run has had as many messages as it may."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"The limit on messages into one run ({most}) is reached: ask in a run of its own.")
+
+
+class AlreadyAnswered(Refusal):
+    """Another answer was given before; the first one counts."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__("The request was answered before, and otherwise: the first answer counts.")
+        self.request_id = request_id
+
+
+class UnknownRequest(Refusal):
+    """The run never asked for that."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("The run has no request of this id; `requests` of the run lists them.")
+        self.number = number
+        """The place among the answers that were given, from 0."""
+
+
+class WrongMessage(Refusal):
+    """A message that a call names is not there in the thread, or not one that it can be about."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class Limit(StrEnum):
     """A limit on what waits; callers see it as the code of the problem."""
 
@@ -58,15 +111,18 @@ class Limit(StrEnum):
     """Of the unfinished runs of a tenant's batches."""
     BATCHES = "batches_full"
     """Of the unfinished runs of all batches."""
+    SCHEDULES = "schedules_full"
+    """Of a user's schedules."""
 
 
 _FULL: dict[Limit, str] = {
-    Limit.USER: "As many runs of this user wait as may, {most}.",
-    Limit.TENANT: "As many runs of this tenant wait as may, {most}.",
-    Limit.QUEUE: "As many runs wait as may, {most}.",
-    Limit.AGE: "Runs have waited for longer than {most:g} seconds.",
-    Limit.BATCHES_OF_TENANT: "More runs of this tenant's batches would be unfinished than may, {most}.",
-    Limit.BATCHES: "More runs of batches would be unfinished than may, {most}.",
+    Limit.USER: "The queue limit for this user ({most}) is reached.",
+    Limit.TENANT: "The queue limit for this tenant ({most}) is reached.",
+    Limit.QUEUE: "The queue limit of the service ({most}) is reached.",
+    Limit.AGE: "The oldest queued run has waited for more than {most:g} seconds.",
+    Limit.BATCHES_OF_TENANT: "The limit on unfinished batch runs of this tenant ({most}) would be exceeded.",
+    Limit.BATCHES: "The limit on unfinished batch runs of the service ({most}) would be exceeded.",
+    Limit.SCHEDULES: "The limit on schedules of a user ({most}) is reached: delete one.",
 }
 
 
@@ -80,7 +136,18 @@ class QueueFull(Refusal):
     @property
     def is_of_caller(self) -> bool:
         """Whether it is this caller's own limit, as against that of the service."""
-        return self.limit in {Limit.USER, Limit.TENANT, Limit.BATCHES_OF_TENANT}
+        return self.limit in {Limit.USER, Limit.TENANT, Limit.BATCHES_OF_TENANT, Limit.SCHEDULES}
+
+
+class BudgetExhausted(Refusal):
+    """The runs of a tenant have cost as much today as they may a day."""
+
+    def __init__(self, most: float, seconds_left: int) -> None:
+        """`seconds_left` are those until the next day."""
+        super().__init__(
+            f"The spend limit of this tenant ({most:g} US dollars a day) is reached; retry after midnight, UTC."
+        )
+        self.seconds_left = seconds_left
 
 
 class KeyReused(Refusal):

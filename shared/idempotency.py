@@ -14,7 +14,7 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.errors import KeyInUse, KeyReused
+from agent_relay.shared.errors import KeyInUse, KeyReused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ _EARLIER = text("""
 async def keep(connection: AsyncConnection, key: Key | None, created: UUID) -> None:
     """Note what a key creates: first thing in the transaction that creates it. Without a key, do nothing.
 
-    It raises where nothing is to be created, which ends the transaction; `api/idempotency.py` says who catches it.
+    It raises where nothing is to be created, which ends the transaction: see `api/requests/idempotency.py`.
 
     Raises:
         Repeated: the key has created something before, under the same body.

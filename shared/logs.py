@@ -22,9 +22,9 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
-from shared.settings import Settings
+from agent_relay.shared.settings import Settings
 
-OURS = ("api", "worker", "shared")
+OURS = ("agent_relay",)
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 PIPE_BYTES = select.PIPE_BUF
 """A pipe that is ready has room for so much."""
@@ -182,6 +182,18 @@ class _Log:
         self.handler = logging.StreamHandler(self.stream)
         self.filters = [_Outages()]
         self.handler.setFormatter(formatter())
+        self._known = 0
+        self._loggers: list[logging.Logger] = []
+
+    def loggers(self) -> list[logging.Logger]:
+        """List the loggers of this project; they are looked for again once there are more loggers than before."""
+        known: dict[str, Any] = logging.root.manager.loggerDict
+        if len(known) != self._known:
+            self._known, named = len(known), list(known.items())
+            self._loggers = [
+                logger for name, logger in named if name.split(".")[0] in OURS and isinstance(logger, logging.Logger)
+            ]
+        return self._loggers
 
 
 _log: _Log | None = None
@@ -215,9 +227,7 @@ def put_back() -> bool:
             logger.handlers = [_log.handler]
             logger.setLevel(_log.level)
             logger.propagate = False
-    for name, logger in list(logging.root.manager.loggerDict.items()):
-        if name.partition(".")[0] not in OURS or not isinstance(logger, logging.Logger):
-            continue
+    for logger in _log.loggers():
         if logger.disabled or logger.filters:
             disturbed = True
             logger.disabled = False

@@ -12,19 +12,20 @@ from typing import Any, cast
 from weakref import WeakSet
 
 from redis._parsers import _AsyncHiredisParser  # pyright: ignore[reportPrivateUsage]
-from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as Unreachable
 
-from shared import servers
-from shared.clock import new_id
-from shared.metrics import Server, server_error
-from shared.names import Names
-from shared.settings import Settings
-from shared.trouble import Pace, Trouble
+from agent_relay.shared import server_urls
+from agent_relay.shared.clock import new_id
+from agent_relay.shared.fair_turns import FairTurns
+from agent_relay.shared.metrics import Server, server_error
+from agent_relay.shared.redis_names import Names
+from agent_relay.shared.settings import Settings
+from agent_relay.shared.unavailable import Pace, Trouble
 
 log = logging.getLogger(__name__)
 
@@ -73,10 +74,36 @@ def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> 
 
 def connect_few(settings: Settings, connections: int) -> Redis:
     """Make a client that opens so many connections at most; a command waits for one, for as long as for a reply."""
-    pool = BlockingConnectionPool(
-        max_connections=connections, timeout=REPLY_TIMEOUT_SECONDS, **_connections(settings.redis)
-    )
-    return Redis(connection_pool=_heard(pool))
+    return Redis(connection_pool=_heard(_FairPool(connections, **_connections(settings.redis))))
+
+
+class _FairPool(ConnectionPool):
+    """A pool whose connections go round among the callers that wait for one."""
+
+    def __init__(self, connections: int, **parameters: Any) -> None:
+        super().__init__(max_connections=connections, **parameters)
+        self._places = FairTurns[None]()
+        for _ in range(connections):
+            self._places.give(None)
+
+    async def get_connection(self, *_: Any, **__: Any) -> Any:
+        """Take a connection, in turn."""
+        try:
+            await self._places.take(REPLY_TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise Unreachable("No connection to Redis was free.") from None
+        connection = self.get_available_connection()
+        try:
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self.release(connection)
+            raise
+        return connection
+
+    async def release(self, connection: Any) -> None:
+        """Give it back."""
+        await super().release(connection)
+        self._places.give(None)
 
 
 def is_wrong_type(error: object) -> bool:
@@ -149,7 +176,7 @@ def _heard(pool: ConnectionPool) -> ConnectionPool:
     return pool
 
 
-def _connections(server: servers.Redis) -> dict[str, Any]:
+def _connections(server: server_urls.Redis) -> dict[str, Any]:
     """Say to a pool how its connections are made."""
     parameters = {**_LIMITS, **server.parameters}
     tls = "ssl_cert_reqs" in parameters
@@ -164,7 +191,7 @@ def _connections(server: servers.Redis) -> dict[str, Any]:
 class _Masters:
     """The master of a service, as the Sentinels know it, and a pool's connections to it."""
 
-    def __init__(self, server: servers.Redis) -> None:
+    def __init__(self, server: server_urls.Redis) -> None:
         self._service = server.service
         self._login = {name: server.parameters[name] for name in ("username", "password") if name in server.parameters}
         self._sentinels = [

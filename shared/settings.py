@@ -12,7 +12,7 @@ from functools import cached_property
 from io import StringIO
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import dotenv
@@ -28,13 +28,15 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from shared.failpoints import Trap
-from shared.keys import TENANT
-from shared.names import PREFIX, Names
-from shared.servers import Postgres, Redis
+from agent_relay.shared.failpoints import Trap
+from agent_relay.shared.key_format import TENANT
+from agent_relay.shared.plain_numbers import decimal_number, whole_number
+from agent_relay.shared.redis_names import PREFIX, Names
+from agent_relay.shared.server_urls import Postgres, Redis
 
+SomeUrl = TypeVar("SomeUrl", str, str | None)
 _KEY_HASH = re.compile(r"[0-9a-f]{64}")
-_AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+AGENT_TYPE = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _PREFIX = re.compile(r"[A-Za-z0-9_.:/-]{0,64}")
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_.])?")
@@ -42,7 +44,7 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _USUAL_PORTS = {"http": 80, "https": 443}
 _ALIKE = 0.88
 """How much a variable must be like one of ours to be taken for a slip of the pen, of 1."""
-_IMPORT_PATH = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+_IMPORT_PATH = re.compile(r"([A-Za-z_][\w.]*|[^\s,:=]+\.py):[A-Za-z_]\w*|[^\s,:=]+\.(yaml|yml|json)")
 LEAST_SECRET_CHARACTERS = 16
 _UNITS = {"_seconds": 1, "_hours": 3600, "_days": 86_400}
 _LONGEST_SECONDS = 100 * 365 * 86_400
@@ -53,7 +55,11 @@ _MOST = 10**15
 
 def _words(value: object) -> object:
     """Split a string at commas and white space; leave everything else to the validators."""
-    return [word for word in re.split(r"[,\s]+", value) if word] if isinstance(value, str) else value
+    return _split(value) if isinstance(value, str) else value
+
+
+def _split(text: str) -> list[str]:
+    return [word for word in re.split(r"[,\s]+", text) if word]
 
 
 def _pairs(value: object, separator: str) -> list[tuple[str, str]]:
@@ -72,7 +78,7 @@ def _keys(value: object) -> object:
     for name, key_hash in _pairs(value, ":"):
         if not TENANT.fullmatch(name) or not _KEY_HASH.fullmatch(key_hash):
             raise ValueError(
-                "must list name:hash pairs as `python -m shared.keys NAME` makes them: the hash of a key, never the key"
+                "must list name:hash pairs as `agent-relay key NAME` makes them: the hash of a key, never the key"
             )
         keys[key_hash] = name
     return keys
@@ -149,7 +155,7 @@ def _log_level(value: object) -> str:
 
 
 def _pool(value: str) -> str:
-    if not _AGENT_TYPE.fullmatch(value):
+    if not AGENT_TYPE.fullmatch(value):
         raise ValueError("must be a name of at most 63 characters: a-z, 0-9, _ and -")
     return value
 
@@ -164,10 +170,11 @@ def _agents(value: object) -> object:
         return value  # pyright: ignore[reportUnknownVariableType]
     agents: dict[str, str] = {}
     for name, path in _pairs(value, "="):
-        if not _AGENT_TYPE.fullmatch(name) or not _IMPORT_PATH.fullmatch(path):
+        if not AGENT_TYPE.fullmatch(name) or not _IMPORT_PATH.fullmatch(path):
             pair = f"{name}={path}"
             raise ValueError(
-                f"must list name=package.module:attribute pairs, names of a-z, 0-9, _ and -; {pair!r} is none"
+                f"must list name=package.module:attribute, name=./file.py:attribute or name=./spec.yaml (.yml, .json), "
+                f"names of a-z, 0-9, _ and -; {pair!r} is neither"
             )
         if name in agents:
             raise ValueError(f"names {name!r} twice")
@@ -201,8 +208,9 @@ def _traps(value: object) -> object:
     return [Trap.parse(word) for word in words if isinstance(word, str)] if isinstance(words, list) else words  # pyright: ignore[reportUnknownVariableType]
 
 
-def _postgres(url: str) -> str:
-    Postgres.parse(url)
+def _postgres(url: SomeUrl) -> SomeUrl:
+    if url is not None:
+        Postgres.parse(url)
     return url
 
 
@@ -216,15 +224,50 @@ def _numbers(value: Any) -> list[float]:
     return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int | float)]  # pyright: ignore[reportUnknownVariableType]
 
 
+def _types_in(annotation: object) -> set[type]:
+    """List the types that an annotation is made of: `list[int] | None` of list, int and None's."""
+    parts = [part for argument in get_args(annotation) for part in _types_in(argument)]
+    itself = get_origin(annotation) or annotation
+    return {itself, *parts} if isinstance(itself, type) else {*parts}
+
+
 def share(wanted: int | None, whole: int, parts: int) -> int:
     """Say what one caller may take: what is set, or one part of the whole, rounded up; 0 is no limit."""
     return -(-whole // parts) if wanted is None else wanted
 
 
-class Settings(BaseSettings):
-    """Everything that can be set, one variable a field, upper-case; `.env.example` documents each for operators."""
+class Variables(BaseSettings):
+    """Variables of the environment. Numbers among them are written plainly and are finite."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_plain(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse text that Python reads as a number and JSON does not: `1_000`, `+5`, digits of other scripts."""
+        kinds = _types_in(cls.model_fields[str(info.field_name)].annotation)
+        if not isinstance(value, str) or not kinds & {int, float}:
+            return value
+        if type(None) in kinds and not value.strip():
+            return None
+        read_number = whole_number if int in kinds else decimal_number
+        for number in _split(value) if list in kinds else [value]:
+            read_number(number)
+        return value
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_an_end(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse infinities, and numbers that no clock or counter reaches."""
+        unit = next((seconds for end, seconds in _UNITS.items() if str(info.field_name).endswith(end)), None)
+        most = _MOST if unit is None else _LONGEST_SECONDS // unit
+        if any(number > most for number in _numbers(value)):
+            raise ValueError(f"must be at most {most}")
+        return value
+
+
+class Settings(Variables):
+    """Everything that can be set, one variable a field, upper-case; `.env.example` documents each for operators."""
 
     database_url: Annotated[str, AfterValidator(_postgres)]
     """PostgreSQL, the truth."""
@@ -234,6 +277,14 @@ class Settings(BaseSettings):
     """What the names of all keys and channels in Redis begin with."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections a process may hold to PostgreSQL."""
+    agent_database_url: Annotated[str | None, BeforeValidator(_set), AfterValidator(_postgres)] = None
+    """PostgreSQL as agents get it (`RunScope.database`); without it, as the worker has it: the service's tables."""
+    database_api_role: Annotated[str | None, BeforeValidator(_set)] = None
+    """Role in PostgreSQL of API processes, to which migrations grant what they need, and no more. Here and below."""
+    database_worker_role: Annotated[str | None, BeforeValidator(_set)] = None
+    """Role of workers."""
+    database_agent_role: Annotated[str | None, BeforeValidator(_set)] = None
+    """Role of `agent_database_url`."""
     log_level: Annotated[str, BeforeValidator(_log_level)] = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -258,15 +309,17 @@ class Settings(BaseSettings):
     """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(default_factory=list)
     """Browser origins that may call the API."""
+    pages: bool = True
+    """Whether the API serves pages for people: chat, batches and sign-in."""
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
     """Longest request body that the API reads."""
     max_connections: int = Field(default=0, ge=0)
     """Connections of clients that an API process may have; 0 is what the limit of open files leaves room for."""
     max_open_calls: int = Field(default=0, ge=0)
     """Streams and waiting calls that an API process serves at once; 0 is as many as it may have connections."""
-    max_open_calls_per_user: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
+    max_open_calls_per_user: int | None = Field(default=None, ge=0)
     """Of these, those of a user; a quarter of all, unless set. More are refused with 429."""
-    max_open_calls_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
+    max_open_calls_per_tenant: int | None = Field(default=None, ge=0)
     """Of these, those of a tenant; half of all, unless set. More are refused with 429."""
     max_requests_per_second_per_user: float = Field(default=200, ge=0)
     """Requests of a user that an API process answers; more are refused with 429. 0 is no limit."""
@@ -284,21 +337,27 @@ class Settings(BaseSettings):
     """A reader that has taken nothing for so long is let go; it can resume."""
 
     agents: Annotated[dict[str, str], NoDecode, BeforeValidator(_agents)] = Field(
-        default_factory=lambda: {"bank_support": "worker.agents.bank_support:served"}
+        default_factory=lambda: {"bank_support": "agent_relay.worker.agents.bank_support:served"}
     )
-    """Agents that the worker serves: `name=package.module:attribute` pairs."""
+    """Agents of the worker: `name=package.module:attribute`, `name=./file.py:attribute` or `name=./spec.yaml` pairs."""
     model: Annotated[str | None, BeforeValidator(_set)] = None
     """Model of the agents that bring none of their own, as pydantic-ai names models (`openai-chat:gpt-5`)."""
     model_timeout_seconds: float = Field(default=120, gt=0)
     """Longest silence of a model, for agents that bring no model settings of their own."""
     model_tries: int = Field(default=4, ge=1)
     """How often a model that cannot be had is asked before a run fails as `model_unavailable`."""
+    agent_ready_seconds: float = Field(default=60, gt=0)
+    """Time that an agent has to become ready with its first run in a process: to start or reach its MCP servers."""
     max_requests: int = Field(default=50, ge=0)
     """Requests to a model that a run may make, for agents that bring no limits; 0 is no limit, here and below."""
     max_tokens: int = Field(default=0, ge=0)
     """Tokens that a run may use, in and out, for agents that bring no limits."""
     max_tool_calls: int = Field(default=0, ge=0)
-    """Tool calls that an attempt may make, for agents that bring no limits."""
+    """Tool calls that a run may make, for agents that bring no limits."""
+    max_cost_usd: float = Field(default=0, ge=0)
+    """US dollars that a run may cost, as far as prices are known, for agents that bring no limits."""
+    max_cost_usd_per_tenant_day: float = Field(default=0, ge=0)
+    """US dollars that the runs of a tenant may cost on a day (UTC), as far as prices are known; 0 is no limit."""
     pool: Annotated[str, AfterValidator(_pool)] = "default"
     """Pool of workers that serves these agents; a run goes to the pool that its agent is registered for."""
     worker_slots: int = Field(default=50, ge=1, le=10_000)
@@ -331,6 +390,8 @@ class Settings(BaseSettings):
     """Largest history that a run is given, the newest exchanges of its thread; and largest transcript of a run."""
     tool_event_bytes: int = Field(default=16 << 10, ge=0)
     """Longest arguments or content that a tool event carries; what is longer is cut and says so."""
+    reasoning_event_bytes: int = Field(default=256 << 10, ge=0)
+    """Longest reasoning that the events of an attempt carry; what is longer is cut and says so."""
     scripted_tokens_per_second: float = Field(default=80, ge=0)
     """Pace of the scripted model, which answers when no model is configured; 0 does not pace."""
 
@@ -338,6 +399,8 @@ class Settings(BaseSettings):
     """A run ends within so many seconds of its acceptance, unless the caller says otherwise."""
     max_run_deadline_seconds: float = Field(default=86_400, gt=0)
     """Longest deadline that a caller may ask for."""
+    wait_deadline_seconds: float = Field(default=604_800, gt=0, le=7_776_000)
+    """Seconds after which a run fails that waits for answers, unless the caller gives another limit."""
     max_batch_items: int = Field(default=50_000, ge=1)
     """Most items of a batch."""
     max_batch_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
@@ -348,9 +411,9 @@ class Settings(BaseSettings):
     """Longest deadline of a batch that a caller may ask for."""
     batch_run_seconds: float = Field(default=600, gt=0)
     """A run of a batch has so long from when a worker begins."""
-    max_queued_per_user: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
+    max_queued_per_user: int | None = Field(default=None, ge=0)
     """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below. A fifth of all."""
-    max_queued_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
+    max_queued_per_tenant: int | None = Field(default=None, ge=0)
     """Runs of a tenant that may wait before more are refused with 429; half of all, unless set."""
     max_queued: int = Field(default=10_000, ge=0)
     """Runs that may wait before more are refused with 503."""
@@ -362,10 +425,12 @@ class Settings(BaseSettings):
     """Interactive runs of a user that may run at once; more wait for one of them to end."""
     max_running_per_tenant: int = Field(default=0, ge=0)
     """Interactive runs of a tenant that may run at once; more wait for one of them to end."""
-    max_batch_unfinished_per_tenant: Annotated[int | None, BeforeValidator(_set)] = Field(default=None, ge=0)
+    max_batch_unfinished_per_tenant: int | None = Field(default=None, ge=0)
     """Unfinished runs of a tenant's batches; a batch above it is refused with 429. Half of all, unless set."""
     max_batch_unfinished: int = Field(default=1_000_000, ge=0)
     """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
+    max_schedules_per_user: int = Field(default=100, ge=0)
+    """Schedules of a user; one above it is refused with 429."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
     webhook_trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = Field(default_factory=list)
@@ -389,6 +454,11 @@ class Settings(BaseSettings):
     def postgres(self) -> Postgres:
         """How `DATABASE_URL` is connected to."""
         return Postgres.parse(self.database_url)
+
+    @cached_property
+    def postgres_of_agents(self) -> Postgres | None:
+        """How `AGENT_DATABASE_URL` is connected to; None where agents share the service's own."""
+        return None if self.agent_database_url is None else Postgres.parse(self.agent_database_url)
 
     @cached_property
     def redis(self) -> Redis:
@@ -421,16 +491,6 @@ class Settings(BaseSettings):
         limits = (self.max_batch_items, self.batch_unfinished_per_tenant, self.max_batch_unfinished)
         return min(limit for limit in limits if limit)
 
-    @field_validator("*", mode="after")
-    @classmethod
-    def _has_an_end(cls, value: object, info: ValidationInfo) -> object:
-        """Refuse infinities, and numbers that no clock or counter reaches."""
-        unit = next((seconds for end, seconds in _UNITS.items() if str(info.field_name).endswith(end)), None)
-        most = _MOST if unit is None else _LONGEST_SECONDS // unit
-        if any(number > most for number in _numbers(value)):
-            raise ValueError(f"must be at most {most}")
-        return value
-
     failpoints: Annotated[list[Trap], NoDecode, BeforeValidator(_traps)] = Field(default_factory=list[Trap])
     """Where this process is to die or to freeze; for tests, given as `name=kill` or `name=freeze@passes`."""
 
@@ -451,7 +511,7 @@ def read(**overrides: Any) -> Settings:
     try:
         settings = Settings(**overrides)
     except ValidationError as invalid:
-        raise WrongSettings([_sentence(error) for error in invalid.errors(include_input=False)]) from None
+        raise WrongSettings([sentence_of(error) for error in invalid.errors(include_input=False)]) from None
     for hint in _slips(os.environ):
         print(hint, file=sys.stderr)  # noqa: T201  (logs are not configured yet)
     if settings.beat_seconds * 3 > settings.lease_seconds:
@@ -494,11 +554,12 @@ def _slips(environment: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _sentence(error: Any) -> str:
-    variable = str(error["loc"][0]).upper()
+def sentence_of(error: Any) -> str:
+    """Say an error of pydantic's as a sentence that begins with the variable, if it is about one."""
+    variable = "".join(str(name) for name in error["loc"][:1]).upper()
     if error["type"] == "missing":
         hints = [hint for hint in _slips(os.environ) if hint.endswith(f"{variable}?")]
         help_ = hints[0] if hints else "Without servers of your own, `make run` starts private ones."
         return f"{variable} is not set. {help_}"
     message = str(error["msg"]).removeprefix("Value error, ").replace("Input should ", "must ")
-    return f"{variable} {message[0].lower()}{message[1:]}."
+    return f"{variable} {message[0].lower()}{message[1:]}." if variable else message

@@ -9,19 +9,23 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from shared.embedded import PostgresServer, RedisServer
-from shared.migrations.upgrade import upgrade
-from tests.client import Client
-from tests.service import Running, Service, serving
-from tests.stage import Stage
+from agent_relay.embedded import PostgresServer, RedisServer
+from agent_relay.embedded.postgres import AGENTS, API, WORKER
+from agent_relay.shared.migrations import grants
+from tests.support.client import Client
+from tests.support.service import GRANTED, Running, Service, serving
+from tests.support.stage import Stage
 
 _numbers = itertools.count(1)
+ROLES = grants.Roles({grants.API: API, grants.WORKER: WORKER, grants.AGENTS: AGENTS})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let the tests that take minutes be asked for."""
+    parser.addoption("--screenshots", metavar="FOLDER", help="keep the pictures of the pages in this folder")
     parser.addoption("--long", action="store_true", help="run the tests that take minutes, too")
 
 
@@ -40,9 +44,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[PostgresServer]:
     """A real PostgreSQL, with a migrated database to copy."""
+    from agent_relay.shared.migrations.upgrade import upgrade  # noqa: PLC0415  (Alembic, which no unit test needs)
+
     with PostgresServer(durable=False) as server:
         server.ensure_database("template")
-        upgrade(server.url("template").replace("postgresql://", "postgresql+psycopg://"))
+        server.ensure_roles()
+        upgrade(server.url("template"), roles=ROLES)
         yield server
 
 
@@ -61,6 +68,7 @@ def new_database(postgres: PostgresServer) -> Callable[[], str]:
         name = f"test_{next(_numbers)}"
         with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name} TEMPLATE template")  # pyright: ignore[reportArgumentType, reportCallIssue]
+        GRANTED.add(postgres.url(name))
         return postgres.url(name)
 
     return make
@@ -82,6 +90,13 @@ def new_redis(redis_server: RedisServer) -> Callable[[], str]:
 def redis_url(new_redis: Callable[[], str]) -> str:
     """A Redis database of the test's own."""
     return new_redis()
+
+
+@pytest.fixture
+async def redis(redis_url: str) -> AsyncGenerator[Redis]:
+    """A client of a Redis database of the test's own."""
+    async with Redis.from_url(redis_url) as client:
+        yield client
 
 
 @pytest.fixture

@@ -1,21 +1,21 @@
-"""The verbs of `python -m worker` for operators: list dead letters, and have them asked again."""
+"""`agent-relay dead-letters` and `agent-relay requeue`, for operators: list dead letters, and have them asked again."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared import database, logs, redis
-from shared.errors import Refusal
-from shared.failures import FailureCode
-from shared.lanes import Lanes
-from shared.runs import dead_letters, requeue
-from shared.settings import Settings
+from agent_relay.shared import database, logs, redis
+from agent_relay.shared.errors import Refusal
+from agent_relay.shared.failure_codes import FailureCode
+from agent_relay.shared.queue import RunQueue
+from agent_relay.shared.runs.dead_letters import DeadLetterRow, dead_letters, requeue
+from agent_relay.shared.schemas import error_of
+from agent_relay.shared.settings import Settings
 
 PAGE = 1000
 
@@ -25,8 +25,8 @@ async def show(settings: Settings, code: FailureCode | None) -> None:
     async with _connected(settings) as (engine, _):
         async for row in _all(engine, code):
             print(  # noqa: T201
-                f"{row.id} {row.error['code']} finished={row.finished_at:%Y-%m-%dT%H:%M:%SZ} agent={row.agent_type} "
-                f"tenant={row.tenant} attempts={row.attempt} crashes={row.crashes}"
+                f"{row.id} {error_of(row.error).code} finished={row.finished_at:%Y-%m-%dT%H:%M:%SZ} "
+                f"agent={row.agent_type} tenant={row.tenant} attempts={row.attempt} crashes={row.crashes}"
             )
 
 
@@ -45,7 +45,7 @@ async def requeue_all(settings: Settings, code: FailureCode | None, deadline_sec
     await requeue_some(settings, run_ids[::-1], deadline_seconds)
 
 
-async def _all(engine: AsyncEngine, code: FailureCode | None) -> AsyncGenerator[Any]:
+async def _all(engine: AsyncEngine, code: FailureCode | None) -> AsyncGenerator[DeadLetterRow]:
     place = (None, None)
     while rows := await dead_letters(engine, code=code, before=place, limit=PAGE):
         for row in rows:
@@ -53,7 +53,7 @@ async def _all(engine: AsyncEngine, code: FailureCode | None) -> AsyncGenerator[
         place = (rows[-1].finished_at, rows[-1].id)
 
 
-async def _requeue(engine: AsyncEngine, lanes: Lanes, run_id: UUID, deadline_seconds: float | None) -> bool:
+async def _requeue(engine: AsyncEngine, lanes: RunQueue, run_id: UUID, deadline_seconds: float | None) -> bool:
     try:
         requeued = await requeue(engine, run_id, deadline_seconds)
     except Refusal as refusal:
@@ -66,13 +66,13 @@ async def _requeue(engine: AsyncEngine, lanes: Lanes, run_id: UUID, deadline_sec
 
 
 @asynccontextmanager
-async def _connected(settings: Settings) -> AsyncGenerator[tuple[AsyncEngine, Lanes]]:
+async def _connected(settings: Settings) -> AsyncGenerator[tuple[AsyncEngine, RunQueue]]:
     logs.configure(settings)
     engine, client = database.connect(settings), redis.connect(settings)
     try:
-        yield engine, Lanes(client, settings.names)
+        yield engine, RunQueue(client, settings.names)
     except SQLAlchemyError as error:
-        raise SystemExit(f"PostgreSQL did not do it; what was printed was done. {error}") from None
+        raise SystemExit(f"Database error; the runs listed above were requeued. {error}") from None
     finally:
         await client.aclose()
         await engine.dispose()

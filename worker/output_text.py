@@ -6,15 +6,15 @@ import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, Union, cast
+from typing import Any, Literal, Union, cast, get_origin
 
 from pydantic import AliasChoices, BaseModel, RootModel, TypeAdapter
 from pydantic.fields import FieldInfo
 from pydantic_ai._output import types_from_output_spec  # pyright: ignore[reportPrivateUsage]
-from pydantic_ai.output import OutputSpec
+from pydantic_ai.output import NativeOutput, OutputSpec, PromptedOutput, TextOutput, ToolOutput
 from pydantic_core import to_json
 
-from worker.storable import as_json
+from agent_relay.worker.storable import as_json
 
 _Way = Callable[[TypeAdapter[Any], Any], bytes]
 # fmt: off
@@ -47,6 +47,8 @@ class OutputText:
         self._adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", Union)[types])
         kinds = set(_kinds(self._adapter.core_schema))
         self._sure = kinds <= _PLAIN
+        self.may_be_endless = not kinds <= _PLAIN - {"any", "definition-ref"} or _is_made_by_code(output_type)
+        """Whether neither the type nor what the model wrote sets a bound to what is written of an output."""
         self._may_hold_no_number = not kinds.isdisjoint({"any", "float"})
         self._serializes_itself = _OWN_SERIALIZER in kinds
         self._ways = (_declared, _round_trip, _by_name, *(() if self._serializes_itself else (_plain, _base64)))
@@ -93,6 +95,20 @@ class OutputText:
             return self._adapter.validate_json(text, experimental_allow_partial=allowed)
         except Exception:  # noqa: BLE001  (beside what pydantic finds, a validator of the agent's own may raise anything)
             return _UNREADABLE
+
+
+def _is_made_by_code(output_type: Any) -> bool:
+    """Tell whether a function makes an output of what the model wrote."""
+    match output_type:
+        case NativeOutput() | PromptedOutput():
+            return _is_made_by_code(cast("Any", output_type).outputs)
+        case ToolOutput():
+            return _is_made_by_code(cast("Any", output_type).output)
+        case list() | tuple():
+            return any(map(_is_made_by_code, cast("list[Any]", output_type)))
+        case _:
+            is_a_type = isinstance(output_type, type) or get_origin(output_type) is not None
+            return (callable(output_type) and not is_a_type) or isinstance(output_type, TextOutput)
 
 
 def _same(read: Any, output: Any) -> bool:

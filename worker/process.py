@@ -1,4 +1,4 @@
-"""One worker process, from its settings to its end."""
+"""A worker process, or several under a supervisor, from the settings to the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from functools import partial
 from multiprocessing.connection import Connection
 from uuid import UUID
 
-from shared import failpoints, logs, metrics
-from shared.settings import Settings
-from worker.app import App
-from worker.catalog import import_model
-from worker.nursery import Nursery
-from worker.process_guard import run
+import uvloop
+
+from agent_relay.shared import failpoints, logs, metrics
+from agent_relay.shared.settings import Settings
+from agent_relay.worker.app import App
+from agent_relay.worker.catalog import import_model
+from agent_relay.worker.guests.guard import run
+from agent_relay.worker.processes.spawner import Spawner
+from agent_relay.worker.processes.supervisor import WorkerSupervisor
+
+HIGHEST_PORT = 65_535
 
 
 def work(
@@ -31,12 +36,30 @@ def work(
     if only is not None:
         run(_work(settings, worker_id, only, None))
         return
-    import_model(settings)
-    with Nursery(partial(work, settings), above) as nursery:
+    with Spawner(partial(work, settings), above, imports=partial(import_model, settings)) as nursery:
         failpoints.arm(settings.failpoints)
         metrics.serve(settings.metrics_host, metrics_ports)
         run(_work(settings, worker_id, None, nursery))
 
 
-async def _work(settings: Settings, worker_id: UUID, only: UUID | None, nursery: Nursery | None) -> None:
+def work_in_processes(settings: Settings, processes: int) -> None:
+    """Keep so many workers running until told to stop.
+
+    This process shows its metrics on `METRICS_PORT`, and each worker on one of the ports after it.
+    """
+    logs.configure(settings)
+    first = settings.metrics_port
+    of_workers = range(first + 1, min(first + 1 + processes, HIGHEST_PORT + 1)) if first else ()
+    work_there = partial(work, settings, metrics_ports=of_workers)
+    with Spawner(work_there, imports=partial(import_model, settings)) as nursery:
+        failpoints.arm(settings.failpoints)
+        metrics.serve(settings.metrics_host, (first,) if first else ())
+        uvloop.run(_supervise(settings, processes, nursery))
+
+
+async def _supervise(settings: Settings, processes: int, nursery: Spawner) -> None:
+    await WorkerSupervisor(settings, processes, nursery).run()
+
+
+async def _work(settings: Settings, worker_id: UUID, only: UUID | None, nursery: Spawner | None) -> None:
     await App(settings, worker_id, only, nursery).run()

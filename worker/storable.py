@@ -10,7 +10,7 @@ import copy
 import dataclasses
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from collections.abc import Set as AbstractSet
 from datetime import date, time, timedelta
 from types import NoneType
@@ -23,6 +23,8 @@ DEEPEST = 100
 """Levels of nesting that are kept; every JSON reader in use takes more."""
 MOST_CONTAINERS = 10_000
 """Once so many lists, dicts and objects of a value were kept, those that are met again are not kept once more."""
+MOST_VALUES = 500_000
+"""Values that are kept of one value; lists, dicts and objects after them are not. Each takes up to two microseconds."""
 MOST_MEETINGS = 10
 """Parts of an object that may be met again before it counts as tangled: each may double what pydantic writes of it."""
 LONGEST_INTEGER_BITS = 12_000
@@ -31,6 +33,7 @@ _KEPT_IN_MESSAGES = (bytes, date, time, timedelta)
 """What pydantic-ai's own format says in its own way."""
 _SCALARS = (NoneType, bool, str, int, float)
 _ARRAYS = (list, tuple, AbstractSet, deque)
+_CONTAINERS = (Mapping, *_ARRAYS)
 
 
 def storable(value: Any) -> Any:
@@ -40,7 +43,7 @@ def storable(value: Any) -> Any:
     - `NaN` and infinities become null.
     - Anything JSON has no form for is replaced by its type in angle brackets (`<pandas.DataFrame>`): objects,
       iterators, overlong integers, and what contains itself, is nested more than 100 levels deep, or would be written
-      again and again because the parts of a large value refer to each other.
+      again and again because the parts of a large value refer to each other, or comes after 500,000 other values.
     - Messages of pydantic-ai stay messages, so that `ModelMessagesTypeAdapter` can write them.
 
     Never raises, and does not change the value.
@@ -63,6 +66,7 @@ class _Met:
         self._kept: dict[int, Any] = {}
         """By their ids, which are theirs for as long as they are kept here."""
         self._times = 0
+        self._room = MOST_VALUES
         self.tangled = False
         """Whether an object around is tangled, so that there is no need to look again."""
 
@@ -71,7 +75,8 @@ class _Met:
         again = id(container) in self._kept
         self._kept[id(container)] = container
         self._times += 1
-        return again and self._times > MOST_CONTAINERS
+        self._room -= 1 + (len(cast("Sized", container)) if isinstance(container, _CONTAINERS) else 0)
+        return self._room < 0 or (again and self._times > MOST_CONTAINERS)
 
 
 def _storable(value: Any, above: frozenset[int], met: _Met) -> Any:
@@ -128,9 +133,13 @@ def _converted_object(value: Any, inside: frozenset[int], met: _Met) -> Any:
 
 
 def _is_tangled(value: Any) -> bool:
-    """Look for iterators, and for parts that are met again and again, at most 100 levels deep, at nothing twice."""
+    """Look for iterators, for parts that are met again and again and for too many, at most 100 levels deep.
+
+    Nothing is looked at twice.
+    """
     holds_more: dict[int, bool] = {}
     meetings = 0
+    values = 0
     level = [value]
     for _ in range(DEEPEST):
         below: list[Any] = []
@@ -143,6 +152,9 @@ def _is_tangled(value: Any) -> bool:
                 inside = list(_inside(item))
                 holds_more[id(item)] = bool(inside)
                 below += inside
+                values += len(inside)
+                if values > MOST_VALUES:
+                    return True
             elif holds_more[id(item)]:
                 meetings += 1
                 if meetings > MOST_MEETINGS:

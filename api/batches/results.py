@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
-from uuid import UUID
 
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Send
 
-from api.batches.feeds import BatchFeed, BatchFeeds, Standing, line_of, page_of
-from api.feed import Waited, end_wait
-from api.framing import Framing
-from api.limits import OpenCall
-from api.stream import send_frames
-from shared.database import is_away
+from agent_relay.api.batches.feed import BatchFeed, BatchFeeds, BatchProgress, line_of, page_of
+from agent_relay.api.requests.rate_limits import OpenCall
+from agent_relay.api.streaming.response import send_frames
+from agent_relay.api.streaming.run_feed import WakeReason, end_wait
+from agent_relay.api.streaming.sse_and_ndjson import Framing
+from agent_relay.shared.away import DATABASE_ERRORS
+from agent_relay.shared.database import is_away
+from agent_relay.shared.rows import BatchRow
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +31,7 @@ class Results:
         database: AsyncEngine,
         feeds: BatchFeeds,
         call: OpenCall,
-        batch: Any,
+        batch: BatchRow,
         after: int,
         *,
         follow: bool,
@@ -43,19 +42,19 @@ class Results:
         self._feeds = feeds
         self._call = call
         call.revoked = self.end
-        self._batch_id: UUID = batch.id
-        self._standing = Standing.of(batch)
+        self._batch_id = batch.id
+        self._standing = BatchProgress.of(batch)
         self._place = after
         self._follow = follow
         self._keepalive = keepalive_seconds
         self._lost = False
-        self._waiting: asyncio.Future[Waited] | None = None
+        self._waiting: asyncio.Future[WakeReason] | None = None
 
     def lose(self) -> None:
         """The reader is gone."""
         self._lost = True
         if self._waiting is not None:
-            end_wait(self._waiting, Waited.NO_LONGER)
+            end_wait(self._waiting, WakeReason.NO_LONGER)
 
     def end(self) -> None:
         """End without the last counts, because the key was revoked."""
@@ -70,7 +69,7 @@ class Results:
             else:
                 while not self._gone and await self._page(send):
                     pass
-        except (SQLAlchemyError, OSError) as away:
+        except DATABASE_ERRORS as away:
             if not is_away(away):
                 raise
             log.warning("results.cut batch_id=%s error=%r", self._batch_id, away)
@@ -84,7 +83,7 @@ class Results:
 
     async def _tell(self, feed: BatchFeed, send: Send) -> None:
         """Write what is new whenever the socket takes it, and the counts now and then and last."""
-        told: Standing | None = None
+        told: BatchProgress | None = None
         told_at = 0.0
         while not self._gone:
             if (lines := feed.after(self._place)) is None:
@@ -101,14 +100,14 @@ class Results:
                 await send_frames(send, lines)
             if ended or feed.erased:
                 return
-            if not lines and await self._wait(feed) is Waited.IN_VAIN:
+            if not lines and await self._wait(feed) is WakeReason.IN_VAIN:
                 await send_frames(send, [self.framing.keepalive])
 
-    async def _wait(self, feed: BatchFeed) -> Waited:
+    async def _wait(self, feed: BatchFeed) -> WakeReason:
         self._waiting = feed.wait()
         if self._gone:  # It went while nobody waited.
-            return Waited.NO_LONGER
-        timer = asyncio.get_running_loop().call_later(self._keepalive, end_wait, self._waiting, Waited.IN_VAIN)
+            return WakeReason.NO_LONGER
+        timer = asyncio.get_running_loop().call_later(self._keepalive, end_wait, self._waiting, WakeReason.IN_VAIN)
         try:
             return await self._waiting
         finally:

@@ -8,24 +8,3 @@ A batch's runs live as any run does (`shared/runs`). Whatever statement ends one
 row and gives it the next place in `batch_results`, at the commit, under the row's lock: so counts are exact, and a
 reader who has seen a place has seen all before it.
 """
-
-from shared.batches.accept import Accepted, Submission, accept
-from shared.batches.cancel import begin_to_cancel, cancel_some
-from shared.batches.manifest import DiskRoom, Manifest
-from shared.batches.news import announce
-from shared.batches.release import release, with_room
-from shared.batches.retry import retry
-
-__all__ = [
-    "Accepted",
-    "DiskRoom",
-    "Manifest",
-    "Submission",
-    "accept",
-    "announce",
-    "begin_to_cancel",
-    "cancel_some",
-    "release",
-    "retry",
-    "with_room",
-]

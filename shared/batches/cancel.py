@@ -5,16 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.lanes import Ring
-from shared.metrics import run_ended
-from shared.runs.finish import RING_COLUMNS, ring_of
-from shared.tables import RunStatus
+from agent_relay.shared.database.tables import IS_UNFINISHED, RunStatus
+from agent_relay.shared.database.typed_rows import columns, read
+from agent_relay.shared.metrics import run_ended
+from agent_relay.shared.queue import QueueEntry
+from agent_relay.shared.runs.sql import CANCELLED_UNLESS_RUNNING
 
 STEP = 500
 """Runs that one statement cancels: the batch's row is locked for as long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancelled:
+    """A run that has ended, or whose worker is to end it."""
+
+    id: UUID
+    status: str
+    agent_type: str
+    error: JsonValue
+    ring: int
+    pool: str
+    lane: str
+    tenant: str
+
 
 _BEGIN = text("""
     UPDATE batches SET status = 'cancelling' WHERE id = :batch_id AND status = 'in_progress'
@@ -23,15 +40,14 @@ _BEGIN = text("""
 _CANCEL_SOME = text(f"""
     UPDATE runs
     SET cancel_requested_at = now(),
-        status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
-        finished_at = CASE status WHEN 'queued' THEN now() END,
+        {CANCELLED_UNLESS_RUNNING},
         end_told = status = 'queued'
     WHERE id IN (
         SELECT id FROM runs
-        WHERE batch_id = :batch_id AND status IN ('queued', 'running') AND cancel_requested_at IS NULL
+        WHERE batch_id = :batch_id AND {IS_UNFINISHED} AND cancel_requested_at IS NULL
         LIMIT {STEP} FOR UPDATE SKIP LOCKED
     )
-    RETURNING status, agent_type, error, {RING_COLUMNS}
+    RETURNING {columns(_Cancelled)}
 """)  # noqa: S608  (constants)
 
 
@@ -39,7 +55,7 @@ _CANCEL_SOME = text(f"""
 class Step:
     """What one statement came to."""
 
-    silenced: list[Ring]
+    silenced: list[QueueEntry]
     """The calls for runs that waited, and have ended."""
     wished: list[UUID]
     """The runs that a worker holds; it is to be told."""
@@ -57,9 +73,10 @@ async def cancel_some(database: AsyncEngine, batch_id: UUID) -> Step | None:
     Those that waited leave no log behind: their followers, if any, are told from the row.
     """
     async with database.begin() as connection:
-        rows = (await connection.execute(_CANCEL_SOME, {"batch_id": batch_id})).all()
+        rows = read(await connection.execute(_CANCEL_SOME, {"batch_id": batch_id}), _Cancelled)
     ended = [row for row in rows if row.status != RunStatus.RUNNING]
     for row in ended:
         run_ended(row)
     wished = [row.id for row in rows if row.status == RunStatus.RUNNING]
-    return Step([ring_of(row) for row in ended], wished) if rows else None
+    entries = [QueueEntry(row.id, row.ring, row.pool, row.lane, row.tenant) for row in ended]
+    return Step(entries, wished) if rows else None

@@ -7,14 +7,21 @@ from uuid import UUID
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.batches.accept import IDS_A_RUN, Accepted
-from shared.clock import new_id, new_ids
-from shared.database import store
-from shared.errors import AgentNotServed, BatchUnfinished, NothingFailed, UnknownAgent
-from shared.idempotency import Key, keep
-from shared.lanes import Lane
-from shared.runs.admission import Admission
-from shared.served import not_served_for_long, served
+from agent_relay.shared.batches.accept import (
+    FOUND_AGENT,
+    IDS_A_RUN,
+    STORED_BATCH,
+    Accepted,
+    FoundAgent,
+    stored_batch,
+)
+from agent_relay.shared.clock import new_id, new_ids
+from agent_relay.shared.database import store
+from agent_relay.shared.database.typed_rows import columns
+from agent_relay.shared.errors import BatchUnfinished, NothingFailed
+from agent_relay.shared.idempotency import Key, keep
+from agent_relay.shared.queue import Lane
+from agent_relay.shared.runs.queue_limits import Admission
 
 _LAST_BITS = 48
 """`new_ids` leaves all bits before these the same."""
@@ -22,20 +29,15 @@ _LAST_BITS = 48
 _READ = text("SELECT tenant, agent_type, failed, finished_at FROM batches WHERE id = :batch_id")
 
 _INSERT = text(f"""
-    WITH agent AS (
-        SELECT agent_type, pool, text_output, {served("agents.agent_type")} AS served,
-            {not_served_for_long("agents.agent_type")} AS not_served
-        FROM agents WHERE agent_type = :agent_type
-    ), batch AS (
-        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, retry_of, max_running, run_seconds, webhook_url,
-                             total, deadline_at)
-        SELECT :id, tenant, user_id, agent_type, metadata, batches.id, max_running, :run_seconds, webhook_url,
-               failed, now() + (deadline_at - created_at)
+    WITH agent AS ({FOUND_AGENT}), batch AS (
+        INSERT INTO batches (id, tenant, user_id, agent_type, metadata, options, retry_of, max_running, run_seconds,
+                             webhook_url, wait_seconds, total, deadline_at)
+        SELECT :id, tenant, user_id, agent_type, metadata, options, batches.id, max_running, :run_seconds, webhook_url,
+               wait_seconds, failed, now() + (deadline_at - coalesce(start_at, created_at))
         FROM batches JOIN agent USING (agent_type) WHERE batches.id = :batch_id AND (served OR NOT not_served)
         RETURNING *
     )
-    SELECT batch.*, 0 AS running, pool, text_output, served, not_served,
-        CAST(pg_current_xact_id() AS text) AS transaction_id
+    SELECT {columns(FoundAgent, "agent")}, {STORED_BATCH}
     FROM agent LEFT JOIN batch ON true
 """)  # noqa: S608  (constants)
 
@@ -88,11 +90,7 @@ async def retry(
         ids = new_ids(IDS_A_RUN * count)
         asked = {"run_seconds": run_seconds, "unserved_seconds": admission.unserved_seconds}
         result = await connection.execute(_INSERT, {**new, **asked, "agent_type": agent_type})
-        batch = result.one_or_none()
-        if batch is None:
-            raise UnknownAgent(agent_type)
-        if batch.id is None:
-            raise AgentNotServed(admission.unserved_seconds)
+        batch = stored_batch(result, agent_type, admission)
         await connection.execute(
             _INSERT_RUNS,
             {

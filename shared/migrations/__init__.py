@@ -1,1 +1,1 @@
-"""How the tables got their shape. `python -m shared.migrations` brings a database up to date."""
+"""How the tables got their shape. `agent-relay migrate` brings a database up to date."""

@@ -10,15 +10,18 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
-from shared.database import parameters_of, settle
-from shared.servers import Postgres
-from shared.versions import OLDEST_POSTGRES
+from agent_relay.shared.database import parameters_of, settle
+from agent_relay.shared.migrations.grants import Roles
+from agent_relay.shared.minimum_versions import OLDEST_POSTGRES
+from agent_relay.shared.server_urls import Postgres
 
 _LOCK = 7_270_201  # Any constant: whoever upgrades this database takes the same advisory lock.
 
 
-def upgrade(database_url: str, revision: str = "head") -> str:
+def upgrade(database_url: str, revision: str = "head", roles: Roles = Roles({})) -> str:  # noqa: B008  (frozen)
     """Upgrade the database to `revision`, one process at a time; returns a sentence that says what was done.
+
+    With the newest revision, roles are given their rights, also where the tables had it before.
 
     Newer tables are left as they are: older code works with them until its processes are replaced.
 
@@ -42,6 +45,8 @@ def upgrade(database_url: str, revision: str = "head") -> str:
             return f"The tables are of revision {before}, which is newer than this code; nothing was changed."
         command.upgrade(config, revision)
         after = context.get_current_revision()
+        if revision == "head":
+            roles.grant(connection, schema)
     if before == after:
         return f"The tables are up to date, of revision {after}."
     return f"The tables were brought from revision {before or 'none'} to {after}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -11,14 +12,16 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from shared.clock import new_id
-from shared.database import store
-from shared.errors import NotFound, ThreadBusy, UnknownAgent
-from shared.idempotency import Key, keep
-from shared.lanes import Lane, Ring
-from shared.runs.admission import FULL, NO_LIMITS, Admission
-from shared.runs.cancel import Cancellation, supersede
-from shared.runs.finish import ring_of
+from agent_relay.shared.clock import new_id, now
+from agent_relay.shared.database import store
+from agent_relay.shared.database.tables import IS_UNFINISHED
+from agent_relay.shared.database.typed_rows import columns, read_pairs, short
+from agent_relay.shared.errors import NotFound, ThreadBusy, UnknownAgent, WrongMessage
+from agent_relay.shared.idempotency import Key, keep
+from agent_relay.shared.queue import Lane, QueueEntry
+from agent_relay.shared.rows import RunRow
+from agent_relay.shared.runs.cancel import Cancellation, supersede, take_out
+from agent_relay.shared.runs.queue_limits import FULL, FULL_OF_LATER, NO_LIMITS, Admission, Room
 
 
 class Strategy(StrEnum):
@@ -32,6 +35,8 @@ class Strategy(StrEnum):
     """They are cancelled; what they produced stays."""
     ROLLBACK = "rollback"
     """They are cancelled, and their messages erased."""
+    STEER = "steer"
+    """It is a message into the one that is running, see `into_run.py`; without one, it waits as with `ENQUEUE`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,27 +47,56 @@ class Query:
     user_id: UUID
     thread_id: UUID | None
     agent_type: str | None
-    query: str
+    query: str | None
+    """None with `replace_from`, to ask the same again."""
     deadline_seconds: float
+    """From its start on."""
+    start_at: datetime | None = None
+    start_after_seconds: float | None = None
+    """Instead of `start_at`. A time that has passed is now."""
     strategy: Strategy = Strategy.ENQUEUE
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    options: dict[str, Any] | None = None
+    """What is chosen of the agent's options; they fit its schema."""
     webhook_url: str | None = None
     """Where to tell of the end."""
     allowed_agents: frozenset[str] | None = None
     """The agents that the caller's key may ask; None for all."""
+    wait_seconds: float | None = None
+    """How long the run may wait for answers; None for what its worker's settings say."""
     lane: Lane = Lane.INTERACTIVE
+    replace_from: UUID | None = None
+    """A user's message of the thread: it is taken out of the thread, and all after it."""
     retry_of: UUID | None = None
     """The run that this one repeats."""
+    run_id: UUID | None = None
+    """The id that the run is to get; None for a new one."""
+    schedule_id: UUID | None = None
+    """The schedule that asks it; `start_at` is its tick, which has come."""
     suspect: bool = False
     """Whether it may be what kills workers, so that each attempt is made in a process of its own."""
+
+    @property
+    def starts_later(self) -> bool:
+        """Whether it waits for a time of its own. Only then will it have a place in its thread."""
+        if self.schedule_id is not None:
+            return False
+        return bool(self.start_after_seconds) or (self.start_at is not None and self.start_at > now())
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun(RunRow):
+    """A run as it was stored."""
+
+    transaction_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The run's row, with whether its agent is `served`, and the ring that calls a worker; ring after the commit."""
+    """The run, and the queue entry that calls a worker; enqueue it after the commit. None where it starts later."""
 
-    run: Any
-    ring: Ring
+    run: StoredRun
+    ring: QueueEntry | None
     superseded: list[Cancellation]
     """The runs of the thread that were cancelled for it; those who follow or hold them are still to be told."""
 
@@ -72,35 +106,72 @@ class Accepted:
         return self.run.transaction_id
 
 
-_TAKE_SEQ = text("""
+TAKE_SEQ = text("""
     UPDATE threads SET last_seq = last_seq + 1, updated_at = now()
     WHERE id = :thread_id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
     RETURNING last_seq, agent_type
 """)
 
-_BUSY = text(
-    "SELECT id FROM runs WHERE thread_id = :thread_id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1"
-)
+_FIND_THREAD = text("""
+    SELECT agent_type FROM threads
+    WHERE id = :thread_id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL FOR SHARE
+""")
 
-_INSERT = text(f"""
-    WITH room AS MATERIALIZED ({FULL}), run AS (
-        INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata,
-                          webhook_url, user_message_id, message_id, retry_of, crashes, deadline_at)
-        SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
-               :lane, :query, CAST(:metadata AS json), :webhook_url,
-               CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid),
-               CAST(:crashes AS int), now() + make_interval(secs => :deadline_seconds)
-        FROM agents, room
-        WHERE agent_type = :agent_type
-          AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow OR agent_not_served) IS NOT TRUE
-        RETURNING *
-    ), message AS (
+_REPLACED = text("""
+    SELECT seq, query FROM runs
+    WHERE thread_id = :thread_id AND user_message_id = :message_id AND NOT rolled_back
+""")
+
+_QUERY_OF_STEERED = text("""
+    SELECT user_message_id FROM messages JOIN runs ON runs.id = run_id
+    WHERE messages.id = :message_id AND messages.thread_id = :thread_id AND place > 0
+""")
+
+_BUSY = text(f"""
+    SELECT id FROM runs WHERE thread_id = :thread_id AND {IS_UNFINISHED} AND NOT starts_later
+    ORDER BY seq LIMIT 1
+""")  # noqa: S608  (a constant)
+
+TRANSACTION_ID = "CAST(pg_current_xact_id() AS text)"
+
+_START = "coalesce(CAST(:start_at AS timestamptz), now() + make_interval(secs => CAST(:start_after_seconds AS float)))"
+
+
+def _row(start: str = "now()", **more: str) -> str:
+    """Write the columns of a run that is stored if there is room, and their values; `more` are further columns."""
+    return f"""(
+        id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata, options,
+        webhook_url, wait_seconds, user_message_id, message_id, retry_of, crashes,
+        {"".join(f"{name}, " for name in more)}deadline_at
+    )
+    SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
+        :lane, :query, CAST(:metadata AS json), CAST(:options AS jsonb), :webhook_url, CAST(:wait_seconds AS float),
+        CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid), CAST(:crashes AS int),
+        {"".join(f"{value}, " for value in more.values())}
+        {start} + make_interval(secs => greatest(:deadline_seconds, 0.000001))
+    FROM agents, room
+    WHERE agent_type = :agent_type
+        AND (user_queue_full OR tenant_queue_full OR queue_full OR queue_slow OR agent_not_served) IS NOT TRUE
+    RETURNING *"""  # noqa: S608  (constants)
+
+
+_STORED = f"""
+    message AS (
         INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
         SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
-        FROM run WHERE thread_id IS NOT NULL
+        FROM run WHERE seq IS NOT NULL
     )
-    SELECT *, CAST(pg_current_xact_id() AS text) AS transaction_id FROM room LEFT JOIN run ON true
-""")  # noqa: S608  (a constant)
+    SELECT {columns(Room)}, {columns(StoredRun, requests="CAST(NULL AS json)", transaction_id=TRANSACTION_ID)}
+    FROM room LEFT JOIN run ON true
+"""  # noqa: S608  (constants)
+
+_INSERT = short(f"WITH room AS MATERIALIZED ({FULL}), run AS (INSERT INTO runs {_row()}), {_STORED}")
+
+_LATER = _row(_START, start_at=_START, due_at=_START, rung_at=_START, starts_later="true")
+_INSERT_LATER = short(f"WITH room AS MATERIALIZED ({FULL_OF_LATER}), run AS (INSERT INTO runs {_LATER}), {_STORED}")
+
+_TICK = _row(start_at="CAST(:start_at AS timestamptz)", schedule_id="CAST(:schedule_id AS uuid)")
+_INSERT_OF_TICK = short(f"WITH room AS MATERIALIZED ({FULL}), run AS (INSERT INTO runs {_TICK}), {_STORED}")
 
 
 async def accept(
@@ -113,10 +184,11 @@ async def accept(
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
+        WrongMessage: what is to be replaced is no message of a user in this thread.
         UnknownAgent: no worker has registered the agent.
         AgentNotServed: no worker has served the agent for a while; without `admission`, that is no reason.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
-        QueueFull: as many runs wait as may; without `admission`, any number may.
+        QueueFull: the queue limit is reached; without `admission`, there is none.
     """
     return await store(database, lambda connection: accept_in(connection, asked, key, admission))
 
@@ -126,21 +198,34 @@ def _check_agent(asked: Query, agent_type: str | None) -> None:
         raise UnknownAgent(str(agent_type), asked.allowed_agents)
 
 
+async def _replace(connection: AsyncConnection, thread_id: UUID, message_id: UUID) -> tuple[str, list[Cancellation]]:
+    """Take a user's message and all after it out of the thread; returns what it asked."""
+    named = {"thread_id": thread_id, "message_id": message_id}
+    replaced = (await connection.execute(_REPLACED, named)).one_or_none()
+    if replaced is None:
+        if (query_id := await connection.scalar(_QUERY_OF_STEERED, named)) is not None:
+            raise WrongMessage(
+                "replace_from", f"This message was sent into a run. Give the id of the query of that run: {query_id}."
+            )
+        raise WrongMessage("replace_from", "This thread has no such message of a user.")
+    return replaced.query, await take_out(connection, thread_id, replaced.seq)
+
+
 async def accept_in(
     connection: AsyncConnection, asked: Query, key: Key | None = None, admission: Admission | None = None
 ) -> Accepted:
     """Store the query in a transaction of the caller's; see `accept`."""
-    run_id, agent_type, seq, superseded = new_id(), asked.agent_type, None, list[Cancellation]()
+    run_id, agent_type, seq = asked.run_id or new_id(), asked.agent_type, None
+    query, later, superseded = asked.query, asked.starts_later, list[Cancellation]()
     await keep(connection, key, run_id)
     if asked.thread_id is None:
         _check_agent(asked, agent_type)
     else:
-        owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
-        thread = (await connection.execute(_TAKE_SEQ, owner)).one_or_none()
-        if thread is None:
-            raise NotFound("thread")
-        agent_type, seq = thread.agent_type, thread.last_seq
+        agent_type, seq = await _place_in_thread(connection, asked, later=later)
         _check_agent(asked, agent_type)
+        if asked.replace_from is not None:
+            replaced, superseded = await _replace(connection, asked.thread_id, asked.replace_from)
+            query = query or replaced
         # A new statement, which sees what was committed while this one waited for the thread.
         match asked.strategy:
             case Strategy.REJECT:
@@ -148,8 +233,8 @@ async def accept_in(
                     raise ThreadBusy(busy)
             case Strategy.INTERRUPT | Strategy.ROLLBACK:
                 roll_back = asked.strategy is Strategy.ROLLBACK
-                superseded = await supersede(connection, asked.thread_id, roll_back=roll_back)
-            case Strategy.ENQUEUE:
+                superseded += await supersede(connection, asked.thread_id, roll_back=roll_back)
+            case Strategy.ENQUEUE | Strategy.STEER:
                 pass
     values = {
         "id": run_id,
@@ -159,20 +244,51 @@ async def accept_in(
         "seq": seq,
         "agent_type": agent_type,
         "lane": asked.lane,
-        "query": asked.query,
+        "query": query,
         "metadata": to_json(asked.metadata).decode(),
+        "options": None if asked.options is None else to_json(asked.options).decode(),
         "webhook_url": asked.webhook_url,
+        "wait_seconds": asked.wait_seconds,
         "user_message_id": new_id(),
         "message_id": new_id(),
         "retry_of": asked.retry_of,
         "crashes": int(asked.suspect),
         "deadline_seconds": asked.deadline_seconds,
     }
-
-    async def insert(limits: dict[str, Any]) -> Any:
-        return (await connection.execute(_INSERT, values | limits)).one()
-
-    run = await (admission.admit(connection, asked.tenant, asked.user_id, insert) if admission else insert(NO_LIMITS))
-    if run.id is None:
+    run = await _insert(connection, asked, values, admission, later=later)
+    if run is None:
         raise UnknownAgent(str(agent_type), asked.allowed_agents)
-    return Accepted(run, ring_of(run), superseded)
+    return Accepted(run, None if later else run.queue_entry, superseded)
+
+
+async def _place_in_thread(connection: AsyncConnection, asked: Query, *, later: bool) -> tuple[str, int | None]:
+    """Lock the thread, and take the next place in it; returns its agent and the place, None where it starts later."""
+    owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
+    found = (await connection.execute(_FIND_THREAD if later else TAKE_SEQ, owner)).one_or_none()
+    if found is None:
+        raise NotFound("thread")
+    return found.agent_type, None if later else found.last_seq
+
+
+async def _insert(
+    connection: AsyncConnection, asked: Query, values: dict[str, Any], admission: Admission | None, *, later: bool
+) -> StoredRun | None:
+    """Store the run; None where no worker has registered its agent."""
+    statement = _INSERT
+    if asked.schedule_id is not None:
+        statement, values = (
+            _INSERT_OF_TICK,
+            {**values, "start_at": asked.start_at, "schedule_id": asked.schedule_id},
+        )
+    if later:
+        statement, admission = _INSERT_LATER, admission and admission.of_later
+        values = values | {"start_at": asked.start_at, "start_after_seconds": asked.start_after_seconds}
+
+    async def insert(limits: dict[str, Any]) -> tuple[Room, StoredRun | None]:
+        [stored] = read_pairs(await connection.execute(statement, values | limits), Room, StoredRun)
+        return stored
+
+    if admission is None:
+        _, run = await insert(NO_LIMITS)
+        return run
+    return await admission.admit(connection, asked.tenant, asked.user_id, insert)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+from pydantic import JsonValue
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.database import transact
-from shared.resources import metadata_of, usage_of
-from shared.runs.running import NO_QUOTA, Quota
-from shared.tables import Begun
+from agent_relay.shared.database import transact
+from agent_relay.shared.database.tables import AttemptReason
+from agent_relay.shared.database.typed_rows import read
+from agent_relay.shared.runs.concurrency_limits import NO_QUOTA, Quota
+from agent_relay.shared.runs.sql import first_in_thread
+from agent_relay.shared.schemas import metadata_of, usage_of
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +30,7 @@ class Claim:
 
     run_id: UUID
     attempt: int
-    begun: Begun
+    begun: AttemptReason
     """Why this attempt begins."""
     tenant: str
     user_id: UUID
@@ -37,13 +41,23 @@ class Claim:
     metadata: dict[str, Any]
     thread_metadata: dict[str, Any]
     message_id: UUID
-    usage: dict[str, int]
+    usage: dict[str, float]
     """What earlier attempts used; the row already counts the first request of this one."""
     seconds_left: float
     """Until the deadline, by the database's clock; of a run of a batch also from here on."""
     batch_id: UUID | None = None
     waited_seconds: float = 0
     """Since a worker was called for it."""
+    wait_attempt: int | None = None
+    """The attempt that came to wait last; this one goes on from there."""
+    last_answer_entry: int | None = None
+    """The `n` of the last event of that one."""
+    last_message: int = 0
+    """The `place` of the newest message into it."""
+    heard: int = 0
+    """The `place` of the last one that the transcript of its wait holds."""
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What was chosen for it, and for its thread or its batch."""
     batch_is_capped: bool = False
     """Whether only so many runs of its batch may run at once."""
 
@@ -56,22 +70,53 @@ class Exchange:
     answer: str | None
     transcript: str | None
     """The model's own messages, where they are known."""
+    steered: Sequence[str] = ()
+    """Without these: the messages into the run that its agent has got."""
 
 
 FIRST_SEQ = 1
 """Of the first run of a thread: there is nothing before it."""
 
-_MAY_BE_HAD = """
-    {it}.status = 'queued' AND {it}.due_at <= now() AND {it}.deadline_at > now()
-      AND ({it}.crashes = 0 OR CAST(:isolated AS boolean))
+
+@dataclass(slots=True)
+class _Claimed:
+    """A run as its claim returns it."""
+
+    id: UUID
+    attempt: int
+    begun: str
+    tenant: str
+    user_id: UUID
+    thread_id: UUID | None
+    seq: int | None
+    agent_type: str
+    query: str
+    metadata: JsonValue
+    message_id: UUID
+    usage: JsonValue
+    batch_id: UUID | None
+    last_message: int
+    heard: int
+    wait_attempt: int | None
+    last_answer_entry: int | None
+    waited_seconds: Decimal
+    seconds_left: Decimal | float
+    batch_is_capped: bool
+    thread_metadata: JsonValue
+    options: JsonValue
+
+
+def _may_be_had(run: str, worker_id: str) -> str:
+    """Write the condition for a claim of a run, of which this is the row's alias, by a worker of this id."""
+    return f"""
+    {run}.status = 'queued' AND {run}.due_at <= now() AND {run}.deadline_at > now()
+      AND NOT {run}.starts_later
+      AND ({run}.crashes = 0 OR CAST(:isolated AS boolean))
       AND EXISTS (SELECT FROM workers WHERE id = {worker_id} AND ended_at IS NULL AND lease_until > now())
-      AND NOT EXISTS (
-          SELECT FROM runs AS earlier
-          WHERE earlier.thread_id = {it}.thread_id AND earlier.seq < {it}.seq
-            AND earlier.status IN ('queued', 'running')
-      )
-      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = {it}.batch_id AND batches.status = 'cancelling')
-"""
+      AND {first_in_thread(run)}
+      AND NOT EXISTS (SELECT FROM batches WHERE batches.id = {run}.batch_id AND batches.status = 'cancelling')
+"""  # noqa: S608  (a constant)
+
 
 _TAKE = """
     SET status = 'running', attempt = run.attempt + 1, worker_id = {worker_id},
@@ -83,28 +128,35 @@ _TAKE = """
 
 _TAKEN = """
     RETURNING run.id, run.attempt, begun, tenant, user_id, run.thread_id, run.seq, agent_type, query, metadata,
-        message_id, usage, run.batch_id, extract(epoch FROM now() - run.rung_at) AS waited_seconds,
+        message_id, usage, run.batch_id, run.last_message, run.heard, run.wait_attempt,
+        CASE WHEN run.wait_attempt IS NOT NULL THEN (
+            SELECT max(answer_entry) FROM run_requests WHERE run_id = run.id AND attempt = run.wait_attempt
+        ) END AS last_answer_entry,
+        extract(epoch FROM now() - run.rung_at) AS waited_seconds,
         least(extract(epoch FROM run.deadline_at - now()),
               (SELECT run_seconds FROM batches WHERE batches.id = run.batch_id)) AS seconds_left,
         EXISTS (SELECT FROM batches WHERE batches.id = run.batch_id AND max_running IS NOT NULL) AS batch_is_capped,
-        (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata
+        (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata,
+        coalesce((SELECT threads.options FROM threads WHERE threads.id = run.thread_id),
+                 (SELECT batches.options FROM batches WHERE batches.id = run.batch_id), '{}')
+            || coalesce(run.options, '{}') AS options
 """
 
 _CLAIM = text(f"""
     UPDATE runs AS run {_TAKE.format(worker_id=":worker_id")}
-    WHERE run.id = :run_id AND {_MAY_BE_HAD.format(it="run", worker_id=":worker_id")}
+    WHERE run.id = :run_id AND {_may_be_had("run", ":worker_id")}
     {_TAKEN}
 """)
 
 _CLAIM_MANY = text(f"""
     WITH it AS MATERIALIZED (
-        SELECT id, status, due_at, deadline_at, crashes, thread_id, seq, batch_id, asked.worker_id
+        SELECT id, status, due_at, deadline_at, starts_later, crashes, thread_id, seq, batch_id, asked.worker_id
         FROM runs
         JOIN unnest(CAST(:run_ids AS uuid[]), CAST(:worker_ids AS uuid[])) AS asked (run_id, worker_id) ON id = run_id
         FOR UPDATE OF runs SKIP LOCKED
     )
     UPDATE runs AS run {_TAKE.format(worker_id="it.worker_id")}
-    FROM it WHERE run.id = it.id AND {_MAY_BE_HAD.format(it="it", worker_id="it.worker_id")}
+    FROM it WHERE run.id = it.id AND {_may_be_had("it", "it.worker_id")}
     {_TAKEN}
 """)  # noqa: S608  (constants)
 
@@ -116,10 +168,17 @@ _SET_ASIDE = text("""
     RETURNING id
 """)
 
-_EARLIER = text("""
+_STEERED = """
+    FROM run_messages WHERE run_id = runs.id AND place <= greatest(
+        runs.heard, (SELECT max(heard) FROM run_steps WHERE run_steps.run_id = runs.id))
+"""
+
+_EARLIER = text(f"""
     WITH earlier AS (
         SELECT runs.id, seq, octet_length(messages) <= :most AS has_transcript,
-            octet_length(query) + coalesce(octet_length(coalesce(output, partial_output)), 0) AS short,
+            octet_length(query) + coalesce(octet_length(coalesce(output, partial_output)), 0)
+                + CASE WHEN last_message > 0 THEN
+                    (SELECT coalesce(sum(octet_length(run_messages.query)), 0) {_STEERED}) ELSE 0 END AS short,
             octet_length(messages) AS whole
         FROM runs LEFT JOIN transcripts ON run_id = id
         WHERE thread_id = :thread_id AND seq < :seq AND NOT rolled_back
@@ -129,15 +188,17 @@ _EARLIER = text("""
         FROM earlier
     )
     SELECT left_out, query, coalesce(output, partial_output) AS answer,
-        CASE WHEN has_transcript THEN messages END AS messages
+        CASE WHEN has_transcript THEN messages END AS messages,
+        CASE WHEN NOT coalesce(has_transcript, false) AND last_message > 0
+             THEN ARRAY(SELECT run_messages.query {_STEERED} ORDER BY place) END AS steered
     FROM (SELECT count(*) FILTER (WHERE NOT fits) AS left_out FROM summed) AS counted
     LEFT JOIN (
         summed JOIN runs USING (id) LEFT JOIN transcripts ON run_id = id
     ) ON fits
     ORDER BY runs.seq
-""")
+""")  # noqa: S608  (constants)
 """The newest exchanges that fit, and how many do not; no large value is read to decide that. A transcript that is too
-large alone is left out, and the query and the answer stand for it."""
+large alone is left out: the query, the messages into the run and the answer stand for it."""
 
 _IS_MINE = text("SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'")
 
@@ -164,15 +225,17 @@ async def claim_many(database: AsyncEngine, asked: Sequence[tuple[UUID, UUID]], 
     """
     run_ids, worker_ids = zip(*asked, strict=True)
     values = {"run_ids": list(run_ids), "worker_ids": list(worker_ids), "isolated": isolated}
-    rows = await transact(database, _CLAIM_MANY, values)
+    rows = await transact(database, _CLAIM_MANY, values, _Claimed)
     return {row.id: _claimed(row) for row in rows}
 
 
-def _claimed(row: Any) -> Claim:
+def _claimed(row: _Claimed) -> Claim:
     return Claim(
         run_id=row.id,
         attempt=row.attempt,
-        begun=Begun(row.begun) if row.begun in Begun.__members__.values() else Begun.WORKER_LOST,
+        begun=AttemptReason(row.begun)
+        if row.begun in AttemptReason.__members__.values()
+        else AttemptReason.WORKER_LOST,
         tenant=row.tenant,
         user_id=row.user_id,
         thread_id=row.thread_id,
@@ -186,21 +249,26 @@ def _claimed(row: Any) -> Claim:
         seconds_left=float(row.seconds_left),
         batch_id=row.batch_id,
         waited_seconds=max(float(row.waited_seconds), 0),
+        wait_attempt=row.wait_attempt,
+        last_answer_entry=row.last_answer_entry,
+        last_message=row.last_message,
+        heard=row.heard,
+        options=metadata_of(row.options),
         batch_is_capped=row.batch_is_capped,
     )
 
 
-def _before_this_attempt(usage: dict[str, int]) -> dict[str, int]:
+def _before_this_attempt(usage: dict[str, float]) -> dict[str, float]:
     return {**usage, "requests": max(usage.get("requests", 0) - 1, 0)}
 
 
-async def _claim(database: AsyncEngine, values: dict[str, Any], quota: Quota) -> Sequence[Any]:
+async def _claim(database: AsyncEngine, values: dict[str, Any], quota: Quota) -> Sequence[_Claimed]:
     if not quota:
-        return await transact(database, _CLAIM, values)
+        return await transact(database, _CLAIM, values, _Claimed)
     async with database.begin() as connection:
         if await quota.pass_over(connection, values["run_id"], isolated=values["isolated"]):
             return []
-        return (await connection.execute(_CLAIM, values)).all()
+        return read(await connection.execute(_CLAIM, values), _Claimed)
 
 
 async def is_suspect(database: AsyncEngine, run_id: UUID) -> bool:
@@ -226,7 +294,7 @@ async def earlier_exchanges(database: AsyncEngine, claimed: Claim, most_bytes: i
     rows = await transact(database, _EARLIER, values)
     if rows[0].left_out:
         log.warning("claim.history_cut run_id=%s exchanges_left_out=%d", claimed.run_id, rows[0].left_out)
-    return [Exchange(row.query, row.answer, row.messages) for row in rows if row.query is not None]
+    return [Exchange(row.query, row.answer, row.messages, row.steered or ()) for row in rows if row.query is not None]
 
 
 async def is_mine(database: AsyncEngine, run_id: UUID, attempt: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -11,11 +11,14 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from shared.database import transact
-from shared.failures import FailureCode, failure
-from shared.lanes import Ring
-from shared.runs.claim import Claim
-from shared.tables import Begun, RunStatus
+from agent_relay.shared.database import transact
+from agent_relay.shared.database.tables import IS_UNFINISHED, AttemptReason, RunStatus
+from agent_relay.shared.failure_codes import FailureCode, failure
+from agent_relay.shared.queue import QueueEntry
+from agent_relay.shared.rows import RunEnd
+from agent_relay.shared.runs.claim import Claim
+from agent_relay.shared.runs.sql import NEW_ENTRY, QUEUE_ENTRY, RUN_END
+from agent_relay.shared.schemas import whole_usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,18 +30,14 @@ class Ending:
     """The validated output, or the last valid partial; what the event log ends with."""
     last_entry: int
     """The `n` of the last entry of this attempt in the event log."""
-    usage: dict[str, int]
+    usage: dict[str, float]
     """Requests and tokens, those of earlier attempts included."""
     error: dict[str, Any] | None = None
     transcript: str | None = None
     model: str | None = None
+    heard: int = 0
+    """The `place` of the last message into the run that its agent has got."""
 
-
-RING_COLUMNS = "id, ring, pool, lane, tenant"
-"""What a ring is made from; see `ring_of`."""
-
-END_COLUMNS = "id, thread_id, agent_type, status, attempt, output, partial_output, last_entry, usage, error"
-"""What the end of an event log is written from, see `end_entry`, and what it is counted by."""
 
 INTERRUPTED = """
     INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
@@ -60,25 +59,30 @@ _END = """
     SET status = asked.status, finished_at = now(), last_entry = asked.last_entry,
         output = CASE WHEN asked.status = 'succeeded' THEN asked.text END,
         partial_output = CASE WHEN asked.status <> 'succeeded' THEN asked.text END,
-        error = CAST(asked.error AS jsonb), usage = CAST(asked.usage AS jsonb)
+        error = CAST(asked.error AS jsonb), usage = CAST(asked.usage AS jsonb), model = asked.model,
+        heard = asked.heard
 """
 
-_KEEP = """
-    RETURNING run.*, asked.text, asked.transcript, asked.model
-    ), answer AS (
-        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
-        SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', text,
-            jsonb_strip_nulls(jsonb_build_object(
-                'run_id', id, 'usage', usage, 'model', model,
-                'status', CASE WHEN status = 'cancelled' THEN 'interrupted' END))
-        FROM ended
-        WHERE thread_id IS NOT NULL AND NOT rolled_back AND status <> 'failed' AND text IS NOT NULL
-    ), transcript AS (
-        INSERT INTO transcripts (run_id, messages)
-        SELECT id, transcript FROM ended
-        WHERE thread_id IS NOT NULL AND NOT rolled_back AND status <> 'failed' AND transcript IS NOT NULL
-    )
-"""
+_ENDED = "run.*, asked.text, asked.transcript"
+
+_IS_KEPT = "thread_id IS NOT NULL AND NOT rolled_back AND status <> 'failed'"
+
+_ANSWER = f"""
+    INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
+    SELECT message_id, thread_id, id, 2 * seq + 1, 'assistant', text,
+        jsonb_strip_nulls(jsonb_build_object(
+            'run_id', id, 'usage', usage, 'model', model,
+            'status', CASE WHEN status = 'cancelled' THEN 'interrupted' END))
+    FROM ended
+    WHERE {_IS_KEPT} AND text IS NOT NULL
+"""  # noqa: S608  (a constant)
+
+_TRANSCRIPT = f"""
+    INSERT INTO transcripts (run_id, messages, attempt)
+    SELECT id, transcript, attempt FROM ended
+    WHERE {_IS_KEPT} AND transcript IS NOT NULL
+    ON CONFLICT (run_id) DO UPDATE SET messages = excluded.messages, attempt = excluded.attempt
+"""  # noqa: S608  (a constant)
 
 _FINISH = text(f"""
     WITH ended AS (
@@ -86,11 +90,12 @@ _FINISH = text(f"""
         FROM (
             SELECT CAST(:status AS text) AS status, CAST(:text AS text) AS text, CAST(:last_entry AS int) AS last_entry,
                 CAST(:error AS text) AS error, CAST(:usage AS text) AS usage, CAST(:transcript AS text) AS transcript,
-                CAST(:model AS text) AS model
+                CAST(:model AS text) AS model, CAST(:heard AS int) AS heard
         ) AS asked
         WHERE run.id = :run_id AND run.attempt = :attempt AND run.status = 'running'
-    {_KEEP}
-    SELECT {END_COLUMNS} FROM ended
+        RETURNING {_ENDED}
+    ), answer AS ({_ANSWER}), transcript AS ({_TRANSCRIPT})
+    SELECT {RUN_END} FROM ended
 """)  # noqa: S608  (constants)
 
 _FINISH_MANY = text(f"""
@@ -98,24 +103,26 @@ _FINISH_MANY = text(f"""
         SELECT * FROM unnest(
             CAST(:run_id AS uuid[]), CAST(:attempt AS int[]), CAST(:status AS text[]), CAST(:text AS text[]),
             CAST(:last_entry AS int[]), CAST(:error AS text[]), CAST(:usage AS text[]), CAST(:transcript AS text[]),
-            CAST(:model AS text[])
-        ) AS asked (run_id, attempt, status, text, last_entry, error, usage, transcript, model)
+            CAST(:model AS text[]), CAST(:heard AS int[])
+        ) AS asked (run_id, attempt, status, text, last_entry, error, usage, transcript, model, heard)
     ), mine AS MATERIALIZED (
         SELECT id, runs.attempt, runs.status FROM runs JOIN asked ON id = run_id FOR UPDATE OF runs SKIP LOCKED
     ), ended AS (
         UPDATE runs AS run {_END}
         FROM mine JOIN asked ON mine.id = run_id
         WHERE run.id = mine.id AND mine.attempt = asked.attempt AND mine.status = 'running'
-    {_KEEP}, locked AS MATERIALIZED ({LOCKED_BATCHES.format(touched="ended")})
-    SELECT {END_COLUMNS} FROM ended WHERE (SELECT count(*) FROM locked) IS NOT NULL
+        RETURNING {_ENDED}
+    ), answer AS ({_ANSWER}), transcript AS ({_TRANSCRIPT}),
+    locked AS MATERIALIZED ({LOCKED_BATCHES.format(touched="ended")})
+    SELECT {RUN_END} FROM ended WHERE (SELECT count(*) FROM locked) IS NOT NULL
 """)  # noqa: S608  (constants)
 
 _GIVE_BACK = text(f"""
     UPDATE runs
     SET status = 'queued', worker_id = NULL, begun = :begun, usage = CAST(:usage AS jsonb),
-        ring = ring + 1, rung_at = now(), due_at = now() + make_interval(secs => :delay_seconds)
+        {NEW_ENTRY}, due_at = now() + make_interval(secs => :delay_seconds)
     WHERE id = :run_id AND attempt = :attempt AND status = 'running' AND cancel_requested_at IS NULL
-    RETURNING {RING_COLUMNS}
+    RETURNING {QUEUE_ENTRY}
 """)  # noqa: S608  (a constant)
 
 _LET_GO = text(f"""
@@ -127,27 +134,27 @@ _LET_GO = text(f"""
                          THEN CAST(:worker_crashed AS jsonb) END,
             finished_at = CASE WHEN cancel_requested_at IS NOT NULL OR crashes + :crashes >= CAST(:max_crashes AS int)
                                THEN now() END,
-            crashes = crashes + :crashes, worker_id = NULL, begun = 'worker_lost', ring = ring + 1, rung_at = now()
+            crashes = crashes + :crashes, worker_id = NULL, begun = 'worker_lost', {NEW_ENTRY}
         WHERE id = :run_id AND attempt = :attempt AND status = 'running'
         RETURNING *
     ), interrupted AS ({INTERRUPTED})
-    SELECT {RING_COLUMNS}, status FROM touched
+    SELECT {QUEUE_ENTRY} FROM touched WHERE status = 'queued'
 """)  # noqa: S608  (constants)
 
 _ENDED_ROW = text(f"""
-    SELECT {END_COLUMNS} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
+    SELECT {RUN_END} FROM runs WHERE id = :run_id AND attempt = :attempt AND finished_at IS NOT NULL
 """)  # noqa: S608  (a constant)
 
 _NEXT_IN_THREAD = text(f"""
     WITH thread AS (
         UPDATE threads SET updated_at = now() WHERE id = :thread_id RETURNING id
     )
-    UPDATE runs SET ring = ring + 1, rung_at = now()
-    WHERE status = 'queued' AND due_at <= now() AND id = (
+    UPDATE runs SET {NEW_ENTRY}
+    WHERE status = 'queued' AND due_at <= now() AND NOT starts_later AND id = (
         SELECT runs.id FROM runs JOIN thread ON thread_id = thread.id
-        WHERE status IN ('queued', 'running') ORDER BY seq LIMIT 1
+        WHERE {IS_UNFINISHED} ORDER BY seq LIMIT 1
     )
-    RETURNING {RING_COLUMNS}
+    RETURNING {QUEUE_ENTRY}
 """)  # noqa: S608  (a constant)
 
 _NEXT_IN_THREADS = text(f"""
@@ -158,34 +165,34 @@ _NEXT_IN_THREADS = text(f"""
     ), first AS MATERIALIZED (
         SELECT run_id FROM thread CROSS JOIN LATERAL (
             SELECT runs.id AS run_id FROM runs
-            WHERE thread_id = thread.id AND status IN ('queued', 'running') ORDER BY seq LIMIT 1
+            WHERE thread_id = thread.id AND {IS_UNFINISHED} ORDER BY seq LIMIT 1
         ) AS unfinished
     ), rung AS (
-        UPDATE runs SET ring = ring + 1, rung_at = now()
-        FROM first WHERE id = run_id AND status = 'queued' AND due_at <= now()
-        RETURNING {RING_COLUMNS}, thread_id
+        UPDATE runs SET {NEW_ENTRY}
+        FROM first WHERE id = run_id AND status = 'queued' AND due_at <= now() AND NOT starts_later
+        RETURNING {QUEUE_ENTRY}, thread_id
     )
-    SELECT thread.id AS of_thread, rung.* FROM thread LEFT JOIN rung ON thread_id = thread.id
+    SELECT thread.id AS of_thread, run_id, ring, pool, lane, tenant FROM thread LEFT JOIN rung ON thread_id = thread.id
 """)  # noqa: S608  (a constant)
 
 
-async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> Any | None:
+async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> RunEnd | None:
     """Store the end of the run and everything that comes with it, in one transaction.
 
-    Returns the row that the end of the event log is written from; None where the run is no longer this attempt's.
+    Returns what the end of the event log is written from; None where the run is no longer this attempt's.
     """
-    rows = await transact(database, _FINISH, _values(claimed, ending))
+    rows = await transact(database, _FINISH, _values(claimed, ending), RunEnd)
     return rows[0] if rows else None
 
 
-async def finish_many(database: AsyncEngine, asked: Sequence[tuple[Claim, Ending]]) -> dict[UUID, Any]:
+async def finish_many(database: AsyncEngine, asked: Sequence[tuple[Claim, Ending]]) -> dict[UUID, RunEnd]:
     """Store the ends of runs, all in one transaction; returns by id the rows of those that were stored.
 
     It waits for nobody: of the others some may be had, whose rows were locked; `finish` says it for certain.
     """
     each = [_values(claimed, ending) for claimed, ending in asked]
     values = {name: [values[name] for values in each] for name in each[0]}
-    return {row.id: row for row in await transact(database, _FINISH_MANY, values)}
+    return {row.id: row for row in await transact(database, _FINISH_MANY, values, RunEnd)}
 
 
 def _values(claimed: Claim, ending: Ending) -> dict[str, Any]:
@@ -196,15 +203,16 @@ def _values(claimed: Claim, ending: Ending) -> dict[str, Any]:
         "text": ending.text,
         "last_entry": ending.last_entry,
         "error": None if ending.error is None else to_json(ending.error).decode(),
-        "usage": to_json(ending.usage).decode(),
+        "usage": to_json(whole_usage(ending.usage)).decode(),
         "transcript": ending.transcript,
         "model": ending.model,
+        "heard": ending.heard,
     }
 
 
 async def give_back(
-    database: AsyncEngine, claimed: Claim, usage: dict[str, int], begun: Begun, *, delay_seconds: float = 0
-) -> Ring | None:
+    database: AsyncEngine, claimed: Claim, usage: dict[str, float], begun: AttemptReason, *, delay_seconds: float = 0
+) -> QueueEntry | None:
     """Let the run wait again, first in line and without counting as a crash; returns the ring that calls for the next.
 
     None where the run is no longer this attempt's, or is to be cancelled: then finish it so.
@@ -219,12 +227,15 @@ async def give_back(
             "begun": begun,
             "delay_seconds": delay_seconds,
         },
+        QueueEntry,
     )
-    return ring_of(rows[0], first=True) if rows else None
+    return replace(rows[0], first=True) if rows else None
 
 
-async def let_go(database: AsyncEngine, run_id: UUID, attempt: int, *, max_crashes: int | None = None) -> Ring | None:
-    """Let a run wait again that its worker holds without knowing; None where that is over, or the run ends by this.
+async def let_go(
+    database: AsyncEngine, run_id: UUID, attempt: int, *, max_crashes: int | None = None
+) -> QueueEntry | None:
+    """Requeue an orphaned claim, which its worker does not know of; None if it is over, or if this ends the run.
 
     With `max_crashes` this counts as a crash, and the run ends where that is the last that it may have. It also ends
     where it was to be cancelled. A sweeper tells the end, and calls for the thread's next.
@@ -236,32 +247,30 @@ async def let_go(database: AsyncEngine, run_id: UUID, attempt: int, *, max_crash
         "max_crashes": max_crashes,
         "worker_crashed": to_json(failure(FailureCode.WORKER_CRASHED)).decode(),
     }
-    rows = await transact(database, _LET_GO, values)
-    return ring_of(rows[0]) if rows and rows[0].status == RunStatus.QUEUED else None
-
-
-async def ended_row(database: AsyncEngine, claimed: Claim) -> Any | None:
-    """Read the end that this attempt stored, if it did."""
-    rows = await transact(database, _ENDED_ROW, {"run_id": claimed.run_id, "attempt": claimed.attempt})
+    rows = await transact(database, _LET_GO, values, QueueEntry)
     return rows[0] if rows else None
 
 
-async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> Ring | None:
+async def ended_row(database: AsyncEngine, claimed: Claim) -> RunEnd | None:
+    """Read the end that this attempt stored, if it did."""
+    rows = await transact(database, _ENDED_ROW, {"run_id": claimed.run_id, "attempt": claimed.attempt}, RunEnd)
+    return rows[0] if rows else None
+
+
+async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> QueueEntry | None:
     """After a run of the thread has ended: note the time, and call for the next one, if it waits.
 
     A transaction after that of the end: a thread's row is never locked by somebody who holds a run's. Who accepted a
     run while this waited for the thread rings for it, and that it does not see.
     """
-    rows = await transact(database, _NEXT_IN_THREAD, {"thread_id": thread_id})
-    return ring_of(rows[0]) if rows else None
+    rows = await transact(database, _NEXT_IN_THREAD, {"thread_id": thread_id}, QueueEntry)
+    return rows[0] if rows else None
 
 
-async def next_in_threads(database: AsyncEngine, thread_ids: Sequence[UUID]) -> dict[UUID, Ring | None]:
+async def next_in_threads(database: AsyncEngine, thread_ids: Sequence[UUID]) -> dict[UUID, QueueEntry | None]:
     """Do the same for many threads; returns by id what it did, and leaves out those whose rows were locked."""
     rows = await transact(database, _NEXT_IN_THREADS, {"thread_ids": list(thread_ids)})
-    return {row.of_thread: None if row.id is None else ring_of(row) for row in rows}
-
-
-def ring_of(row: Any, *, first: bool = False) -> Ring:
-    """Make the ring of a run from its row."""
-    return Ring(row.id, row.ring, row.pool, row.lane, row.tenant, first)
+    return {
+        of_thread: None if run_id is None else QueueEntry(run_id, ring, pool, lane, tenant)
+        for of_thread, run_id, ring, pool, lane, tenant in rows
+    }

@@ -9,13 +9,22 @@ A delivery is one event for one URL. Its id is the `webhook-id` of every attempt
 `attempts` is the fence: it is raised by every claim, and who settles must name it.
 """
 
-from shared.webhooks.addresses import Resolver, Target, read_url
-from shared.webhooks.message import Message, message_of
-from shared.webhooks.outbox import Delivery, DeliveryStatus, claim, redeliver, settle
-from shared.webhooks.secret import Secret, current_secret, rotate_secret
+from agent_relay.shared.webhooks.addresses import Resolver, Target, read_url
+from agent_relay.shared.webhooks.message import Message, message_of
+from agent_relay.shared.webhooks.outbox import (
+    Delivery,
+    DeliveryRow,
+    DeliveryStatus,
+    claim,
+    receiver_of,
+    redeliver,
+    settle,
+)
+from agent_relay.shared.webhooks.secret import Secret, current_secret, rotate_secret
 
 __all__ = [
     "Delivery",
+    "DeliveryRow",
     "DeliveryStatus",
     "Message",
     "Resolver",
@@ -25,6 +34,7 @@ __all__ = [
     "current_secret",
     "message_of",
     "read_url",
+    "receiver_of",
     "redeliver",
     "rotate_secret",
     "settle",

@@ -10,15 +10,19 @@ import asyncio
 import re
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
-from shared.errors import WebhookRefused
+from agent_relay.shared.errors import WebhookRefused
 
 LONGEST_URL = 2048
-LOOK_UPS_AT_ONCE = 16
+LOOK_UPS_AT_ONCE = 64
+LOOK_UPS_OF_A_TENANT = 4
+"""A tenant whose names are resolved slowly, or never, leaves room for the others."""
 
 _URL = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f]*:[0-9a-f:.]*\]|[a-z0-9.-]+)(?::(?P<port>[1-9][0-9]{0,4}))?"
@@ -128,27 +132,44 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class Resolver:
-    """Finds the addresses of hosts, once a call, and lets only public ones through."""
+    """Finds the addresses of hosts and lets only public ones through; of each tenant it looks up a few at once."""
 
     def __init__(self, trusted_hosts: Collection[str], look_up: LookUp | None = None) -> None:
         self.trusted_hosts = frozenset(trusted_hosts)
         self._look_up = look_up or _look_up_in_a_thread()
+        self._rooms = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(LOOK_UPS_OF_A_TENANT))
+        self._under_way: dict[tuple[str, str, int], asyncio.Task[Sequence[str]]] = {}
+        """Look-ups, by tenant, name and port: whoever asks for the same waits for the same."""
 
-    async def addresses(self, target: Target) -> list[str]:
-        """Find the addresses to connect to.
+    async def addresses(self, target: Target, tenant: str) -> list[str]:
+        """Find the addresses to connect to, for a tenant.
 
         Raises:
             WebhookRefused: one of them is not public.
             OSError: there are none.
         """
         literal = _literal(target.host)
-        found = [target.host] if literal else await self._look_up(target.host, target.port)
+        found = [target.host] if literal else await self._find(tenant, target.host, target.port)
         if not target.trusted and not all(is_public(ip_address(address)) for address in found):
             raise WebhookRefused("address_not_public", "The host has an address that is not public")
         return list(found)
 
-    async def check(self, url: str, *, seconds: float) -> None:
-        """Refuse a URL that may not be called; a name that cannot be resolved in time is left to the connection.
+    async def _find(self, tenant: str, name: str, port: int) -> Sequence[str]:
+        """Look a name up; a look-up goes on when nobody waits for it any more, and keeps its room."""
+        asked = tenant, name, port
+        looking = self._under_way.get(asked)
+        if looking is None:
+            looking = self._under_way[asked] = asyncio.create_task(self._in_room(*asked), context=Context())
+            looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # It may be nobody's any more.
+            looking.add_done_callback(lambda _: self._under_way.pop(asked))
+        return await asyncio.shield(looking)
+
+    async def _in_room(self, tenant: str, name: str, port: int) -> Sequence[str]:
+        async with self._rooms[tenant]:
+            return await self._look_up(name, port)
+
+    async def check(self, url: str, tenant: str, *, seconds: float) -> None:
+        """Refuse a URL of a tenant that may not be called; a name that is not resolved in time is checked later.
 
         Raises:
             WebhookRefused: it may not be called.
@@ -156,7 +177,7 @@ class Resolver:
         target = read_url(url, self.trusted_hosts)
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.addresses(target)
+                await self.addresses(target, tenant)
 
 
 def _holds(network: IPv4Network | IPv6Network, address: IPv4Address | IPv6Address) -> bool:

@@ -2,25 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from standardwebhooks import Webhook
 
-from shared import VERSION
-from shared.clock import now
-from shared.resources import BatchEvent, RunEvent, batch_of, run_of
-from shared.webhooks.outbox import Delivery
-from shared.webhooks.secret import signing_secrets
+from agent_relay.shared import VERSION
+from agent_relay.shared.clock import now
+from agent_relay.shared.database.typed_rows import Kind, columns, read_one
+from agent_relay.shared.rows import BatchRow, RunRow
+from agent_relay.shared.schemas import BatchEvent, RunEvent, batch_of, requests_in, run_of
+from agent_relay.shared.webhooks.outbox import Delivery
+from agent_relay.shared.webhooks.secret import signing_secrets
 
-_RESOURCES: dict[str, tuple[Any, Any, Any]] = {
-    "run": (text("SELECT * FROM runs WHERE id = :id"), run_of, RunEvent),
-    "batch": (text("SELECT *, 0 AS running FROM batches WHERE id = :id"), batch_of, BatchEvent),
+_NOT_SERVED = "CAST(NULL AS boolean)"
+_RUN = text(f"""
+    SELECT {columns(RunRow, "runs", served=_NOT_SERVED, requests=requests_in("runs"))} FROM runs WHERE id = :id
+""")  # noqa: S608  (constants)
+_RUNNING = "(SELECT count(*) FROM runs WHERE batch_id = batches.id AND runs.status = 'running')"
+_BATCH = text(f"""
+    SELECT {columns(BatchRow, "batches", running=_RUNNING, served=_NOT_SERVED)} FROM batches WHERE id = :id
+""")  # noqa: S608  (constants)
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource(Generic[Kind]):
+    """How to read what an event tells of, and how to write the event."""
+
+    statement: TextClause
+    kind: type[Kind]
+    event: Callable[[Delivery, Kind], RunEvent | BatchEvent]
+
+
+def _run_event(delivery: Delivery, row: RunRow) -> RunEvent:
+    return RunEvent(type=delivery.type, timestamp=delivery.occurred_at, data=run_of(row))
+
+
+def _batch_event(delivery: Delivery, row: BatchRow) -> BatchEvent:
+    return BatchEvent(type=delivery.type, timestamp=delivery.occurred_at, data=batch_of(row))
+
+
+_RESOURCES: dict[str, _Resource[Any]] = {
+    "run": _Resource(_RUN, RunRow, _run_event),
+    "batch": _Resource(_BATCH, BatchRow, _batch_event),
 }
-"""How to read and show what an event tells of, by the noun its type begins with. It has ended, so it never changes."""
+"""By the noun that the type of an event begins with. What has ended never changes; what waited when the event was
+written is told as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +64,13 @@ class Message:
 
 async def message_of(database: AsyncEngine, delivery: Delivery, overlap_seconds: float) -> Message | None:
     """Write the message of a delivery, signed as of now; None where what it tells of is gone."""
-    read, show, event_of = _RESOURCES[delivery.type.partition(".")[0]]
+    resource = _RESOURCES[delivery.type.partition(".")[0]]
     async with database.begin() as connection:
-        row = (await connection.execute(read, {"id": delivery.resource_id})).one_or_none()
+        row = read_one(await connection.execute(resource.statement, {"id": delivery.resource_id}), resource.kind)
         if row is None:
             return None
         secrets = await signing_secrets(connection, delivery.tenant, overlap_seconds)
-    event = event_of(type=delivery.type, timestamp=delivery.occurred_at, data=show(row))
-    return sign(str(delivery.id), event.model_dump_json(), secrets, now())
+    return sign(str(delivery.id), resource.event(delivery, row).model_dump_json(), secrets, now())
 
 
 def sign(message_id: str, body: str, secrets: list[str], at: datetime) -> Message:

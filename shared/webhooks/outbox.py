@@ -7,15 +7,16 @@ transaction. Another table whose rows end is told of alike: give it the columns 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from agent_relay.shared.database.typed_rows import columns, read, read_one
 
 
 class DeliveryStatus(StrEnum):
@@ -31,7 +32,7 @@ class DeliveryStatus(StrEnum):
     """The receiver said 410 Gone, to this delivery or to another one for the same URL."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Delivery:
     """One attempt at a delivery, as the worker that claimed it sees it."""
 
@@ -49,28 +50,77 @@ class Delivery:
     occurred_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class DeliveryRow:
+    """A delivery as it is shown."""
+
+    id: UUID
+    type: str
+    resource_id: UUID
+    url: str
+    status: str
+    attempts: int
+    response_status: int | None
+    error: str | None
+    created_at: datetime
+    last_attempt_at: datetime | None
+    due_at: datetime
+
+
 def none_waits(table: str) -> str:
     """Say in SQL whether a row of a table may be erased: what a delivery tells is read from it until that was made."""
     return f"NOT EXISTS (SELECT FROM webhook_deliveries WHERE resource_id = {table}.id AND status = 'pending')"
 
 
-_CLAIM = text("""
+FRONT = 1000
+"""Of the due deliveries of a tenant, so many are looked at, the oldest first."""
+
+_RECEIVER = "lower(substring(url FROM '^[A-Za-z]+://[^/?]+'))"
+"""Whom a delivery is for, as `receiver_of` says it."""
+
+_FRONT = f"""
+    SELECT id, due_at, {_RECEIVER} AS receiver FROM webhook_deliveries
+    WHERE tenant = waiting.tenant AND status = 'pending' AND due_at <= now()
+    ORDER BY due_at LIMIT {FRONT}
+"""  # noqa: S608  (constants)
+
+_CLAIM = text(f"""
     WITH due AS (
         SELECT picked.id FROM (
             SELECT tenant FROM webhook_deliveries
             WHERE status = 'pending' AND due_at <= now() AND tenant <> ALL(CAST(:busy AS text[]))
             GROUP BY tenant ORDER BY random()
         ) AS waiting CROSS JOIN LATERAL (
-            SELECT id FROM webhook_deliveries
-            WHERE tenant = waiting.tenant AND status = 'pending' AND due_at <= now()
-            ORDER BY due_at LIMIT :of_a_tenant FOR UPDATE SKIP LOCKED
+            SELECT delivery.id FROM (
+                SELECT id, row_number() OVER (PARTITION BY receiver ORDER BY due_at) AS place FROM ({_FRONT}) AS front
+                WHERE receiver <> ALL(
+                    SELECT receiver FROM unnest(CAST(:busy_tenants AS text[]), CAST(:busy_receivers AS text[]))
+                        AS held (tenant, receiver)
+                    WHERE held.tenant = waiting.tenant
+                )
+            ) AS open JOIN webhook_deliveries AS delivery USING (id)
+            WHERE place <= :of_a_receiver AND status = 'pending' AND due_at <= now()
+            ORDER BY due_at LIMIT :of_a_tenant FOR UPDATE OF delivery SKIP LOCKED
         ) AS picked LIMIT :most
     )
     UPDATE webhook_deliveries AS delivery
     SET attempts = attempts + 1, last_attempt_at = now(), due_at = now() + make_interval(secs => :lease_seconds)
     FROM due WHERE delivery.id = due.id
-    RETURNING delivery.id, attempts AS attempt, step, tenant, type, resource_id, url, occurred_at
-""")
+    RETURNING {columns(Delivery, "delivery", attempt="attempts")}
+""")  # noqa: S608  (constants)
+
+_STEP_ASIDE = text(f"""
+    UPDATE webhook_deliveries SET due_at = now() + make_interval(secs => 5 + 10 * random())
+    WHERE id IN (
+        SELECT delivery.id
+        FROM unnest(CAST(:busy_tenants AS text[]), CAST(:busy_receivers AS text[])) AS waiting (tenant, busy)
+        CROSS JOIN LATERAL (SELECT *, count(*) OVER () AS looked_at FROM ({_FRONT}) AS front) AS front
+        JOIN webhook_deliveries AS delivery USING (id)
+        WHERE looked_at = {FRONT} AND receiver = busy AND delivery.status = 'pending' AND delivery.due_at <= now()
+        FOR UPDATE OF delivery SKIP LOCKED
+    )
+""")  # noqa: S608  (constants)
+"""Where the oldest deliveries of a tenant fill what is looked at, those for a busy receiver go behind the others."""
 
 _SETTLE = text("""
     UPDATE webhook_deliveries
@@ -87,24 +137,43 @@ _DISABLE = text("""
     )
 """)
 
-_REDELIVER = text("""
+_REDELIVER = text(f"""
     UPDATE webhook_deliveries SET status = 'pending', step = 0, due_at = now()
-    WHERE id = :id AND tenant = :tenant AND user_id = :user_id RETURNING *
-""")
+    WHERE id = :id AND tenant = :tenant AND user_id = :user_id RETURNING {columns(DeliveryRow)}
+""")  # noqa: S608  (constants)
+
+
+def receiver_of(url: str) -> str:
+    """Say whom a delivery is for: the scheme, host and port of its URL."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}".lower()
 
 
 async def claim(
-    database: AsyncEngine, *, most: int, of_a_tenant: int, busy: Sequence[str], lease_seconds: float
+    database: AsyncEngine,
+    *,
+    most: int,
+    of_a_tenant: int,
+    of_a_receiver: int,
+    busy: Collection[str],
+    busy_receivers: Collection[tuple[str, str]],
+    lease_seconds: float,
 ) -> list[Delivery]:
-    """Take deliveries that are due, of each tenant a few, none of those that are `busy`.
+    """Take deliveries that are due, of each tenant a few, and of these for each receiver a few.
 
-    What is not settled within the lease is due again: its worker has died.
+    None of tenants that are `busy`, nor for receivers that are, each given with its tenant. What is not settled within
+    the lease is due again: its worker has died.
     """
+    held = {
+        "busy_tenants": [tenant for tenant, _ in busy_receivers],
+        "busy_receivers": [receiver for _, receiver in busy_receivers],
+    }
+    values = {"most": most, "of_a_tenant": of_a_tenant, "of_a_receiver": of_a_receiver, "lease_seconds": lease_seconds}
     async with database.begin() as connection:
-        rows = await connection.execute(
-            _CLAIM, {"most": most, "of_a_tenant": of_a_tenant, "busy": list(busy), "lease_seconds": lease_seconds}
-        )
-        return [Delivery(**row) for row in rows.mappings()]
+        if busy_receivers:
+            await connection.execute(_STEP_ASIDE, held)
+        rows = await connection.execute(_CLAIM, {"busy": list(busy), **held, **values})
+        return read(rows, Delivery)
 
 
 async def settle(
@@ -133,7 +202,7 @@ async def settle(
             await connection.execute(_DISABLE, {"tenant": delivery.tenant, "url": delivery.url})
 
 
-async def redeliver(connection: AsyncConnection, delivery_id: UUID, tenant: str, user_id: UUID) -> Any | None:
+async def redeliver(connection: AsyncConnection, delivery_id: UUID, tenant: str, user_id: UUID) -> DeliveryRow | None:
     """Make a delivery due now and begin its schedule anew, whatever became of it; None where there is none."""
     owned = {"id": delivery_id, "tenant": tenant, "user_id": user_id}
-    return (await connection.execute(_REDELIVER, owned)).one_or_none()
+    return read_one(await connection.execute(_REDELIVER, owned), DeliveryRow)

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.errors import RotatedLately
+from agent_relay.shared.errors import RotatedLately
 
 SECRET_BYTES = 32
 ROTATION_SECONDS = 60

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic_ai import Agent, RunContext
 from typing_extensions import TypedDict
 
+from agent_relay.worker.catalog import RunScope, ServedAgent
 from tests.faults.script import speaker
-from worker.catalog import RunScope, ServedAgent
 
 
 class Form(TypedDict, total=False):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from pydantic_ai import Agent
 
-from tests.test_guests import FAIL, SUCCEED
+from tests.acceptance.test_guests import FAIL, SUCCEED
 
 GUEST = "guest"
 GUESTS = {
-    GUEST: "tests.guests:served",
+    GUEST: "tests.support.guests:served",
     **{
-        name: f"tests.odd_agents:{name}"
+        name: f"tests.support.odd_agents:{name}"
         for name in (
             "metadata_object",
             "odd_file_name",
@@ -65,7 +65,7 @@ TOOLS = (
     "prints_for_a_while",
     "holds_the_loop",
 )
-"""The tools of `tests/guests.py` that a guest may call here; none that silences the log, which tells of kills."""
+"""The tools of `tests/support/guests.py` that a guest may call here; none silences the log, which tells of kills."""
 
 
 @dataclass(frozen=True, slots=True)

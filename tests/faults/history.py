@@ -13,13 +13,16 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
-from shared.event_log import Entry, Id
-from shared.tables import TERMINAL
-from tests.client import Event
+from agent_relay.shared.database.tables import TERMINAL
+from agent_relay.shared.event_log import Entry, Id
+from tests.faults.errands import ERRANDS, Errand, Line
 from tests.faults.guests import GUESTS, Visit
 from tests.faults.script import Query
+from tests.support.client import Event
 
 Row = dict[str, Any]
+Found = Iterator[tuple[str | None, str]]
+"""What contradicts an invariant: the run that it happened to, if it was one, and what happened."""
 
 
 class Breakage(StrEnum):
@@ -71,7 +74,7 @@ class Asked:
     """One query and what its caller knows of it."""
 
     at: float
-    query: Query | Visit
+    query: Query | Visit | Errand
     tenant: str
     user_id: str
     agent_type: str
@@ -168,6 +171,30 @@ class Answered:
     reason: str | None = None
 
 
+@dataclass(slots=True)
+class Sent:
+    """A message into a run, and what its sender knows of it."""
+
+    run_id: str
+    """Where it was sent; it may have gone into another run of the thread where it steered."""
+    errand: Errand
+    steers: bool = False
+    status: int | None = None
+    """HTTP status of the answer; None where none came."""
+    message_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Answers that were given in one call, and what the call was told."""
+
+    run_id: str
+    approvals: dict[str, bool]
+    """By the request."""
+    status: int
+    code: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Slow:
     """A time for which PostgreSQL itself, past every link, did not answer: the machine had too much to do."""
@@ -240,6 +267,10 @@ class History:
     peeks: list[Peek] = field(default_factory=list[Peek])
     answered: list[Answered] = field(default_factory=list[Answered])
     slow: list[Slow] = field(default_factory=list[Slow])
+    sent: list[Sent] = field(default_factory=list[Sent])
+    given: list[Given] = field(default_factory=list[Given])
+    ledger: list[Line] = field(default_factory=list[Line])
+    """What the tools of errands did, in its order."""
     changes: list[Change] = field(default_factory=list[Change])
     workers: dict[str, int] = field(default_factory=dict[str, int])
     """The process of each worker incarnation."""
@@ -257,13 +288,43 @@ class History:
 
     @cached_property
     def queries(self) -> dict[str, Query]:
-        """What each run was asked that is no guest's."""
-        return {run_id: Query.parse(row["query"]) for run_id, row in self.rows.items() if run_id not in self.guests}
+        """What each run was asked that follows the script."""
+        others = self.guests | self.errands
+        return {run_id: Query.parse(row["query"]) for run_id, row in self.rows.items() if run_id not in others}
 
     @cached_property
     def guests(self) -> set[str]:
         """The runs of agents that misbehave; what these say follows no script."""
         return {run_id for run_id, row in self.rows.items() if row["agent_type"] in GUESTS}
+
+    @cached_property
+    def errands(self) -> set[str]:
+        """The runs that call tools and wait; see `errand_invariants.py`."""
+        return {run_id for run_id, row in self.rows.items() if row["agent_type"] in ERRANDS}
+
+    @cached_property
+    def taken_in(self) -> dict[str, int]:
+        """The place of the last message that each run has taken in."""
+        taken_in = {run_id: row["heard"] for run_id, row in self.rows.items()}
+        for step in self.steps:
+            taken_in[step["run_id"]] = max(taken_in[step["run_id"]], step["heard"])
+        return taken_in
+
+    @cached_property
+    def steps(self) -> list[Row]:
+        """The steps of all runs, as they were stored."""
+        return [change.row for change in self.changes if change.table == "run_steps" and change.before is None]
+
+    @cached_property
+    def messages_into_runs(self) -> list[Row]:
+        """The messages into runs, whatever became of them."""
+        return [change.row for change in self.changes if change.table == "run_messages" and change.before is None]
+
+    @cached_property
+    def requests(self) -> list[Row]:
+        """What runs have waited for, as it was in the end."""
+        requests = [change.row for change in self.changes if change.table == "run_requests"]
+        return list({(row["run_id"], row["attempt"], row["place"]): row for row in requests}.values())
 
     @cached_property
     def changes_of(self) -> dict[str, list[Change]]:

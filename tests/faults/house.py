@@ -23,14 +23,15 @@ import psutil
 import psycopg
 from redis.asyncio import Redis
 
-from shared.embedded import PostgresServer, RedisServer
-from shared.failpoints import Action, Failpoint
-from shared.migrations.upgrade import upgrade
+from agent_relay.embedded import PostgresServer, RedisServer
+from agent_relay.shared.failpoints import Action, Failpoint
+from agent_relay.shared.migrations.upgrade import upgrade
+from tests.faults.errands import ERRANDS, LEDGER
 from tests.faults.guests import GUESTS
 from tests.faults.history import Breakage, Broken, History
 from tests.faults.link import Link
 from tests.faults.script import AGENTS
-from tests.service import ROOT, Running, Service
+from tests.support.service import ROOT, Running, Service
 
 LOOK_SECONDS = 0.3
 RESTART_SECONDS = 0.3
@@ -42,11 +43,25 @@ READY = {
     "api-2": "Uvicorn running",
 }
 TRAPS = {
-    "api": (Failpoint.RUN_ACCEPTED, Failpoint.RUN_RUNG, Failpoint.CANCEL_STORED, Failpoint.RUNS_TAKEN_BACK),
+    "api": (
+        Failpoint.RUN_ACCEPTED,
+        Failpoint.RUN_RUNG,
+        Failpoint.CANCEL_STORED,
+        Failpoint.MESSAGE_STORED,
+        Failpoint.ANSWER_STORED,
+        Failpoint.TICK_MADE,
+        Failpoint.TICK_STORED,
+        Failpoint.RUNS_STARTED,
+        Failpoint.RUNS_TAKEN_BACK,
+    ),
     "worker": (
         Failpoint.RUN_POPPED,
         Failpoint.RUN_CLAIMED,
         Failpoint.LOG_APPENDED,
+        Failpoint.STEP_FINISHED,
+        Failpoint.STEP_STORED,
+        Failpoint.MESSAGE_GIVEN,
+        Failpoint.RUN_WAITING,
         Failpoint.RUN_FLUSHED,
         Failpoint.RUN_STORED,
         Failpoint.END_TOLD,
@@ -59,7 +74,9 @@ TRAPS = {
 
 _BUSY = "SELECT pid FROM workers WHERE id IN (SELECT worker_id FROM runs WHERE status = 'running')"
 _KILLED_AT = re.compile(
-    r"(?m)^(?P<at>\S+ \S+) .*failpoint\.reached name=(?P<name>\w+) action=kill pid=(?P<pid>\d+)(?: |$)"
+    r"(?P<at>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) .*failpoint\.reached name=(?P<name>\w+) "
+    r"action=kill pid=(?P<pid>\d+)(?: |$)",
+    re.MULTILINE,
 )
 
 
@@ -124,7 +141,7 @@ class Post:
     def workers(self) -> list[psutil.Process]:
         """The processes of the family that answer runs; those made for a suspect are not among them."""
         for process in self.family()[:1]:
-            if _runs(process, "-m worker"):
+            if _runs(process, "-m agent_relay.worker"):
                 return [made for made in _made_by(process) if _makes(made)] if _keeps(process) else [process]
         return []
 
@@ -149,6 +166,8 @@ class House:
         self.model_url = ""
         self.api_urls: list[str] = []
         self._folder = folder
+        self.ledger = folder / "ledger"
+        self.ledger.touch()
         self._environment = environment
         self._lease_seconds = float(environment["LEASE_SECONDS"])
         self._family: dict[int, psutil.Process] = {}
@@ -176,7 +195,7 @@ class House:
     async def living(self) -> AsyncGenerator[House]:
         """Start everything, keep it running, and leave nothing behind."""
         model: subprocess.Popen[str] | None = None
-        service = Service("", "", self._folder)
+        service = Service("", "", self._folder, forks=False)  # They are found by their command lines.
         keeping: list[asyncio.Task[None]] = []
         try:
             self.postgres.start()
@@ -225,9 +244,10 @@ class House:
         environment = {
             "DATABASE_URL": f"postgresql://{ROLE}@127.0.0.1:{links['postgres'].port}/agent_relay?sslmode=disable",
             "REDIS_URL": f"redis://127.0.0.1:{links['redis'].port}/0",
-            "AGENTS": ",".join(f"{agent}={path}" for agent, path in (AGENTS | GUESTS).items()),
+            "AGENTS": ",".join(f"{agent}={path}" for agent, path in (AGENTS | GUESTS | ERRANDS).items()),
             "OPENAI_BASE_URL": f"{self.model_url}/v1",
             "OPENAI_API_KEY": "none",
+            LEDGER: str(self.ledger),
             **self._environment,
         }
         if name.startswith("api"):
@@ -242,7 +262,7 @@ class House:
     def _trap(self, name: str) -> dict[str, str]:
         """Set a trap, or none, in the next life of a process."""
         kind = "api" if name.startswith("api") else "worker"
-        trap, action = self._chance.choice(TRAPS[kind]), self._chance.choice(list(Action))
+        trap, action = self._chance.choice(TRAPS[kind]), self._chance.choice([Action.KILL, Action.FREEZE])
         passes = self._chance.randint(5, 100) if trap is Failpoint.LOG_APPENDED else self._chance.randint(0, 8)
         often = 0.3 if name == "parent" else 0.6  # Its workers inherit it, each time anew.
         return {"FAILPOINTS": f"{trap}={action}@{passes}"} if self._chance.random() < often else {}

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from shared.event_log import Entry, Id, end_entry, final_text
-from shared.tables import RunStatus
-from tests.client import Event, texts_by_id
+from agent_relay.shared.database.tables import AttemptReason, RunStatus
+from agent_relay.shared.event_log import Entry, Id, end_entry, final_text
+from tests.faults.errand_invariants import OF_ERRANDS
+from tests.faults.errands import Errand
 from tests.faults.guests import misdeed_of
-from tests.faults.history import NEWS_LOST, Answered, Breakage, History, Row, as_object, is_ended, shown_text
+from tests.faults.history import (
+    NEWS_LOST,
+    Answered,
+    Asked,
+    Breakage,
+    Found,
+    History,
+    Row,
+    as_object,
+    is_ended,
+    shown_text,
+)
 from tests.faults.script import is_partial, is_whole, speaker
+from tests.support.client import Event, texts_by_id
 
 SUPERSEDING = {"interrupt", "rollback"}
 ENDS = {"message_complete", "error", "cancelled"}
@@ -37,7 +50,6 @@ class Violation:
         return f"{self.invariant}: {self.what}" + (f" (run {self.run_id})" if self.run_id else "")
 
 
-Found = Iterator[tuple[str | None, str]]
 Invariant = Callable[[History], Found]
 
 
@@ -65,8 +77,15 @@ def accepted_is_exactly_one_row(history: History) -> Found:
         for row in rows:
             if (row["tenant"], row["user_id"], row["thread_id"]) != (asked.tenant, asked.user_id, asked.thread_id):
                 yield row["id"], "the row is not its caller's"
+    yield from _asked_by_nobody(history, inserted)
+
+
+def _asked_by_nobody(history: History, inserted: dict[str, list[Row]]) -> Found:
+    for message in history.sent:
+        inserted.pop(str(message.errand), None)
     for rows in inserted.values():
-        yield rows[0]["id"], "nobody has asked this"
+        if rows[0]["schedule_id"] is None:
+            yield rows[0]["id"], "nobody has asked this"
 
 
 def every_run_ends(history: History) -> Found:
@@ -90,13 +109,19 @@ def ends_never_change(history: History) -> Found:
 
 def every_run_succeeds_but_those_that_may_not(history: History) -> Found:
     """A run fails or is cancelled only for what its caller did, or because it was killed as a suspect, too."""
-    asked_by_query = {str(asked.query): asked for asked in history.asked}
+    asked_by_query = {
+        history.rows[run_id]["query"]: _asked_otherwise(history.rows[run_id]) for run_id in history.errands
+    }
+    asked_by_query |= {str(asked.query): asked for asked in history.asked}
     for run_id, row in history.rows.items():
-        asked = asked_by_query.get(row["query"])
-        if run_id in history.guests:
+        if (
+            row["query"] not in asked_by_query
+            or run_id in history.guests
+            or row["status"] == RunStatus.SUCCEEDED
+            or not is_ended(row)
+        ):
             continue
-        if row["status"] == RunStatus.SUCCEEDED or not is_ended(row) or asked is None:
-            continue
+        asked = asked_by_query[row["query"]]
         if row["status"] == RunStatus.CANCELLED:
             if not (
                 asked.cancelled
@@ -112,6 +137,18 @@ def every_run_succeeds_but_those_that_may_not(history: History) -> Found:
             yield run_id, f"failed: {row['error']}"
         elif row["crashes"] < history.max_crashes:
             yield run_id, f"called crashed after {row['crashes']} crashes"
+
+
+def _asked_otherwise(row: Row) -> Asked:
+    """Say who asks a run that was a message into another one, or a tick: nobody who would cancel it."""
+    return Asked(
+        at=0,
+        query=Errand.parse(row["query"]),
+        tenant=row["tenant"],
+        user_id=row["user_id"],
+        agent_type=row["agent_type"],
+        thread_id=row["thread_id"],
+    )
 
 
 def guests_end_as_they_must(history: History) -> Found:
@@ -142,10 +179,13 @@ def _was_superseded(history: History, row: Row) -> bool:
 
 
 def every_crash_is_a_death(history: History) -> Found:
-    """A crash is counted only if the process that held the run was killed, or was out of reach for about a lease."""
+    """A crash is counted only if the process that held the run was killed, or was out of reach for about a lease.
+
+    The count falls where a step is finished: what crashed before is behind the run.
+    """
     for run_id, changes in history.changes_of.items():
         for change in changes:
-            if change.before is None or change.row["crashes"] == change.before["crashes"]:
+            if change.before is None or change.row["crashes"] <= change.before["crashes"]:
                 continue
             worker_id = change.before["worker_id"]
             pid = history.workers.get(worker_id)
@@ -158,7 +198,10 @@ def every_crash_is_a_death(history: History) -> Found:
 
 
 def every_attempt_more_has_a_reason(history: History) -> Found:
-    """An answer begins again only if we did something to its process, or to PostgreSQL; no guest makes it do so."""
+    """An answer begins again only if we did something to its process, or to PostgreSQL; no guest makes it do so.
+
+    A run that has waited goes on in another attempt.
+    """
     of_processes = (
         Breakage.KILLED,
         Breakage.FROZEN,
@@ -171,6 +214,8 @@ def every_attempt_more_has_a_reason(history: History) -> Found:
     for run_id, changes in history.changes_of.items():
         claims = [change for change in changes if change.before and change.row["attempt"] > change.before["attempt"]]
         for claim, later in pairwise(claims):
+            if later.row["begun"] == AttemptReason.ANSWERED:
+                continue
             pid, since = history.workers.get(claim.row["worker_id"]), claim.at - IN_FLIGHT_SECONDS
             troubles = history.breakages(*of_processes, since=since, until=later.at)
             if not any(pid in trouble.pids + trouble.started for trouble in troubles) and not any(
@@ -251,13 +296,17 @@ def _untrue(end: Event, row: Row) -> str | None:
 def messages_are_stored_once_and_whole(history: History) -> Found:
     """A run of a thread has its query as a message, and its answer once: whole, and by the attempt that ended it."""
     stored: dict[str, list[Row]] = {}
+    moved = {change.row["id"]: change.row["run_id"] for change in history.changes if change.table == "messages"}
     for change in history.changes:
         if change.table == "messages" and change.before is None:
-            stored.setdefault(change.row["run_id"], []).append(change.row)
+            stored.setdefault(moved[change.row["id"]], []).append(change.row)
+    into: Counter[str] = Counter(
+        row["run_id"] for row in history.messages_into_runs if row["next_run_id"] not in history.rows
+    )
     for run_id, row in history.rows.items():
         roles = Counter(message["role"] for message in stored.get(run_id, []))
         answers = [message["content"] for message in stored.get(run_id, []) if message["role"] == "assistant"]
-        if roles["user"] != (row["thread_id"] is not None):
+        if roles["user"] != (0 if row["thread_id"] is None else 1 + into[run_id]):
             yield run_id, f"its query was stored {roles['user']} times"
         text = final_text(as_object(row))
         kept = row["thread_id"] and row["status"] in {"succeeded", "cancelled"} and not row["rolled_back"]
@@ -265,7 +314,7 @@ def messages_are_stored_once_and_whole(history: History) -> Found:
             yield run_id, f"{len(answers)} answers were stored, of a run that {row['status']}"
         if (
             row["status"] == RunStatus.SUCCEEDED
-            and run_id not in history.guests
+            and run_id in history.queries
             and not is_whole(row["agent_type"], row["output"], speaker(run_id, row["attempt"]), history.queries[run_id])
         ):
             yield run_id, f"the output is not the whole answer of attempt {row['attempt']}: {_short(row['output'])}"
@@ -302,7 +351,7 @@ def a_log_holds_what_its_attempts_said(history: History) -> Found:
 
 def _is_said(history: History, run_id: str, attempt: int, text: str) -> bool:
     row = history.rows[run_id]
-    if run_id in history.guests:
+    if run_id not in history.queries:
         return True  # It follows no script.
     try:
         return is_partial(row["agent_type"], text, speaker(run_id, attempt), history.queries[run_id])
@@ -356,7 +405,7 @@ def what_is_resumed_is_the_rest(history: History) -> Found:
         if reader.from_the_start and events and events[0]["event"] != "message_created":
             yield reader.run_id, f"the first event is {events[0]}"
         for entry_id, entry in truth.items():
-            if entry.event is None or entry_id in seen or entry_id <= start:
+            if entry.event in {None, "pause"} or entry_id in seen or entry_id <= start:  # A pause is told to nobody.
                 continue
             later = [event for event in events if id_of(event) > entry_id and id_of(event).attempt == entry_id.attempt]
             if not later or any(event["event"] == "gap" for event in later):
@@ -589,4 +638,5 @@ INVARIANTS: list[Invariant] = [
     nothing_of_others_is_visible,
     refusals_have_a_reason,
     everything_is_back_where_it_was,
+    *OF_ERRANDS,
 ]

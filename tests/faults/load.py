@@ -13,17 +13,22 @@ from uuid import UUID
 
 import httpx
 
-from tests.client import Event, read_events
+from tests.faults.errands import ERRAND, Errand
 from tests.faults.guests import MISDEEDS, Visit
-from tests.faults.history import Answered, Asked, History, Peek, Piece, Reader, Seen
+from tests.faults.history import Answered, Asked, Given, History, Peek, Piece, Reader, Seen, Sent
 from tests.faults.script import CLERK, TELLER, Query
-from tests.service import KEYS
+from tests.support.client import Event, read_events
+from tests.support.service import KEYS
 
 USERS_A_TENANT = 3
 PATIENCE_SECONDS = 240
 """A story that is not over by then is left; what it did not see is seen to be missing."""
 PAUSE_SECONDS = 0.3
 CALL_SECONDS = 30
+SCHEDULES = 3
+YEARLY = "0 0 1 1 *"
+LONGEST_THOUGHT_SECONDS = 1.5
+"""A person takes up to so long to answer."""
 
 
 class User:
@@ -34,6 +39,7 @@ class User:
         self.threads: list[tuple[str, str]] = []
         """Its threads, with their agents."""
         self.runs: list[str] = []
+        self.errand_threads: list[str] = []
         self._history = history
         self._urls = urls
         self._http = httpx.AsyncClient(
@@ -98,6 +104,20 @@ class User:
         piece.ended_at = time.time()
 
 
+def _body(asked: Asked) -> dict[str, Any]:
+    """Write what is posted."""
+    body: dict[str, Any] = {"query": str(asked.query)}
+    if asked.thread_id:
+        body["thread_id"] = asked.thread_id
+    else:
+        body["agent_type"] = asked.agent_type
+    if asked.strategy:
+        body["multitask_strategy"] = asked.strategy
+    if asked.deadline_seconds:
+        body["deadline_s"] = asked.deadline_seconds
+    return body
+
+
 async def _collect(response: httpx.Response, events: list[Event], longest: int) -> None:
     async for event in read_events(response):
         events.append(event)
@@ -148,8 +168,108 @@ class Load:
             self._stories.append(story)
             await asyncio.sleep(chance.expovariate(runs_a_second))
 
+    async def send_on_errands(self, seconds: float, errands_a_second: float) -> None:
+        """Begin stories of errands, for so long, at times that follow from the seed."""
+        chance = random.Random(f"errands {self._seed}")
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._stories.append(asyncio.create_task(self._errand(random.Random(chance.random()))))
+            await asyncio.sleep(chance.expovariate(errands_a_second))
+
+    async def plan(self) -> None:
+        """Make schedules of errands, with and without a thread; see `let_time_pass` for when they ask."""
+        chance = random.Random(f"schedules {self._seed}")
+        for number in range(SCHEDULES):
+            user = self.users[number % len(self.users)]
+            asked = {"cron": YEARLY, "query": str(Errand.any(chance, most_rounds=2))}
+            thread_id = await self._errand_thread(user, chance) if number else None
+            asked |= {"agent_type": ERRAND} if thread_id is None else {"thread_id": thread_id}
+            await user.insist(chance, "POST", "/schedules", json=asked, headers={"Idempotency-Key": f"s{number}"})
+
+    async def answer(self) -> None:
+        """Be the people who are asked: answer whatever waits, after a while; for ever."""
+        chance = random.Random(f"answers {self._seed}")
+        thinking: dict[str, asyncio.Task[None]] = {}
+        while True:
+            for user in self.users:
+                await asyncio.sleep(PAUSE_SECONDS)
+                response = await user.call(chance, "GET", "/runs", params={"status": "waiting", "limit": 100})
+                if response is None or response.status_code != 200:
+                    continue
+                waiting: list[dict[str, Any]] = response.json()["items"]
+                for run in waiting:
+                    if run["id"] not in thinking or thinking[run["id"]].done():
+                        answering = self._answer(user, run, random.Random(chance.random()))
+                        thinking[run["id"]] = asyncio.create_task(answering)
+                        self._stories.append(thinking[run["id"]])
+
+    async def _answer(self, user: User, run: dict[str, Any], chance: random.Random) -> None:
+        """Answer what is open: all at once or one by one; sometimes two people do, and need not agree."""
+        await asyncio.sleep(chance.uniform(0, LONGEST_THOUGHT_SECONDS))
+        names = [request["request_id"] for request in run["requests"] if request["answer"] is None]
+        async with asyncio.TaskGroup() as together:
+            for _ in range(chance.choice([1, 1, 2])):
+                approvals = {name: chance.random() < 0.7 for name in names}
+                calls = [approvals] if chance.random() < 0.5 else [{name: approvals[name]} for name in names]
+                together.create_task(self._give(user, run["id"], calls, random.Random(chance.random())))
+
+    async def _give(self, user: User, run_id: str, calls: list[dict[str, bool]], chance: random.Random) -> None:
+        for approvals in calls:
+            answers = [{"request_id": name, "approve": approve} for name, approve in approvals.items()]
+            response = await user.insist(chance, "POST", f"/runs/{run_id}/answers", json={"answers": answers})
+            if response is not None:
+                code = response.json().get("code") if response.status_code >= 400 else None
+                self._history.given.append(Given(run_id, approvals, response.status_code, code))
+
+    async def _errand(self, chance: random.Random) -> None:
+        """Send an agent on an errand, or two in one thread."""
+        user = chance.choice(self.users)
+        thread_id = await self._errand_thread(user, chance) if chance.random() < 0.6 else None
+        async with asyncio.TaskGroup() as stories:
+            for _ in range(2 if thread_id and chance.random() < 0.2 else 1):
+                asked = Asked(
+                    at=time.time(),
+                    query=Errand.any(chance),
+                    tenant=user.tenant,
+                    user_id=user.user_id,
+                    agent_type=ERRAND,
+                    thread_id=thread_id,
+                )
+                stories.create_task(self._ask(user, asked, random.Random(chance.random())))
+        if thread_id in user.errand_threads and chance.random() < 0.05:
+            user.errand_threads.remove(thread_id)
+            await self._delete(user, thread_id, chance)
+
+    async def _errand_thread(self, user: User, chance: random.Random) -> str | None:
+        """Choose a thread, old or new."""
+        if user.errand_threads and chance.random() < 0.6:
+            return chance.choice(user.errand_threads)
+        response = await user.call(chance, "POST", "/threads", json={"agent_type": ERRAND})
+        if response is None or response.status_code != 201:
+            return None
+        user.errand_threads.append(response.json()["id"])
+        return user.errand_threads[-1]
+
+    async def _steer(self, user: User, asked: Asked, chance: random.Random) -> None:
+        """Tell the run something, now and then; who is not answered tries again, under the same key."""
+        assert asked.run_id is not None
+        for _ in range(chance.choice([0, 1, 1, 2, 3])):
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            errand = Errand.any(chance, most_rounds=2)
+            message = Sent(asked.run_id, errand, steers=asked.thread_id is not None and chance.random() < 0.3)
+            self._history.sent.append(message)
+            path, body = f"/runs/{asked.run_id}/messages", {"query": str(errand)}
+            if message.steers:
+                path, body = "/runs", body | {"thread_id": str(asked.thread_id), "multitask_strategy": "steer"}
+            headers = {"Idempotency-Key": errand.nonce}
+            for _ in range(chance.choice([1, 1, 2])):
+                if response := await user.insist(chance, "POST", path, json=body, headers=headers):
+                    message.status = response.status_code
+
     async def settle(self) -> None:
         """Wait until every story is over."""
+        while waiting := [story for story in self._stories if not story.done()]:
+            await asyncio.wait(waiting)
         await asyncio.gather(*self._stories)
 
     async def close(self) -> None:
@@ -188,19 +308,13 @@ class Load:
 
     async def _ask(self, user: User, asked: Asked, chance: random.Random) -> None:
         self._history.asked.append(asked)
-        body: dict[str, Any] = {"query": str(asked.query)}
-        if asked.thread_id:
-            body["thread_id"] = asked.thread_id
-        else:
-            body["agent_type"] = asked.agent_type
-        if asked.strategy:
-            body["multitask_strategy"] = asked.strategy
-        if asked.deadline_seconds:
-            body["deadline_s"] = asked.deadline_seconds
+        body, is_errand = _body(asked), isinstance(asked.query, Errand)
+        if is_errand and asked.thread_id is None and chance.random() < 0.2:
+            body["start_after_s"] = round(chance.uniform(0.1, 3), 2)
         way = chance.random()
-        if way < 0.5:
+        if way < (0.8 if is_errand else 0.5):
             await self._post(user, asked, body, chance)
-        elif way < 0.8:
+        elif way < (0.9 if is_errand else 0.8):
             await self._stream(user, asked, body, chance)
         else:
             await self._block(user, asked, body, chance)
@@ -211,7 +325,10 @@ class Load:
             for _ in range(chance.choice([0, 1, 1, 2])):
                 together.create_task(self.follow(user, Reader(asked.run_id), random.Random(chance.random())))
             together.create_task(self._poll(user, asked, random.Random(chance.random())))
-            if isinstance(asked.query, Query) and chance.random() < 0.08:
+            if is_errand:
+                together.create_task(self._steer(user, asked, random.Random(chance.random())))
+            is_in_line = is_errand and asked.thread_id is not None  # What follows there tells runs apart by their ends.
+            if not isinstance(asked.query, Visit) and not is_in_line and chance.random() < 0.08:
                 together.create_task(self._cancel(user, asked, random.Random(chance.random())))
 
     @staticmethod
@@ -252,7 +369,7 @@ class Load:
 
     async def _stream(self, user: User, asked: Asked, body: dict[str, Any], chance: random.Random) -> None:
         """Ask on the line; who is cut off resumes at any API process, if he knows the run by then."""
-        if chance.random() < 0.1:
+        if chance.random() < 0.1 and not isinstance(asked.query, Errand):
             asked.hang_up_cancels = True
             body["on_disconnect"] = "cancel"
         piece = Piece(None)

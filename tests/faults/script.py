@@ -14,7 +14,7 @@ TELLER, CLERK, POISON = "teller", "clerk", "poison"
 AGENTS = {
     TELLER: "tests.faults.agents:teller",
     CLERK: "tests.faults.agents:clerk",
-    POISON: "tests.agents:poison",
+    POISON: "tests.support.agents:poison",
 }
 
 _WORDS = ("and", "so", "zażółć", "it", "goes", "🙂", "on", "שלום", "for", "a", "while")

@@ -23,7 +23,15 @@ from tests.faults.house import House
 from tests.faults.invariants import Violation, check
 from tests.faults.load import Load
 from tests.faults.timeline import timeline
-from tests.faults.witnesses import Scales, feel_the_pulse, listen, record_changes, testify, unsettled_runs
+from tests.faults.witnesses import (
+    Scales,
+    feel_the_pulse,
+    let_time_pass,
+    listen,
+    record_changes,
+    testify,
+    unsettled_runs,
+)
 
 LEASE_SECONDS = 5
 POOL_SIZE = 10
@@ -47,6 +55,7 @@ class Plan:
     seconds: float
     runs_a_second: float
     guests_a_second: float
+    errands_a_second: float
     look_back_at: int
     """How many runs are read again in the end."""
 
@@ -59,12 +68,20 @@ async def soak(plan: Plan, folder: Path) -> History:
     async with house.living():
         record_changes(house.database_url)
         load, scales = Load(plan.seed, history, house.api_urls), Scales(house)
-        watching = [asyncio.create_task(watch) for watch in (listen(house), feel_the_pulse(house), _weigh(scales))]
+        watching = [
+            asyncio.create_task(watch)
+            for watch in (listen(house), feel_the_pulse(house), _weigh(scales), load.answer())
+        ]
         try:
+            await load.plan()
+            ticking = asyncio.create_task(let_time_pass(house, plan.seed, plan.errands_a_second))
+            watching.append(ticking)
             async with asyncio.TaskGroup() as together:
+                together.create_task(load.send_on_errands(plan.seconds, plan.errands_a_second))
                 together.create_task(load.run(plan.seconds, plan.runs_a_second))
                 together.create_task(load.receive(plan.seconds, plan.guests_a_second))
                 together.create_task(Vandal(house, LEASE_SECONDS).run(schedule(plan.seed, plan.seconds)))
+            ticking.cancel()
             await load.settle()
             await _quiet(house)
             await load.look_back(plan.look_back_at)
@@ -108,6 +125,7 @@ def summary(history: History) -> str:
         [
             f"{len(history.rows)} runs of {len(history.asked)} queries: {_listed(ends)}",
             f"{len(history.guests)} of them of guests, which did {len(guests)} things: {_listed(guests)}",
+            f"{len(history.errands)} of them errands: {_done(history)}",
             f"attempts: {_listed(attempts)}; crashes: {_listed(crashes)}",
             f"broken: {_listed(broken)}",
             f"of these, at failpoints: {_listed(failpoints)}",
@@ -115,6 +133,19 @@ def summary(history: History) -> str:
             f"PostgreSQL itself was slow {len(history.slow)} times",
             *recoveries(history),
         ]
+    )
+
+
+def _done(history: History) -> str:
+    """Say what errands came to."""
+    told = [row for row in history.messages_into_runs if row["place"] <= history.taken_in[row["run_id"]]]
+    answered = [row for row in history.requests if row["answer"] is not None]
+    ticked = [row for row in history.rows.values() if row["schedule_id"] is not None]
+    begun = Counter((line.run_id, line.call_id) for line in history.ledger if line.what == "begun")
+    again = sum(times - 1 for times in begun.values())
+    return (
+        f"{len(begun)} calls, {again} of them made again; {len(history.steps)} steps stored; {len(answered)} answers "
+        f"of {len(history.given)} calls; {len(history.sent)} messages sent, {len(told)} taken in; {len(ticked)} ticks"
     )
 
 
@@ -159,9 +190,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--rate", type=float, default=2.5, help="runs a second")
     parser.add_argument("--guests", type=float, default=0.5, help="runs of guests a second")
-    arguments = parser.parse_args()
+    parser.add_argument("--errands", type=float, default=0.5, help="runs a second that call tools and wait")
+    chosen = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
-    history = asyncio.run(soak(Plan(arguments.seed, arguments.seconds, arguments.rate, arguments.guests, 200), folder))
+    plan = Plan(chosen.seed, chosen.seconds, chosen.rate, chosen.guests, chosen.errands, 200)
+    history = asyncio.run(soak(plan, folder))
     (folder / "history.pickle").write_bytes(pickle.dumps(history))
     violations = check(history)
     print(f"{summary(history)}\n{report(history, violations)}")  # noqa: T201

@@ -7,9 +7,11 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ToolReturnPart
 
-from shared.event_log import Entry, Id, end_entry
-from tests.client import Event
+from agent_relay.shared.event_log import Entry, Id, end_entry
+from agent_relay.shared.runs.wait import canonical
+from tests.faults.errands import DENIED, DONE, ERRAND, PAY, WORK, Errand, Line, Report
 from tests.faults.faults import Kind, schedule
 from tests.faults.guests import GUEST, Visit
 from tests.faults.history import (
@@ -19,6 +21,7 @@ from tests.faults.history import (
     Breakage,
     Broken,
     Change,
+    Given,
     Heard,
     History,
     Measure,
@@ -27,26 +30,45 @@ from tests.faults.history import (
     Reader,
     Row,
     Seen,
+    Sent,
     Slow,
     as_object,
 )
 from tests.faults.invariants import INVARIANTS, check
 from tests.faults.script import TELLER, Query, speaker, told_text
 from tests.faults.timeline import timeline
+from tests.support.client import Event
 
 TENANT, USER, THREAD = "acme", str(UUID(int=1)), str(UUID(int=2))
 FIRST, SECOND, ALONE, VISIT = (str(UUID(int=number)) for number in (11, 12, 13, 14))
+SENT, LATE, TICKED = (str(UUID(int=number)) for number in (15, 16, 17))
+"""Runs of errands: one that is sent by a user, one that was a message that came too late, one of a schedule."""
+ERRAND_THREAD, SCHEDULE = str(UUID(int=3)), str(UUID(int=31))
+TICK = "1970-01-01T00:15:00+00:00"
+NEXT_YEAR = "1971-01-01T00:00:00+00:00"
+SENT_ON = {
+    SENT: Errand(nonce="15", rounds=((WORK,), (PAY, PAY)), seconds=0.1),
+    LATE: Errand(nonce="16", rounds=((WORK,),), seconds=0.1),
+    TICKED: Errand(nonce="17", rounds=((WORK,),), seconds=0.1),
+}
+IN_TIME = Errand(nonce="18", rounds=((WORK,),), seconds=0.1)
+"""A message that its run took in."""
+WORKED, PAID, KEPT = SENT_ON[SENT].calls
 WORKER_1, WORKER_2 = str(UUID(int=21)), str(UUID(int=22))
 PID_1, PID_2 = 101, 102
 USAGE = {"requests": 1, "input_tokens": 10, "output_tokens": 20}
 
 
-def asked_of(run_id: str) -> Query | Visit:
-    return Visit("exit_sync", run_id[-4:]) if run_id == VISIT else query_of(run_id)
+def asked_of(run_id: str) -> Query | Visit | Errand:
+    return Visit("exit_sync", run_id[-4:]) if run_id == VISIT else SENT_ON.get(run_id) or query_of(run_id)
 
 
 def agent_of(run_id: str) -> str:
-    return GUEST if run_id == VISIT else TELLER
+    return GUEST if run_id == VISIT else ERRAND if run_id in SENT_ON else TELLER
+
+
+def thread_of(run_id: str) -> str:
+    return ERRAND_THREAD if run_id in SENT_ON else THREAD
 
 
 def query_of(run_id: str) -> Query:
@@ -62,8 +84,13 @@ def new_row(run_id: str, seq: int | None) -> Row:
         "id": run_id,
         "tenant": TENANT,
         "user_id": USER,
-        "thread_id": None if seq is None else THREAD,
+        "thread_id": None if seq is None else thread_of(run_id),
         "seq": seq,
+        "schedule_id": None,
+        "start_at": None,
+        "begun": "first",
+        "last_message": 0,
+        "heard": 0,
         "agent_type": agent_of(run_id),
         "text_output": True,
         "query": str(asked_of(run_id)),
@@ -95,7 +122,7 @@ class Book:
         """Change a run's row."""
         before = self._rows[run_id]
         after = self._rows[run_id] = before | changed
-        self._note("runs", before, after)
+        self.note("runs", before, after)
         return after
 
     def ask(self, run_id: str, seq: int | None, **asked: Any) -> None:
@@ -107,23 +134,28 @@ class Book:
                 tenant=TENANT,
                 user_id=USER,
                 agent_type=agent_of(run_id),
-                thread_id=None if seq is None else THREAD,
+                thread_id=None if seq is None else thread_of(run_id),
                 status=202,
                 run_id=run_id,
                 **asked,
             )
         )
-        self._rows[run_id] = new_row(run_id, seq)
-        self._note("runs", None, self._rows[run_id])
+        self.insert(run_id, seq)
         if seq is not None:
-            self.store(run_id, "user", str(query_of(run_id)))
+            self.store(run_id, "user", str(asked_of(run_id)))
+
+    def insert(self, run_id: str, seq: int | None, **given: Any) -> None:
+        """Store a run."""
+        self._rows[run_id] = new_row(run_id, seq) | given
+        self.note("runs", None, self._rows[run_id])
 
     def claim(self, run_id: str, worker_id: str, *earlier: str) -> None:
         """Begin an attempt."""
         attempt = self._rows[run_id]["attempt"] + 1
         self.change(run_id, status="running", attempt=attempt, worker_id=worker_id, partial_output=None)
         self.announce(run_id, Entry(Id(attempt, 1), {"event": "message_started", "reason": "first"}))
-        self.history.heard.append(Heard(self.now, run_id, attempt, [query_of(run).nonce for run in earlier]))
+        if run_id not in SENT_ON:
+            self.history.heard.append(Heard(self.now, run_id, attempt, [query_of(run).nonce for run in earlier]))
 
     def speak(self, run_id: str, *lengths: int | None) -> None:
         """Publish texts."""
@@ -153,7 +185,45 @@ class Book:
 
     def store(self, run_id: str, role: str, content: str) -> None:
         """Store a message."""
-        self._note("messages", None, {"run_id": run_id, "role": role, "content": content})
+        message_id = f"{role} {content}"
+        self.note("messages", None, {"id": message_id, "run_id": run_id, "role": role, "content": content})
+
+    def call(self, run_id: str, call_id: str, heard: int = 0) -> None:
+        """Have a tool do what it is called for, and its result stored."""
+        attempt = self._rows[run_id]["attempt"]
+        self.history.ledger += [Line(run_id, call_id, attempt, what, self.now) for what in ("begun", "ended")]
+        self.store_result(run_id, call_id, DONE, heard)
+
+    def store_result(self, run_id: str, call_id: str, content: str, heard: int = 0) -> None:
+        """Store the result of a call."""
+        result = ModelRequest(parts=[ToolReturnPart(tool_name=WORK, content=content, tool_call_id=call_id)])
+        messages = ModelMessagesTypeAdapter.dump_json([result]).decode()
+        step = {"run_id": run_id, "attempt": self._rows[run_id]["attempt"], "messages": messages, "heard": heard}
+        self.note("run_steps", None, step)
+
+    def send(self, run_id: str, place: int, errand: Errand, next_run_id: str) -> None:
+        """Send a message into a run."""
+        self.history.sent.append(Sent(run_id, errand, status=202))
+        self.change(run_id, last_message=place)
+        sent = {"run_id": run_id, "place": place, "query": str(errand), "next_run_id": next_run_id}
+        self.note("run_messages", None, sent)
+        self.store(run_id, "user", str(errand))
+
+    def wait(self, run_id: str, **approvals: bool) -> None:
+        """Have a run wait for these answers, and get them."""
+        self.change(run_id, status="waiting", worker_id=None)
+        for place, (name, approve) in enumerate(approvals.items()):
+            asked = {"run_id": run_id, "attempt": 1, "place": place, "request_id": name, "answer": None}
+            self.note("run_requests", None, asked)
+            self.history.given.append(Given(run_id, {name: approve}, 202))
+            self.history.given.append(Given(run_id, {name: not approve}, 409, "already_answered"))
+            self.note("run_requests", asked, asked | {"answer": canonical({"approve": approve})})
+        self.change(run_id, status="queued", begun="answered")
+
+    def report(self, run_id: str, *told: str, **outcomes: str) -> None:
+        """End an errand."""
+        output = str(Report(asked_of(run_id).nonce, list(told), list(outcomes.items())))
+        self.end(run_id, "succeeded", output=output, partial_output=None)
 
     def read(self, run_id: str, *places: str, after: str | None = None) -> None:
         """Have a reader read the run through as many connections as there are places to go on from, and one more."""
@@ -175,9 +245,38 @@ class Book:
         body = {name: row[name] for name in ("id", "status", "attempt", "output", "partial_output", "error")}
         self.history.seen.append(Seen(self.now, how, status, body | {"finished_at": row["finished_at"]}))
 
-    def _note(self, table: str, before: Row | None, after: Row | None) -> None:
+    def note(self, table: str, before: Row | None, after: Row | None) -> None:
+        """Change a row."""
         self.now += 0.1
         self.history.changes.append(Change(self.now, table, before, after))
+
+
+def go_on_errands(book: Book) -> None:
+    """One run calls tools, waits and is told something; what comes too late is a run; and a schedule makes one."""
+    book.ask(SENT, 1)
+    book.claim(SENT, WORKER_2)
+    book.call(SENT, WORKED)
+    book.send(SENT, 1, IN_TIME, "nobody")
+    book.wait(SENT, **{PAID: True, KEPT: False})
+    book.claim(SENT, WORKER_2)
+    book.call(SENT, PAID)
+    book.store_result(SENT, KEPT, DENIED, heard=1)
+    book.send(SENT, 2, SENT_ON[LATE], LATE)
+    book.change(SENT, heard=1)
+    book.report(SENT, IN_TIME.nonce, **{WORKED: DONE, PAID: DONE, KEPT: DENIED})
+    book.insert(LATE, 2)
+    moved = {"id": f"user {SENT_ON[LATE]}", "role": "user", "content": str(SENT_ON[LATE])}
+    book.note("messages", moved | {"run_id": SENT}, moved | {"run_id": LATE})
+    schedule: Row = {"id": SCHEDULE, "next_times": [NEXT_YEAR], "failed_ticks": 0}
+    book.note("schedules", None, schedule)
+    book.note("schedules", schedule, schedule | {"next_times": [TICK]})
+    book.insert(TICKED, None, schedule_id=SCHEDULE, start_at=TICK)
+    book.note("schedules", schedule | {"next_times": [TICK]}, schedule)
+    for run_id in (LATE, TICKED):
+        book.claim(run_id, WORKER_2)
+        [call_id] = SENT_ON[run_id].calls
+        book.call(run_id, call_id)
+        book.report(run_id, **{call_id: DONE})
 
 
 def event_of(row: Row, entry: Entry) -> Event:
@@ -215,11 +314,12 @@ def what_really_happened() -> History:
     book.show(ALONE, "read")
     book.claim(VISIT, WORKER_2)
     book.end(VISIT, "failed", error={"code": "agent_error"})
+    go_on_errands(book)
     for run_id in (FIRST, SECOND, ALONE, VISIT):
         book.read(run_id)
         book.read(run_id, "0-1", "1-1")
         book.read(run_id, after="1-1")
-    history.listed[TENANT, USER] = {FIRST, SECOND, ALONE, VISIT}
+    history.listed[TENANT, USER] = {FIRST, SECOND, ALONE, VISIT, SENT, LATE, TICKED}
     history.peeks.append(Peek("other", USER, f"GET /runs/{FIRST}", 404))
     history.answered += [
         Answered(book.now, "POST /runs", 202),
@@ -366,6 +466,120 @@ def guest_that_succeeded(history: History) -> None:
     visited(history, status="succeeded", output="3", error=None)
 
 
+def called_again(history: History) -> None:
+    history.ledger.append(Line(SENT, WORKED, 2, "begun", 2000))
+
+
+def called_twice(history: History) -> None:
+    history.ledger.append(history.ledger[0])
+
+
+def never_done(history: History) -> None:
+    history.ledger = [line for line in history.ledger if (line.call_id, line.what) != (PAID, "ended")]
+
+
+def done_although_denied(history: History) -> None:
+    history.ledger.append(Line(SENT, KEPT, 2, "begun", 2000))
+
+
+def changes_in(history: History, table: str) -> list[Change]:
+    return [change for change in history.changes if change.table == table]
+
+
+def answered_otherwise(history: History) -> None:
+    for change in changes_in(history, "run_requests"):
+        if change.row["answer"] is not None:
+            change.row["answer"] = canonical({"approve": change.row["request_id"] == KEPT})
+
+
+def answered_by_nobody(history: History) -> None:
+    history.given = [given for given in history.given if given.approvals != {PAID: True}]
+
+
+def refused_as_answered_otherwise(history: History) -> None:
+    history.given.append(Given(SENT, {PAID: True}, 409, "already_answered"))
+
+
+def answer_disobeyed(history: History) -> None:
+    reported(history, outcomes={WORKED: DONE, PAID: DENIED, KEPT: DENIED})
+
+
+def reported(history: History, told: list[str] | None = None, outcomes: dict[str, str] | None = None) -> None:
+    """Have the errand say something else."""
+    said = {WORKED: DONE, PAID: DONE, KEPT: DENIED} if outcomes is None else outcomes
+    output = str(Report(SENT_ON[SENT].nonce, [IN_TIME.nonce] if told is None else told, list(said.items())))
+    for change in history.changes:
+        if change.row.get("id") == SENT and change.row.get("output"):
+            change.row["output"] = output
+
+
+def never_called(history: History) -> None:
+    reported(history, outcomes={WORKED: DONE, PAID: DONE})
+
+
+def lose(history: History, run_id: str) -> None:
+    """Have a run never have been."""
+    history.changes = [
+        change for change in history.changes if run_id not in {change.row.get("id"), change.row.get("run_id")}
+    ]
+    history.announced = [announced for announced in history.announced if announced.run_id != run_id]
+    del history.logs[run_id]
+
+
+def came_too_late_and_is_lost(history: History) -> None:
+    lose(history, LATE)
+
+
+def came_too_late_and_is_two_runs(history: History) -> None:
+    history.changes.append(Change(2000, "runs", None, new_row(LATE, 3) | {"id": str(UUID(int=99))}))
+
+
+def taken_in_and_a_run(history: History) -> None:
+    run = new_row(LATE, 3) | {"id": str(UUID(int=99)), "query": str(IN_TIME)}
+    history.changes.append(Change(2000, "runs", None, run))
+
+
+def message_lost(history: History) -> None:
+    history.changes = [change for change in history.changes if change.table != "run_messages"]
+    came_too_late_and_is_lost(history)
+
+
+def refused_message_is_there(history: History) -> None:
+    history.sent[0].status = 409
+
+
+def not_told(history: History) -> None:
+    reported(history, told=[])
+
+
+def told_twice(history: History) -> None:
+    reported(history, told=[IN_TIME.nonce] * 2)
+
+
+def tick_without_a_run(history: History) -> None:
+    lose(history, TICKED)
+
+
+def tick_with_two_runs(history: History) -> None:
+    ticked = new_row(TICKED, None) | {"id": str(UUID(int=99)), "schedule_id": SCHEDULE, "start_at": TICK}
+    history.changes.append(Change(2000, "runs", None, ticked))
+
+
+def run_without_a_tick(history: History) -> None:
+    ticked = new_row(TICKED, None) | {"id": str(UUID(int=99)), "schedule_id": SCHEDULE, "start_at": NEXT_YEAR}
+    history.changes.append(Change(2000, "runs", None, ticked))
+
+
+def tick_that_failed(history: History) -> None:
+    for change in history.changes:
+        if change.row.get("id") == TICKED and change.row["status"] == "succeeded":
+            change.row.update(status="failed", error={"code": "agent_error"}, output=None)
+
+
+def tick_left(history: History) -> None:
+    history.changes.remove(changes_in(history, "schedules")[-1])
+
+
 DOCTORED: dict[str, Callable[[History], None]] = {
     "accepted_is_exactly_one_row": asked_twice,
     "every_run_ends": never_ended,
@@ -393,6 +607,12 @@ DOCTORED: dict[str, Callable[[History], None]] = {
     "nothing_of_others_is_visible": shown_to_a_stranger,
     "refusals_have_a_reason": refused_for_nothing,
     "everything_is_back_where_it_was": grown,
+    "finished_calls_are_not_made_again": called_again,
+    "errands_are_done_as_they_say": never_done,
+    "each_answer_counts_once": answered_otherwise,
+    "messages_into_runs_count_once": came_too_late_and_is_lost,
+    "agents_are_told_what_runs_have_taken_in": not_told,
+    "each_tick_makes_one_run": tick_without_a_run,
 }
 
 
@@ -523,6 +743,21 @@ MORE: list[tuple[str, Callable[[History], None]]] = [
     ("guests_end_as_they_must", guest_that_was_cancelled),
     ("guests_end_as_they_must", guest_that_crashed_its_process),
     ("every_attempt_more_has_a_reason", bystander_of_a_guest_begins_again),
+    ("finished_calls_are_not_made_again", called_twice),
+    ("errands_are_done_as_they_say", done_although_denied),
+    ("errands_are_done_as_they_say", never_called),
+    ("each_answer_counts_once", answered_by_nobody),
+    ("each_answer_counts_once", refused_as_answered_otherwise),
+    ("each_answer_counts_once", answer_disobeyed),
+    ("messages_into_runs_count_once", came_too_late_and_is_two_runs),
+    ("messages_into_runs_count_once", taken_in_and_a_run),
+    ("messages_into_runs_count_once", message_lost),
+    ("messages_into_runs_count_once", refused_message_is_there),
+    ("agents_are_told_what_runs_have_taken_in", told_twice),
+    ("each_tick_makes_one_run", tick_with_two_runs),
+    ("each_tick_makes_one_run", run_without_a_tick),
+    ("each_tick_makes_one_run", tick_left),
+    ("every_run_succeeds_but_those_that_may_not", tick_that_failed),
 ]
 """Other ways to break one."""
 

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from tests.client import Client
-from tests.service import Service
+from tests.support.client import Client
+from tests.support.service import Service
 
 RUNS = 300
 EVERY_25TH = 25

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 
-from shared.embedded import RedisServer
-from tests.client import Client, Event, ids, names, rebuilt, texts
-from tests.eventually import eventually
-from tests.service import KEYS, Service, serving
+from agent_relay.embedded import RedisServer
+from tests.support.client import Client, Event, ids, names, rebuilt, texts
+from tests.support.eventually import eventually
+from tests.support.service import KEYS, Service, serving
 
 KILL_EVERY_SECONDS = 0.05
 RUNS_AT_ONCE = 100

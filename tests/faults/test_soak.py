@@ -18,8 +18,8 @@ from tests.faults.invariants import check
 from tests.faults.soak import Plan, report, soak, summary
 
 SEED = int(os.environ.get("SEED", random.randrange(1_000_000)))
-SHORT = Plan(SEED, seconds=20, runs_a_second=2.2, guests_a_second=0.6, look_back_at=40)
-LONG = Plan(SEED, seconds=600, runs_a_second=2.5, guests_a_second=0.5, look_back_at=300)
+SHORT = Plan(SEED, seconds=20, runs_a_second=2.2, guests_a_second=0.6, errands_a_second=0.15, look_back_at=40)
+LONG = Plan(SEED, seconds=600, runs_a_second=2.5, guests_a_second=0.5, errands_a_second=0.6, look_back_at=300)
 
 
 @pytest.mark.timeout(400)
@@ -30,6 +30,7 @@ async def test_nothing_is_lost_whatever_dies(tmp_path: Path) -> None:
     print(summary(history))  # noqa: T201
     assert not violations, report(history, violations)
     assert history.guests
+    assert history.errands
     assert {broken.kind for broken in history.broken} == set(Breakage)
 
 

@@ -6,21 +6,35 @@ import asyncio
 from pathlib import Path
 
 import httpx
+import psycopg
 import pytest
 
-from shared.failpoints import Action, Failpoint
-from tests.client import Client, ids, names
-from tests.eventually import eventually
+from agent_relay.shared.failpoints import Action, Failpoint
 from tests.faults.house import TRAPS
-from tests.service import Running, Service
+from tests.support.client import Client, ids, names
+from tests.support.eventually import eventually
+from tests.support.service import Running, Service
+from tests.support.step_agents import Planned
 
 PATIENCE = {"LEASE_SECONDS": "3", "BEAT_SECONDS": "0.5"}
 SEEN_TO_BELOW = {
     Failpoint.RUN_GIVEN_BACK,
     Failpoint.RUNS_TAKEN_BACK,
     Failpoint.CANCEL_STORED,
+    Failpoint.STEP_FINISHED,
+    Failpoint.STEP_STORED,
 }
 """Windows that a run comes by only if something else has happened."""
+SEEN_TO_ELSEWHERE = {
+    Failpoint.RUN_WAITING: "test_waiting.py",
+    Failpoint.ANSWER_STORED: "test_waiting.py",
+    Failpoint.MESSAGE_STORED: "test_messages_into_runs.py",
+    Failpoint.MESSAGE_GIVEN: "test_messages_into_runs.py",
+    Failpoint.RUNS_STARTED: "test_later.py",
+    Failpoint.TICK_MADE: "test_schedules.py",
+    Failpoint.TICK_STORED: "test_schedules.py",
+}
+"""The file of `tests/acceptance` that has processes die there."""
 
 
 def fallen(trapped: Running) -> bool:
@@ -29,7 +43,7 @@ def fallen(trapped: Running) -> bool:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize("action", [Action.KILL, Action.FREEZE])
 @pytest.mark.parametrize("window", [window for window in TRAPS["worker"] if window not in SEEN_TO_BELOW])
 async def test_a_worker_that_stops_in_a_window_leaves_a_whole_run(
     service: Service, window: Failpoint, action: Action
@@ -51,6 +65,40 @@ async def test_a_worker_that_stops_in_a_window_leaves_a_whole_run(
     assert [names(events)[-2:] for events in told] == [["message_complete", "done"]] * 2
     assert all(ids(events) == sorted(set(ids(events))) for events in told)
     assert [message["role"] for message in messages] == ["user", "assistant", "user", "assistant"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("action", Action)
+@pytest.mark.parametrize(
+    ("window", "passes"),
+    [(window, passes) for window in (Failpoint.STEP_FINISHED, Failpoint.STEP_STORED) for passes in range(4)],
+)
+async def test_a_worker_that_stops_between_two_steps_has_each_done_once(
+    service: Service, tmp_path: Path, window: Failpoint, passes: int, action: Action
+) -> None:
+    """The ledger of the tools says so: finished is once; not stored is once an attempt."""
+    served = PATIENCE | {"AGENTS": "steps=tests.support.step_agents:steps"}
+    planned = Planned(tmp_path, [["work"], ["work", "work"], ["work"]])
+    api = service.api(**served)
+    trapped = service.worker(**served, FAILPOINTS=f"{window}={action}@{passes}")
+    async with Client(api.url) as client:
+        run = await client.run(planned.query, agent_type="steps")
+        following = asyncio.create_task(client.events(run["id"]))
+        await asyncio.to_thread(eventually, lambda: fallen(trapped))
+        with psycopg.connect(service.database_url) as connection:
+            stored = connection.execute("SELECT coalesce(string_agg(messages, ''), '') FROM run_steps").fetchone()
+        await asyncio.to_thread(service.worker, **served)
+        told = await following
+        trapped.thaw()
+        ended = await client.ended(run["id"])
+
+    assert stored is not None
+    finished = [call for call in planned.calls if f'"content":"done","tool_call_id":"{call}"' in stored[0]]
+    assert (ended["status"], ended["output"], ended["attempt"]) == ("succeeded", "4 results. ", 2)
+    assert names(told)[-2:] == ["message_complete", "done"]
+    assert [len(planned.ledger.begun(call)) for call in finished] == [1] * len(finished)
+    assert all(1 <= len(planned.ledger.begun(call)) <= 2 for call in planned.calls)
+    assert sorted(set(planned.ledger.ended)) == planned.calls
 
 
 @pytest.mark.long
@@ -112,6 +160,9 @@ async def test_runs_that_were_taken_back_without_a_ring_begin_again(service: Ser
 
 
 def test_the_soak_and_these_tests_know_every_window() -> None:
-    assert {window for windows in TRAPS.values() for window in windows} == set(Failpoint)
+    trapped = {window for windows in TRAPS.values() for window in windows}
+    assert trapped | SEEN_TO_ELSEWHERE.keys() == set(Failpoint)
+    acceptance = Path(__file__).parents[1] / "acceptance"
+    assert all(window in (acceptance / file).read_text() for window, file in SEEN_TO_ELSEWHERE.items())
     told = Path(__file__).read_text()
     assert all(told.count(f"Failpoint.{window.name}") == 2 for window in SEEN_TO_BELOW)

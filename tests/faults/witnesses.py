@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from contextlib import suppress
 from typing import Any, cast
@@ -11,13 +12,14 @@ from uuid import UUID
 import httpx
 import psutil
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, sql
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from shared.event_log import EventLog, parse_announcement
-from shared.names import DEFAULT, PREFIX
-from shared.pulse import SIGN_SECONDS
+from agent_relay.shared.database.hang_detector import SIGN_SECONDS
+from agent_relay.shared.event_log import EventLog, parse_announcement
+from agent_relay.shared.redis_names import DEFAULT, PREFIX
+from tests.faults.errands import Line
 from tests.faults.history import Announced, Change, Heard, Measure, Slow
 from tests.faults.house import House
 
@@ -41,21 +43,34 @@ _RECORD = """
         INSERT INTO changes (name, before, after) VALUES (TG_TABLE_NAME, to_jsonb(OLD), to_jsonb(NEW));
         RETURN NULL;
     END $$;
-    CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON runs FOR EACH ROW EXECUTE FUNCTION record();
-    CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON messages FOR EACH ROW EXECUTE FUNCTION record();
 """
 
-_UNSETTLED = "SELECT count(*) FROM runs WHERE status IN ('queued', 'running') OR NOT end_told"
+_RECORDED = ("runs", "messages", "run_steps", "run_requests", "run_messages", "schedules")
+_RECORD_TABLE = "CREATE TRIGGER record AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW EXECUTE FUNCTION record()"
+
+_UNSETTLED = """
+    SELECT (SELECT count(*) FROM runs WHERE finished_at IS NULL OR NOT end_told)
+        + (SELECT count(*) FROM schedules WHERE due_at <= now() + interval '1 minute')
+"""
 
 _OPEN_TRANSACTIONS = """
     SELECT query FROM pg_stat_activity WHERE state LIKE 'idle in%%' AND state_change < now() - interval '1 second'
 """
 
 
+_TICK = """
+    UPDATE schedules SET next_times = ARRAY[now()] || next_times[2:], due_at = now()
+    WHERE id = (SELECT id FROM schedules WHERE next_times[1] > now() + interval '1 day' ORDER BY random() LIMIT 1)
+"""
+"""One that is tried again later keeps its tick."""
+
+
 def record_changes(database_url: str) -> None:
-    """Have PostgreSQL itself write down each change of a run or a message."""
+    """Have PostgreSQL itself write down each change of a run and of what belongs to it."""
     with psycopg.connect(database_url) as connection:
         connection.execute(_RECORD)
+        for table in _RECORDED:
+            connection.execute(sql.SQL(_RECORD_TABLE).format(sql.Identifier(table)))
 
 
 async def feel_the_pulse(house: House) -> None:
@@ -69,13 +84,28 @@ async def feel_the_pulse(house: House) -> None:
         await asyncio.sleep(FEEL_SECONDS)
 
 
+async def let_time_pass(house: House, seed: int, ticks_a_second: float) -> None:
+    """Have ticks of schedules come, at times that follow from the seed; for ever."""
+    chance = random.Random(f"ticks {seed}")
+    while True:
+        await asyncio.sleep(chance.expovariate(ticks_a_second))
+        with suppress(psycopg.Error):  # It is away, or says no: that is staged.
+            await asyncio.to_thread(_tick, house.database_url)
+
+
+def _tick(database_url: str) -> None:
+    """Have the next tick of some schedule come, unless it has come already."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(_TICK)
+
+
 def _ask_for_a_sign(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("SELECT 1")
 
 
 def unsettled_runs(database_url: str) -> int:
-    """Count the runs that have not ended, or whose end has not been told."""
+    """Count the runs that have not ended, or whose end has not been told, and the ticks that have come."""
     with psycopg.connect(database_url) as connection:
         row = connection.execute(_UNSETTLED).fetchone()
     return int(row[0]) if row else 0
@@ -118,6 +148,7 @@ async def testify(house: House) -> None:
         for heard in (await client.get(f"{house.model_url}/heard")).json():
             run_id, _, attempt = heard["who"].partition("/")
             history.heard.append(Heard(heard["at"], run_id, int(attempt), heard["earlier"]))
+    history.ledger = [Line.parse(line) for line in house.ledger.read_text().splitlines()]
 
 
 def _resident(process: psutil.Process) -> int:

@@ -19,44 +19,62 @@ from tests.mutations import (
     batches,
     budgets,
     command_line,
+    entered,
     faults,
     found,
     http_edges,
     idempotency,
+    later,
     messages,
     models,
     network,
+    options,
+    pages,
     queue,
     recovery,
     refusals,
     relay,
     servers,
+    shown,
+    steering,
+    threads,
+    usage,
+    waiting,
     webhooks,
 )
 from tests.mutations.mutation import DoesNotApply, Mutation
 
 LAWS = (
     relay,
+    shown,
     servers,
     queue,
     recovery,
     refusals,
     admission,
     idempotency,
+    later,
+    steering,
     messages,
     batches,
+    waiting,
+    threads,
+    usage,
+    entered,
+    options,
     webhooks,
     command_line,
     faults,
     found,
     models,
     network,
+    pages,
     http_edges,
     budgets,
 )
 MUTATIONS = [mutation for law in LAWS for mutation in law.MUTATIONS]
 ROOT = Path(__file__).parents[2]
-ROOMS = ["api", "worker", "shared", "tests"]
+ROOMS = ["api", "client", "embedded", "shared", "src", "worker", "tests"]
 AT_ONCE = 2
 GREEN, RED = 0, 1
 """How pytest ends; anything else (no such test, no server, a hang) is neither."""
@@ -71,7 +89,13 @@ def run_tests(tree: Path, tests: list[str]) -> tuple[int, str]:
     """Run tests in a copy of the tree; returns how pytest ended and what it said."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS), *tests]
     with subprocess.Popen(
-        command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as testing:
         try:
             said, _ = testing.communicate(timeout=LONGEST_SECONDS + TEST_SECONDS * len(tests))
@@ -85,7 +109,7 @@ def copy_tree(folder: str) -> Path:
     """Copy what tests need."""
     tree = Path(folder, "tree")
     for room in ROOMS:
-        shutil.copytree(ROOT / room, tree / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, tree / room, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tree)
     return tree
 

@@ -2,10 +2,11 @@
 
 from tests.mutations.mutation import Mutation
 
-BATCHES = "tests/test_batches.py::"
-COUNTS = "tests/test_batch_counts.py::"
-ITEMS = "tests/test_batch_items.py::"
-SWEEPER = "tests/test_sweeper.py::"
+BATCHES = "tests/acceptance/test_batches.py::"
+COUNTS = "tests/integration/shared/batches/test_counts.py::"
+VALIDATION = "tests/unit/api/requests/test_validation.py::"
+ITEMS = "tests/unit/api/batches/test_splitter.py::"
+SWEEPER = "tests/integration/shared/maintenance/test_sweeper.py::"
 TABLES = "shared/migrations/versions/0005_batches.py"
 
 MUTATIONS = [
@@ -35,7 +36,7 @@ MUTATIONS = [
         "shared/batches/accept.py",
         "    return await store(database, write)\n",
         "    async with database.begin() as connection:\n        return await write(connection)\n",
-        "tests/test_lost_replies.py::test_a_batch_that_was_stored_is_accepted",
+        "tests/integration/test_lost_replies.py::test_a_batch_that_was_stored_is_accepted",
     ),
     Mutation(
         "an end of a run that was queued not counted",
@@ -84,7 +85,7 @@ MUTATIONS = [
         "worker/app.py",
         "(Lane.BATCH, self._database_of_batches)",
         "(Lane.BATCH, self._database)",
-        "tests/test_batch_processes.py::test_ends_of_a_batch_that_wait_for_each_other_hold_nobody_else_up",
+        "tests/acceptance/test_batch_processes.py::test_ends_of_a_batch_that_wait_for_each_other_hold_nobody_else_up",
     ),
     Mutation(
         "what succeeded asked again in a retry",
@@ -95,91 +96,91 @@ MUTATIONS = [
     ),
     Mutation(
         "good items of a batch stored without the bad ones",
-        "api/batches/intake.py",
+        "api/batches/upload.py",
         "if head is None or self._errors:",
         "if head is None:",
         BATCHES + "test_a_bad_item_is_named_and_nothing_is_stored",
     ),
     Mutation(
         "a batch asked to wait for room that there never is",
-        "api/batches/intake.py",
+        "api/batches/upload.py",
         "self._settings.most_items_of_a_batch",
         "self._settings.max_batch_items",
-        "tests/test_admission.py::test_batches_count_against_their_own_limits_only",
+        "tests/integration/shared/runs/test_queue_limits.py::test_batches_count_against_their_own_limits_only",
     ),
     Mutation(
         "a custom_id taken twice",
-        "api/batches/intake.py",
+        "api/batches/upload.py",
         "self._custom_ids.add(item.custom_id)",
         "self._custom_ids.add(item.query)",
         BATCHES + "test_a_bad_item_is_named_and_nothing_is_stored",
     ),
     Mutation(
         "an item that no column can hold",
-        "api/batches/intake.py",
+        "api/batches/upload.py",
         "if item is None or item.metadata or len(raw) > LONG_BYTES or may_be_unstorable(raw):",
         "if item is None or item.metadata or len(raw) > LONG_BYTES:",
         BATCHES + "test_a_bad_item_is_named_and_nothing_is_stored",
     ),
     Mutation(
         "a long text looked at from its beginning, again and again",
-        "api/batches/items.py",
+        "api/batches/splitter.py",
         "                self.at = quote\n                return None",
         "                return None",
         ITEMS + "test_no_byte_of_a_text_is_looked_at_twice",
     ),
     Mutation(
         "a body of nothing but strings cut without a pause",
-        "api/batches/items.py",
+        "api/batches/splitter.py",
         "            elif number % TOKENS_A_STEP == 0:\n                yield None",
         "            elif number < 0:\n                yield None",
         ITEMS + "test_who_cuts_lets_others_go_on_however_much_there_is_to_look_at",
     ),
     Mutation(
-        "a megabyte of escapes read at once",
-        "api/batches/long_items.py",
-        "    if len(item) <= LONG_BYTES:",
-        "    if item:",
-        "tests/test_long_items.py::test_a_long_text_is_read_a_piece_at_a_time",
+        "a number that is refused in any case worked out",
+        "api/requests/validation.py",
+        "    return math.inf\n\n\n_DECODER",
+        "    return int(digits)\n\n\n_DECODER",
+        VALIDATION + "test_one_that_is_refused_in_any_case_is_not_worked_out",
     ),
     Mutation(
-        "two escapes of one character torn apart",
-        "api/batches/long_items.py",
-        "if _PAIR.match(text[-1:] + piece[:1]):",
-        "if not text:",
-        "tests/test_long_items.py::test_it_is_what_it_would_be_if_it_were_read_at_once",
+        "a number that double precision reaches taken for one out of range",
+        "api/requests/validation.py",
+        "_SURELY_READ_DIGITS = 310\n",
+        "_SURELY_READ_DIGITS = 300\n",
+        VALIDATION + "test_a_whole_number_that_double_precision_reaches_is_read_to_the_last_digit",
     ),
     Mutation(
         "something behind the object of a batch ignored",
-        "api/batches/items.py",
+        "api/batches/splitter.py",
         "if self._place is not _Place.AFTER or self._tokens.buffer.strip(_SPACE):",
         "if self._place is not _Place.AFTER:",
         ITEMS + "test_what_is_not_one_json_object_is_refused",
     ),
     Mutation(
         "a result told again to who goes on behind it",
-        "api/batches/rows.py",
+        "api/batches/queries.py",
         "WHERE batch_id = :batch_id AND place > :after",
         "WHERE batch_id = :batch_id AND place >= :after",
         BATCHES + "test_a_batch_is_accepted_answered_and_its_results_followed",
     ),
     Mutation(
         "a sweeper that never looks beyond the first thousand",
-        "shared/sweeper.py",
-        "(due.at, due.id) if len(members) == BATCH else (None, None)",
+        "shared/maintenance/sweeper.py",
+        "(due.at, due.id) if len(members) == MOST_DUE else (None, None)",
         "(None, None)",
         SWEEPER + "test_a_lost_ring_is_found_behind_however_many_that_wait",
     ),
     Mutation(
         "a run that was just popped rung again",
-        "shared/sweeper.py",
+        "shared/maintenance/sweeper.py",
         "lost = [member for member in look.absent if member in absent]",
         "lost = list(absent)",
         SWEEPER + "test_a_run_that_was_taken_in_between_is_not_rung_again",
     ),
     Mutation(
         "the runs of a batch erased before it",
-        "shared/sweeper.py",
+        "shared/maintenance/retention.py",
         "AND batch_id IS NULL",
         "",
         SWEEPER + "test_a_batch_is_erased_as_a_whole_a_while_after_its_end",

@@ -2,38 +2,38 @@
 
 from tests.mutations.mutation import Mutation
 
-LARGE = "tests/test_large_runs.py::"
-LOGS = "tests/test_logs.py::"
-KEEPING = "tests/test_keeping.py::"
-WEBHOOKS = "tests/test_webhooks.py::"
+LARGE = "tests/acceptance/test_large_runs.py::"
+LOGS = "tests/unit/shared/test_logs.py::"
+KEEPING = "tests/integration/worker/execution/test_kept_partials.py::"
+WEBHOOKS = "tests/acceptance/test_webhooks.py::"
 
 MUTATIONS = [
     Mutation(
         "partial outputs of any size",
-        "worker/answer.py",
-        "            self._budget.check_output(text)\n            self._listener.show(text)\n",
-        "            self._listener.show(text)\n",
+        "worker/execution/answer.py",
+        "            text = self._render(partial, partial=True)\n            self._budget.check_output(text)\n",
+        "            text = self._render(partial, partial=True)\n",
         LARGE + "test_an_output_without_end_ends_the_run_at_once",
     ),
     Mutation(
         "an output measured in characters",
-        "worker/budget.py",
+        "worker/execution/size_limits.py",
         "or len_utf8(text) > most)",
         "or len(text) > most)",
         LARGE + "test_a_length_alone_decides_nearly_always",
     ),
     Mutation(
         "a response without end that is never valid",
-        "worker/answer.py",
+        "worker/execution/answer.py",
         "            self._budget.check_written(written)\n",
         "",
         LARGE + "test_a_response_that_is_never_valid_ends_too",
     ),
     Mutation(
         "results of tools of any size",
-        "worker/answer.py",
-        "                        self._budget.check_results(node.request)\n",
-        "                        pass\n",
+        "worker/execution/answer.py",
+        "                    self._budget.check_results(node.request)\n",
+        "                    pass\n",
         LARGE + "test_a_tool_result_that_is_too_large_ends_the_run_with_a_sentence",
     ),
     Mutation(
@@ -45,49 +45,49 @@ MUTATIONS = [
     ),
     Mutation(
         "a transcript of any size",
-        "worker/history.py",
+        "worker/execution/history.py",
         "    if size > most_bytes:\n",
         "    if size < 0:\n",
         LARGE + "test_a_transcript_that_is_too_large_is_stored_without_its_largest_results",
     ),
     Mutation(
         "a heartbeat that stores every text at once",
-        "worker/keeping.py",
+        "worker/execution/kept_partials.py",
         "            if sizes[run_id] <= room:\n",
         "            if sizes[run_id] >= 0:\n",
         KEEPING + "test_large_texts_are_stored_in_turn_and_small_ones_each_time",
     ),
     Mutation(
         "a large text that is never stored beside small ones",
-        "worker/keeping.py",
+        "worker/execution/kept_partials.py",
         "key=lambda run_id: sizes[run_id] / waited[run_id])",
         "key=lambda run_id: sizes[run_id])",
         KEEPING + "test_large_texts_are_stored_in_turn_and_small_ones_each_time",
     ),
     Mutation(
         "usage that waits for its text",
-        "worker/keeping.py",
+        "worker/execution/kept_partials.py",
         "else self._usage_of(run) for run in changed]",
         "else Kept(self._rows.get(run.run_id, run), with_text=False) for run in changed]",
         KEEPING + "test_the_usage_of_a_text_that_waits_is_stored_and_its_entry_is_not",
     ),
     Mutation(
         "partials that take as long as the lease",
-        "worker/lease.py",
+        "worker/execution/lease.py",
         "min(STATEMENT_SECONDS, settings.lease_seconds / 6)",
         "STATEMENT_SECONDS",
         KEEPING + "test_a_heartbeat_that_cannot_keep_partials_renews_the_lease",
     ),
     Mutation(
         "a round trip of any size",
-        "worker/publisher.py",
+        "worker/execution/publisher.py",
         "            elif not sending or append.length <= room:\n",
         "            elif append.length >= 0:\n",
         KEEPING + "test_a_round_trip_carries_little_and_a_large_text_holds_up_nobody",
     ),
     Mutation(
         "an entry of any size",
-        "worker/publisher.py",
+        "worker/execution/publisher.py",
         "            if append.length > LARGEST_TEXT_BYTES:\n",
         "            if append.length < 0:\n",
         KEEPING + "test_a_round_trip_carries_little_and_a_large_text_holds_up_nobody",

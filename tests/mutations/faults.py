@@ -6,7 +6,7 @@ from tests.mutations.mutation import Mutation
 MUTATIONS = [
     Mutation(
         f"nobody checks that {invariant.__name__.replace('_', ' ')}",
-        "tests/faults/invariants.py",
+        f"{invariant.__module__.replace('.', '/')}.py",
         f"    {invariant.__name__},\n",
         "",
         f"tests/faults/test_invariants.py::test_a_doctored_history_is_found_out[{invariant.__name__}]",

@@ -2,7 +2,7 @@
 
 from tests.mutations.mutation import Mutation
 
-TESTS = "tests/test_idempotency.py::"
+TESTS = "tests/acceptance/test_idempotency.py::"
 
 MUTATIONS = [
     Mutation(
@@ -31,7 +31,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a key of all users",
-        "api/idempotency.py",
+        "api/requests/idempotency.py",
         "user_id=caller.user_id,",
         "user_id=type(caller.user_id)(int=0),",
         TESTS + "test_a_key_is_of_its_tenant_its_user_and_its_route",

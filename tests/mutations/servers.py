@@ -2,12 +2,41 @@
 
 from tests.mutations.mutation import Mutation
 
-WAYS = "tests/test_ways_to_the_servers.py::"
+WAYS = "tests/acceptance/test_ways_to_the_servers.py::"
+ROLES = "tests/acceptance/test_database_roles.py::"
 
 MUTATIONS = [
     Mutation(
+        "a right that nothing needs",
+        "shared/migrations/grants.py",
+        '"messages": {API: "SELECT, INSERT, DELETE", WORKER: "INSERT"}',
+        '"messages": {API: "SELECT, INSERT, DELETE", WORKER: "SELECT, INSERT"}',
+        "tests/acceptance/test_database_roles.py::test_the_whole_service_works_with_these_rights_and_with_none_less",
+    ),
+    Mutation(
+        "rights that are left where they are not listed",
+        "shared/migrations/grants.py",
+        '            driver.execute(sql.SQL("REVOKE ALL ON {} FROM {}").format(everything, role))\n',
+        "",
+        ROLES + "test_migrations_take_back_what_is_not_listed_and_leave_the_tables_of_others_alone",
+    ),
+    Mutation(
+        "agents that get the worker's own database",
+        "worker/app.py",
+        "return ours if server is None else database.connect(self._settings, connections, server)",
+        "return ours",
+        ROLES + "test_the_tool_of_an_agent_reaches_only_its_own_tables[alone]",
+    ),
+    Mutation(
+        "triggers that find the tables of whoever is there",
+        "shared/migrations/versions/0014_definers.py",
+        " SET search_path = {schema}, pg_temp",
+        "",
+        ROLES + "test_a_table_of_the_role_takes_no_place_of_ours_in_a_trigger",
+    ),
+    Mutation(
         "statements prepared behind PgBouncer",
-        "shared/database.py",
+        "shared/database/engine.py",
         "        if not direct:\n            connection.prepare_threshold = None\n",
         "        if not direct:\n",
         WAYS + "test_by_way_of_pgbouncer[transaction]",
@@ -21,23 +50,37 @@ MUTATIONS = [
     ),
     Mutation(
         "keys of arq outside the prefix",
-        "shared/names.py",
+        "shared/redis_names.py",
         'return f"{self.prefix}arq:job:"',
         'return "arq:job:"',
         WAYS + "test_two_services_share_a_redis_with_users_who_may_do_what_the_docs_say_and_no_more",
     ),
     Mutation(
         "a password with an @ taken for another host",
-        "shared/servers.py",
+        "shared/server_urls.py",
         'if address.count("@") > bool(user):',
         "if not address:",
-        "tests/test_servers.py::test_a_database_that_cannot_be_reached_by_any_means_stops_the_start",
+        "tests/integration/shared/test_server_urls.py::test_a_database_that_cannot_be_reached_by_any_means_stops_the_start",
     ),
     Mutation(
         "a certificate of any name taken for that of Redis",
-        "shared/servers.py",
+        "shared/server_urls.py",
         'tls.setdefault("ssl_check_hostname", checked)',
         'tls.setdefault("ssl_check_hostname", False)',
-        "tests/test_servers.py::test_a_redis_is_named_by_a_url",
+        "tests/integration/shared/test_server_urls.py::test_a_redis_is_named_by_a_url",
+    ),
+    Mutation(
+        "statements prepared anew after each transaction that read",
+        "shared/database/hang_detector.py",
+        "        if self.pgconn.transaction_status == TransactionStatus.INTRANS:\n",
+        "        if self.pgconn.transaction_status == TransactionStatus.UNKNOWN:\n",
+        "tests/integration/shared/database/test_engine.py::test_what_is_prepared_outlives_a_rollback",
+    ),
+    Mutation(
+        "a dependency that is run in a thread",
+        "api/dependencies.py",
+        "async def _url_of(",
+        "def _url_of(",
+        "tests/acceptance/test_openapi.py::test_no_dependency_is_run_in_a_thread",
     ),
 ]

@@ -2,11 +2,32 @@
 
 from tests.mutations.mutation import Mutation
 
-TESTS = "tests/test_webhooks.py::"
+TESTS = "tests/acceptance/test_webhooks.py::"
 MIGRATION = "shared/migrations/versions/0008_webhooks.py"
 OF_BATCHES = "shared/migrations/versions/0009_batch_webhooks.py"
 
 MUTATIONS = [
+    Mutation(
+        "a receiver that takes all that its tenant may have",
+        "worker/webhooks.py",
+        "OF_A_RECEIVER = 4",
+        "OF_A_RECEIVER = 100",
+        TESTS + "test_a_receiver_that_hangs_delays_no_other_receiver",
+    ),
+    Mutation(
+        "a backlog that hides the other receivers of its tenant",
+        "shared/webhooks/outbox.py",
+        "            await connection.execute(_STEP_ASIDE, held)\n",
+        "            pass\n",
+        TESTS + "test_a_busy_receiver_with_more_than_is_looked_at_hides_no_other",
+    ),
+    Mutation(
+        "a tenant whose names are never resolved and that takes all look-ups",
+        "shared/webhooks/addresses.py",
+        "        async with self._rooms[tenant]:\n",
+        "        async with asyncio.Semaphore():\n",
+        "tests/unit/shared/webhooks/test_addresses.py::test_a_tenant_whose_names_are_never_resolved_keeps_no_other_waiting",
+    ),
     Mutation(
         "the webhook written after the transaction that ends the run",
         MIGRATION,
@@ -23,21 +44,21 @@ MUTATIONS = [
     ),
     Mutation(
         "a webhook's address checked only where the run is created",
-        "worker/courier.py",
-        "await self._resolver.addresses(target), message)",
-        "list(await self._resolver._look_up(target.host, target.port)), message)",
+        "worker/webhooks.py",
+        "await self._resolver.addresses(target, delivery.tenant)",
+        "list(await self._resolver._look_up(target.host, target.port))",
         TESTS + "test_a_name_that_moves_to_a_private_address_is_not_followed_there",
     ),
     Mutation(
         "a webhook's name resolved again after it was checked",
-        "worker/courier.py",
+        "worker/webhooks.py",
         "host=address, port=target.port",
         "host=target.host, port=target.port",
         TESTS + "test_a_name_is_resolved_once_and_that_address_is_called",
     ),
     Mutation(
         "a webhook that follows redirects",
-        "worker/courier.py",
+        "worker/webhooks.py",
         "follow_redirects=False",
         "follow_redirects=True",
         TESTS + "test_a_redirect_is_not_followed_and_fails",
@@ -79,14 +100,14 @@ MUTATIONS = [
     ),
     Mutation(
         "a batch erased before its webhook is delivered",
-        "shared/sweeper.py",
+        "shared/maintenance/retention.py",
         'AND {none_waits("batches")}',
         "",
         TESTS + "test_a_batch_is_kept_whole_until_its_end_is_told",
     ),
     Mutation(
         "a batch that is told to an address that is not public",
-        "api/batches/routes.py",
+        "api/routes/batches.py",
         "        if taken.head.webhook_url is not None:\n",
         "        if not taken.head.webhook_url:\n",
         TESTS + "test_a_batch_is_not_told_to_an_address_that_is_not_public",
@@ -100,7 +121,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a delivery that cannot be made and is due for ever",
-        "worker/courier.py",
+        "worker/webhooks.py",
         '            await self._settle(delivery, Attempt(error="cannot_be_sent"))\n',
         "            await asyncio.sleep(0)\n",
         TESTS + "test_a_secret_that_signs_nothing_and_a_row_with_odd_json_spoil_no_other_delivery",

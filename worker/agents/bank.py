@@ -9,7 +9,7 @@ from sqlalchemy import BigInteger, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.orm import Mapped, mapped_column
 
-from shared.tables import Base
+from agent_relay.shared.database.tables import Base
 
 SEEDED_CUSTOMER_ID = 123
 """The customer whom the migration brings, and the one of a thread that names none."""

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
 from pydantic_ai import Agent, ModelRetry, RunContext
 from typing_extensions import TypedDict
 
-from worker.agents.bank import SEEDED_CUSTOMER_ID, Bank, Customer, dollars
-from worker.agents.bank_script import scripted
-from worker.catalog import RunScope, ServedAgent
+from agent_relay.worker.agents.bank import SEEDED_CUSTOMER_ID, Bank, Customer, dollars
+from agent_relay.worker.agents.bank_script import scripted
+from agent_relay.worker.catalog import RunScope, ServedAgent
 
 _DESCRIPTION = "Support of a small bank: balances, lost or stolen cards, and what to do next."
 
@@ -116,4 +116,9 @@ def demand_every_field(ctx: RunContext[SupportDependencies], answer: SupportAnsw
     return answer
 
 
-served = ServedAgent(agent=agent, dependencies=dependencies, script=scripted)
+served = ServedAgent(
+    agent=agent,
+    dependencies=dependencies,
+    script=scripted,
+    examples=["What is my balance?", "I lost my card!"],
+)

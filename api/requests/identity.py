@@ -1,0 +1,210 @@
+"""Who calls: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
+
+Nobody is believed without a header, nor with two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Annotated
+from uuid import UUID
+
+from fastapi import Depends, Request
+from sqlalchemy import text
+
+from agent_relay.api.problems import Refused, unavailable
+from agent_relay.api.requests.key_cache import KeysUnknown
+from agent_relay.api.requests.tickets import refused
+from agent_relay.shared.api_keys import ApiKey, Scope
+from agent_relay.shared.fair_turns import CALLER
+from agent_relay.shared.key_format import hash_key
+
+_KEY = "agent_relay.caller"
+_OPERATOR = "agent_relay.operator"
+_OWNER = text("SELECT tenant, user_id FROM runs WHERE id = :id")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+
+
+SECURITY_SCHEMES = {
+    "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of your tenant."},
+    "UserId": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-User-ID",
+        "description": "The UUID of your end user, whom threads and runs belong to.",
+    },
+}
+"""How OpenAPI says it: both headers, on every call of a user's."""
+
+OPERATOR_SCHEMES = {
+    "OperatorKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of an operator."},
+}
+"""The same of the calls of operators."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whom threads and runs belong to."""
+
+    tenant: str
+    user_id: UUID
+    key: ApiKey | None = field(default=None, compare=False)
+    """The key that was shown; None where none was needed."""
+
+    @property
+    def allowed_agents(self) -> frozenset[str] | None:
+        """The agents that may be asked with the key that was shown; None for all."""
+        return None if self.key is None else self.key.agents
+
+    def may_ask(self, agent_type: str) -> bool:
+        """Say whether an agent may be asked with the key that was shown."""
+        return self.allowed_agents is None or agent_type in self.allowed_agents
+
+
+def identify(request: Request, scopes: Collection[Scope]) -> Owner:
+    """Read who calls, with a key that has one of these scopes, or with a session that was begun with one.
+
+    Raises:
+        Refused: 401 without a valid key, 403 with one that lacks the scope or a session that another site uses, 400
+            without exactly one user.
+    """
+    key, user_id = _in_session(request) or (_key(request), _user(request))
+    if not key.allows(scopes):
+        wanted = " or ".join(f"`{scope}`" for scope in scopes)
+        raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
+    owner = Owner(key.tenant, user_id, key)
+    _note(request, owner)
+    return owner
+
+
+def _in_session(request: Request) -> tuple[ApiKey, UUID] | None:
+    """Read who is signed in; the headers win over a session.
+
+    Raises:
+        Refused: 403, another site uses the session; 503, the keys are not known yet.
+    """
+    if "X-API-Key" in request.headers or "X-User-ID" in request.headers or not request.app.state.settings.pages:
+        return None
+    try:
+        session = request.app.state.sessions.read(request)
+    except KeysUnknown:
+        raise _keys_unknown() from None
+    return session and (session.key, session.user_id)
+
+
+def _user(request: Request) -> UUID:
+    """Read which user the request names.
+
+    Raises:
+        Refused: 400, not exactly one.
+    """
+    users = request.headers.getlist("X-User-ID")
+    if len(users) != 1:
+        raise Refused(400, "X-User-ID is repeated." if users else "X-User-ID is missing.")
+    if not _UUID.fullmatch(users[0]):  # `UUID` takes more for one: braces, signs, dashes anywhere.
+        raise Refused(400, "X-User-ID is not a UUID.")
+    return UUID(users[0])
+
+
+def identify_operator(request: Request) -> None:
+    """Read which operator calls, with a key or with a session that was begun with one.
+
+    Raises:
+        Refused: 401 without a valid key of an operator, as every key is where none is configured; 403, another site
+            uses the session; 503, it cannot be read yet.
+    """
+    settings = request.app.state.settings
+    if "X-API-Key" in request.headers or not settings.pages:
+        name = settings.operator_keys.get(hash_key(_given(request)))
+    else:
+        try:
+            session = request.app.state.sessions.read_operator(request)
+        except KeysUnknown:
+            raise _keys_unknown() from None
+        name = session and session.name
+    if name is None:
+        raise _no_key()
+    request.scope[_OPERATOR] = name
+
+
+def _key(request: Request) -> ApiKey:
+    """Find the key that the request shows.
+
+    Raises:
+        Refused: 401, it is not valid; 400, there are two; 503, the keys are not known yet.
+    """
+    try:
+        key = request.app.state.keys.find(_given(request))
+    except KeysUnknown:
+        raise _keys_unknown() from None
+    if key is None:
+        raise _no_key()
+    return key
+
+
+def _given(request: Request) -> bytes:
+    keys = request.headers.getlist("X-API-Key")
+    if len(keys) > 1:
+        raise Refused(400, "X-API-Key is repeated.")
+    return keys[0].encode("latin-1") if keys else b""
+
+
+def _keys_unknown() -> Refused:
+    return unavailable("The API keys have not been read from the database yet.")
+
+
+def _no_key() -> Refused:
+    return Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
+
+
+async def identify_by_ticket(request: Request) -> None:
+    """Read whose run the ticket in the query string is for; it opens that run's stream and nothing else.
+
+    Raises:
+        Refused: 401, the ticket is not valid for this run; 503, the keys are not known yet.
+    """
+    try:
+        run_id = UUID(request.path_params["run_id"])
+        key = request.app.state.tickets.key_of(request.query_params["ticket"], run_id)
+    except KeysUnknown:
+        raise _keys_unknown() from None
+    except ValueError:
+        raise refused() from None
+    async with request.app.state.database.connect() as connection:
+        run = (await connection.execute(_OWNER, {"id": run_id})).one_or_none()
+    if run is None or run.tenant != key.tenant:
+        raise refused()
+    _note(request, Owner(run.tenant, run.user_id, key))
+
+
+def _note(request: Request, owner: Owner) -> None:
+    request.scope[_KEY] = owner
+    CALLER.set((owner.tenant, str(owner.user_id)))
+
+
+def caller_of(request: Request) -> Owner | None:
+    """Say which user was identified; None where an operator calls."""
+    return request.scope.get(_KEY)
+
+
+def shown_key(caller: Owner) -> ApiKey:
+    """Return the key that a caller has shown."""
+    assert caller.key is not None, "the caller was not identified by a request"  # noqa: S101
+    return caller.key
+
+
+async def _identified(request: Request) -> Owner:
+    return request.scope[_KEY]
+
+
+async def _identified_operator(request: Request) -> str:
+    return request.scope[_OPERATOR]
+
+
+Caller = Annotated[Owner, Depends(_identified)]
+"""The caller, whom `StrictRoute` identified before anything else was looked at."""
+
+Operator = Annotated[str, Depends(_identified_operator)]
+"""The name of the operator who calls, whom `OperatorRoute` identified."""

@@ -1,0 +1,1 @@
+"""Schedules: queries that are asked again and again, at the times that a cron expression says."""

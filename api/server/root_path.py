@@ -1,0 +1,45 @@
+"""`ROOT_PATH`: the API behind a proxy that publishes it under a path, whether the proxy strips that path or not."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from fastapi.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+FIRST_STEPS = frozenset(
+    {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in"}
+)
+"""What the paths of this application begin with; the page at `/` has nothing there."""
+
+
+def canonical_path(request: Request) -> str:
+    """Return the one spelling of a path that all requests for the same thing have in common.
+
+    Names in our paths are lower-case, and what changes in them are UUIDs, which may be written in capitals.
+    """
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", "")).lower()
+
+
+class RootPath:
+    """ASGI middleware: give every request the path that its caller wrote, which begins with the root path."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add the root path where the proxy has stripped it.
+
+        A path of ours may begin as the root path does (`ROOT_PATH=/api`), so what follows it decides.
+        """
+        if scope["type"] == "http":
+            path: str = scope["path"]
+            if path == self._root_path and path[1:] not in FIRST_STEPS:  # Addresses in the pages are relative.
+                await RedirectResponse(f"{path}/", 308)(scope, receive, send)
+                return
+            rest = path.removeprefix(self._root_path)
+            if rest == path or rest[1:].partition("/")[0] not in FIRST_STEPS:
+                scope["path"] = self._root_path + path
+            scope["root_path"] = self._root_path  # The scope is changed in place: streams leave their rest in it.
+        await self._app(scope, receive, send)

@@ -1,0 +1,138 @@
+"""Answer with the stream of a run: cursor and framing are checked before the first byte."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Literal
+
+from fastapi import Depends, Header, Query, Response
+
+from agent_relay.api.problems import Refused
+from agent_relay.api.requests.rate_limits import OpenCall
+from agent_relay.api.streaming.relay import Relay
+from agent_relay.api.streaming.response import Follower, Stream
+from agent_relay.api.streaming.sse_and_ndjson import Framing, negotiate
+from agent_relay.shared.database.tables import TERMINAL, RunStatus
+from agent_relay.shared.event_log import BEFORE_ALL, Id
+from agent_relay.shared.rows import RunRow
+
+Deltas = Annotated[
+    bool, Query(description="Send `{drop, append}` instead of the whole `token` where that says it: see *The stream*.")
+]
+
+Until = Annotated[
+    Literal["waiting"] | None,
+    Query(description="`waiting`: end the stream also where the run waits for answers, with `done`."),
+]
+
+ID_PATTERN = "(0|[1-9][0-9]{0,9})-(0|[1-9][0-9]{0,9})"
+"""How the id of an event is written."""
+_ID = re.compile(ID_PATTERN)
+
+
+async def _last_seen(
+    after: Annotated[
+        str | None,
+        Query(description="Go on after the event of this id.", json_schema_extra={"pattern": f"^{ID_PATTERN}$"}),
+    ] = None,
+    in_header: Annotated[
+        str | None,
+        Header(
+            alias="Last-Event-ID",
+            description="The same; it counts if both are given.",
+            json_schema_extra={"pattern": f"^({ID_PATTERN})?$"},
+        ),
+    ] = None,
+    in_query: Annotated[
+        str | None,
+        Query(
+            alias="lastEventId",
+            description="The same, as polyfills of `EventSource` say it; it counts before `after`. `lastEventID`,"
+            " `last-event-id`, `last_event_id` and `evs_last_event_id` are taken, too.",
+            json_schema_extra={"pattern": f"^({ID_PATTERN})?$"},
+        ),
+    ] = None,
+    of_an_acronym: Annotated[str | None, Query(alias="lastEventID", include_in_schema=False)] = None,
+    with_dashes: Annotated[str | None, Query(alias="last-event-id", include_in_schema=False)] = None,
+    with_underscores: Annotated[str | None, Query(alias="last_event_id", include_in_schema=False)] = None,
+    with_prefix: Annotated[str | None, Query(alias="evs_last_event_id", include_in_schema=False)] = None,
+) -> Id | None:
+    """Read where a reader got to. A reader that comes back says it beside the `after` that it began with.
+
+    An `EventSource` that has seen no event yet may say the empty string for it.
+
+    Raises:
+        Refused: 400, one of them is malformed, also where another one counts.
+    """
+    said = (in_header, in_query, of_an_acronym, with_dashes, with_underscores, with_prefix)
+    given = [_read(text) for text in said if text]
+    given += [] if after is None else [_read(after)]
+    return given[0] if given else None
+
+
+def _read(text: str) -> Id:
+    try:
+        if _ID.fullmatch(text):  # `Id.parse` takes zeros before a number.
+            return Id.parse(text)
+    except ValueError:
+        pass
+    raise Refused(400, "The cursor is not an event id.", code="malformed_cursor")
+
+
+LastSeen = Annotated[Id | None, Depends(_last_seen)]
+"""The id of the event that a reader saw last; None from the beginning."""
+
+
+def follow(
+    relay: Relay,
+    call: OpenCall,
+    run: RunRow,
+    *,
+    accept: str | None,
+    cursor: Id | None,
+    deltas: bool,
+    until: Literal["waiting"] | None = None,
+    headers: dict[str, str] | None = None,
+    hung_up: Callable[[], Awaitable[None]] | None = None,
+) -> Response:
+    """Stream a run from a cursor on; the call is closed with the stream.
+
+    Raises:
+        Refused: 406, the caller takes no stream; 400, the cursor is none that this run ever had.
+    """
+    framing = negotiate(accept)
+    after = _possible(run, cursor)
+    waits = until is not None and run.status == RunStatus.WAITING
+    if (run.status in TERMINAL and after == Id(run.attempt + 1, 1)) or (
+        waits and after == Id(run.attempt, run.last_entry)
+    ):
+        call.close()
+        if framing is Framing.SSE:
+            return Response(status_code=204)
+        return Response(b"", media_type=framing.value)
+    follower = Follower(
+        relay, call, run, after, framing, deltas=deltas, until_waiting=until is not None, hung_up=hung_up
+    )
+    return Stream(follower, headers or {})
+
+
+def _possible(run: RunRow, cursor: Id | None) -> Id:
+    """Check where a reader got to.
+
+    Raises:
+        Refused: 400, it is beyond what the run has told. How far an attempt has come that goes on
+            or was lost, only Redis knows, which may have lost it too: there, any number of that attempt is taken.
+    """
+    if cursor is None:
+        return BEFORE_ALL
+    end = Id(run.attempt + 1, 1) if run.status in TERMINAL else Id(run.attempt + 1, 0)
+    is_of_last_attempt = run.status == RunStatus.SUCCEEDED and cursor.attempt == run.attempt
+    if (
+        cursor > end
+        or cursor == BEFORE_ALL
+        or (cursor.attempt == 0 and cursor.n > 1)
+        or (is_of_last_attempt and cursor.n > run.last_entry + 1)  # Where the log was lost, one more has been told.
+    ):
+        raise Refused(400, "The cursor is beyond what this run has told.", code="impossible_cursor")
+    return cursor

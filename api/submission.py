@@ -1,0 +1,197 @@
+"""Take a query in, ring for a worker, and wait for its end where the caller does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from agent_relay.api.cancellation import Canceller
+from agent_relay.api.options import check_options
+from agent_relay.api.problems import invalid
+from agent_relay.api.queries import owned_run
+from agent_relay.api.requests.idempotency import REPLAYED, once
+from agent_relay.api.requests.identity import Owner
+from agent_relay.api.schemas import NewMessage, NewQuery, SentMessage
+from agent_relay.api.streaming.relay import Relay
+from agent_relay.shared import logs
+from agent_relay.shared.failpoints import Failpoint, reached
+from agent_relay.shared.idempotency import Key, Repeated
+from agent_relay.shared.queue import RunQueue
+from agent_relay.shared.rows import BatchRow, RunRow
+from agent_relay.shared.runs.accept import Accepted, Query, Strategy, accept
+from agent_relay.shared.runs.into_run import MessageStatus, Sent, send, state_of_message, steer
+from agent_relay.shared.runs.queue_limits import Admission
+from agent_relay.shared.settings import Settings
+from agent_relay.shared.webhooks import Resolver
+
+log = logging.getLogger(__name__)
+
+LOOK_UP_SECONDS = 1.0
+"""How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
+
+
+WARNING = "Warning"
+NOT_SERVED = '199 agent-relay "No living worker serves this agent; the query waits for one."'
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The run, and response headers: whether this call made it, and whether its agent is served."""
+
+    run: RunRow
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Submitter:
+    """Takes queries in."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: AsyncEngine,
+        queue: RunQueue,
+        admission: Admission,
+        resolver: Resolver,
+        canceller: Canceller,
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._queue = queue
+        self._admission = admission
+        self._resolver = resolver
+        self._canceller = canceller
+
+    async def ask(self, caller: Owner, new: NewQuery, key: Key | None) -> Asked:
+        """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
+
+        Raises:
+            Refused: 422, the deadline is further away than this service allows.
+            NotFound: what the key created is gone.
+            Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy,
+                the queue is full, or a webhook may not go there.
+        """
+        asked = await self._query(caller, new)
+        try:
+            if asked.strategy is Strategy.STEER and asked.replace_from is None:  # It would take that run out.
+                return await self._steer(caller, asked, key)
+            accepted = await once(lambda: accept(self._database, asked, key, self._admission))
+        except Repeated as repeated:
+            run = await owned_run(self._database, caller, repeated.created)
+            return Asked(run, REPLAYED | warned_of(run))
+        await self._enqueue(accepted)
+        return Asked(accepted.run, warned_of(accepted.run))
+
+    async def send(
+        self, caller: Owner, run_id: UUID, new: NewMessage, key: Key | None
+    ) -> tuple[SentMessage, dict[str, str]]:
+        """Store a message into a run, and tell its worker; returns it, and headers that tell whether this call made it.
+
+        Raises:
+            NotFound: there is no such run, or what the key created is gone.
+            Refusal: the run has ended and has no thread, it has had too many messages, or as in `ask`.
+        """
+        asked = Query(
+            tenant=caller.tenant,
+            user_id=caller.user_id,
+            thread_id=None,
+            agent_type=None,
+            query=new.query,
+            deadline_seconds=self._settings.run_deadline_seconds,
+            allowed_agents=caller.allowed_agents,
+        )
+        try:
+            sent = await once(lambda: send(self._database, run_id, asked, key, self._admission))
+        except Repeated as repeated:
+            state = await state_of_message(self._database, repeated.created)
+            return SentMessage(id=state.message_id, status=MessageStatus(state.status), run_id=state.run_id), REPLAYED
+        await self._announce(sent)
+        status = MessageStatus.PENDING if sent.accepted is None else MessageStatus.QUEUED
+        return SentMessage(id=sent.message_id, status=status, run_id=sent.run_id), {}
+
+    async def _steer(self, caller: Owner, asked: Query, key: Key | None) -> Asked:
+        """Send a query into the run of its thread that is running, and return that one; without one, ask."""
+        try:
+            sent = await once(lambda: steer(self._database, asked, key, self._admission))
+        except Repeated as repeated:
+            state = await state_of_message(self._database, repeated.created)
+            return Asked(await owned_run(self._database, caller, state.run_id), REPLAYED)
+        await self._announce(sent)
+        if sent.accepted is not None:
+            return Asked(sent.accepted.run, warned_of(sent.accepted.run))
+        return Asked(await owned_run(self._database, caller, sent.run_id))
+
+    async def _announce(self, sent: Sent) -> None:
+        if sent.accepted is not None:
+            await self._enqueue(sent.accepted)
+            return
+        reached(Failpoint.MESSAGE_STORED)
+        log.info("asking.message run_id=%s place=%d", sent.run_id, sent.place)
+        await self._canceller.announce_message(sent.run_id, sent.place or 0)
+
+    async def _query(self, caller: Owner, new: NewQuery) -> Query:
+        deadline = new.deadline_s or self._settings.run_deadline_seconds
+        check_deadline(self._settings, deadline)
+        if new.webhook_url is not None:
+            await self._resolver.check(new.webhook_url, caller.tenant, seconds=LOOK_UP_SECONDS)
+        if new.options is not None:
+            await check_options(self._database, caller, new.options, agent_type=new.agent_type, thread_id=new.thread_id)
+        return Query(
+            tenant=caller.tenant,
+            user_id=caller.user_id,
+            thread_id=new.thread_id,
+            agent_type=new.agent_type,
+            query=new.query,
+            replace_from=new.replace_from,
+            deadline_seconds=deadline,
+            start_at=new.start_at,
+            start_after_seconds=new.start_after_s,
+            strategy=new.multitask_strategy or Strategy.ENQUEUE,
+            metadata=new.metadata,
+            options=new.options,
+            allowed_agents=caller.allowed_agents,
+            webhook_url=new.webhook_url,
+            wait_seconds=new.wait_deadline_s,
+        )
+
+    async def _enqueue(self, accepted: Accepted) -> None:
+        logs.RUN_ID.set(accepted.run.id)
+        reached(Failpoint.RUN_ACCEPTED)
+        log.info("asking.accepted agent=%s thread=%s", accepted.run.agent_type, accepted.run.thread_id)
+        if accepted.ring is not None:
+            await self._queue.ring([accepted.ring])
+        reached(Failpoint.RUN_RUNG)
+        if accepted.superseded:
+            await self._canceller.announce(accepted.superseded)
+
+
+def warned_of(row: RunRow | BatchRow) -> dict[str, str]:
+    """Make the header that warns of a run or a batch which no living worker can take now."""
+    return {WARNING: NOT_SERVED} if row.served is False else {}
+
+
+def check_deadline(settings: Settings, seconds: float) -> None:
+    """See that a deadline is none further away than this service allows.
+
+    Raises:
+        Refused: 422, it is.
+    """
+    if seconds > settings.max_run_deadline_seconds:
+        raise invalid("/deadline_s", "less_than_equal", f"At most {settings.max_run_deadline_seconds:g} seconds")
+
+
+async def ended(relay: Relay, run: RunRow, seconds: float, *, or_waits: bool = False) -> bool:
+    """Wait until a run has ended and its end is stored; False if it has not within this time.
+
+    With `or_waits`, also until it waits for answers.
+    """
+    try:
+        async with asyncio.timeout(seconds), relay.follow(run) as feed:
+            while not feed.ended and not relay.closing and not (or_waits and feed.waits):
+                await feed.wait()
+            return feed.ended
+    except TimeoutError:
+        return False

@@ -1,0 +1,41 @@
+"""PostgreSQL: connections and the meaning of errors (`engine`), a server that hangs (`hang_detector`), the tables."""
+
+from agent_relay.shared.database.engine import (
+    CONNECT_TIMEOUT_SECONDS,
+    PLACE,
+    POOL_TIMEOUT_SECONDS,
+    SCHEMA,
+    check_writable,
+    connect,
+    is_about_rows,
+    is_away,
+    is_ours,
+    leave_out_values,
+    parameters_of,
+    schema_of,
+    settle,
+    store,
+    transact,
+    trouble_of,
+    was_committed,
+)
+
+__all__ = [
+    "CONNECT_TIMEOUT_SECONDS",
+    "PLACE",
+    "POOL_TIMEOUT_SECONDS",
+    "SCHEMA",
+    "check_writable",
+    "connect",
+    "is_about_rows",
+    "is_away",
+    "is_ours",
+    "leave_out_values",
+    "parameters_of",
+    "schema_of",
+    "settle",
+    "store",
+    "transact",
+    "trouble_of",
+    "was_committed",
+]

@@ -1,0 +1,1 @@
+"""Worker processes: supervisor, and quarantine for runs under which a process died."""
