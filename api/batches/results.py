@@ -37,7 +37,7 @@ class Results:
         follow: bool,
         keepalive_seconds: float,
     ) -> None:
-        self.framing = Framing.NDJSON
+        self.media_type = Framing.NDJSON.value
         self._database = database
         self._feeds = feeds
         self._call = call
@@ -101,7 +101,7 @@ class Results:
             if ended or feed.erased:
                 return
             if not lines and await self._wait(feed) is WakeReason.IN_VAIN:
-                await send_frames(send, [self.framing.keepalive])
+                await send_frames(send, [Framing.NDJSON.keepalive])
 
     async def _wait(self, feed: BatchFeed) -> WakeReason:
         self._waiting = feed.wait()

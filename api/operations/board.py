@@ -187,7 +187,7 @@ class Board:
 class Watcher:
     """One page that is open. Its socket pulls: a slow page skips updates."""
 
-    framing = Framing.SSE
+    media_type = Framing.SSE.value
 
     def __init__(self, board: Board, expires_at_ms: int | None) -> None:
         """`expires_at_ms` is when the session ends that the page was opened with."""
@@ -206,7 +206,7 @@ class Watcher:
     async def write(self, send: Send) -> None:
         """Write each tick, until the reader is gone, its session has ended or the process stops."""
         try:
-            await send_frames(send, [self.framing.opening])
+            await send_frames(send, [Framing.SSE.opening])
             tick, plots = 0, 0
             while not self._over:
                 frames: list[bytes] = []

@@ -10,6 +10,7 @@ from fastapi import Depends, Header, Query, Response
 
 from agent_relay.api.problems import Refused
 from agent_relay.api.requests.rate_limits import OpenCall
+from agent_relay.api.streaming.native_renderer import NativeRenderer
 from agent_relay.api.streaming.relay import Relay
 from agent_relay.api.streaming.response import Follower, Stream
 from agent_relay.api.streaming.sse_and_ndjson import Framing, negotiate
@@ -102,7 +103,7 @@ def follow(
         Refused: 406, the caller takes no stream; 400, the cursor is none that this run ever had.
     """
     framing = negotiate(accept)
-    after = _possible(run, cursor)
+    after = possible(run, cursor)
     waits = until is not None and run.status == RunStatus.WAITING
     if (run.status in TERMINAL and after == Id(run.attempt + 1, 1)) or (
         waits and after == Id(run.attempt, run.last_entry)
@@ -111,13 +112,12 @@ def follow(
         if framing is Framing.SSE:
             return Response(status_code=204)
         return Response(b"", media_type=framing.value)
-    follower = Follower(
-        relay, call, run, after, framing, deltas=deltas, until_waiting=until is not None, hung_up=hung_up
-    )
+    renderer = NativeRenderer(run, framing, deltas=deltas)
+    follower = Follower(relay, call, run, after, renderer, until_waiting=until is not None, hung_up=hung_up)
     return Stream(follower, headers or {})
 
 
-def _possible(run: RunRow, cursor: Id | None) -> Id:
+def possible(run: RunRow, cursor: Id | None) -> Id:
     """Check where a reader got to.
 
     Raises:

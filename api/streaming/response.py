@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Mapping
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -14,11 +14,9 @@ from agent_relay.api.requests.rate_limits import OpenCall
 from agent_relay.api.server.http_protocol import tell_of_loss
 from agent_relay.api.streaming.relay import Relay
 from agent_relay.api.streaming.run_feed import Event, RunFeed, Text, WakeReason, end_wait
-from agent_relay.api.streaming.sse_and_ndjson import Framing
 from agent_relay.shared.away import REDIS_ERRORS
-from agent_relay.shared.event_log import REASONING, Id
+from agent_relay.shared.event_log import Id
 from agent_relay.shared.rows import RunRow
-from agent_relay.shared.text_delta import Growth, growth
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +30,10 @@ _OF_THE_HANDLING = (_READER, "fastapi_", "starlette.")
 class Reader(Protocol):
     """Somebody who reads what has no length."""
 
-    framing: Framing
+    @property
+    def media_type(self) -> str:
+        """The `Content-Type` of what the reader is written."""
+        ...
 
     def lose(self) -> None:
         """He is gone; told by the connection, so that no task need listen for it."""
@@ -47,7 +48,7 @@ class Stream(Response):
     """The head of an answer to a reader, who is written the rest."""
 
     def __init__(self, reader: Reader, headers: Mapping[str, str]) -> None:
-        super().__init__(media_type=reader.framing.value)
+        super().__init__(media_type=reader.media_type)
         self._reader = reader
         del self.headers["content-length"]
         self.headers.update({"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
@@ -76,24 +77,48 @@ async def write_rest(scope: Scope, send: Send) -> None:
     await reader.write(send)
 
 
+class Renderer(Protocol):
+    """Writes the events of a run for one reader, in one protocol. It may keep what that reader has been sent.
+
+    Of the text, and of each part of the reasoning, only the newest state is rendered. After the event
+    `message_started`, the text before it is void. The event `pause` is rendered only where the stream ends with it,
+    because the run waits for answers.
+    """
+
+    @property
+    def media_type(self) -> str:
+        """The `Content-Type` of the stream."""
+        ...
+
+    @property
+    def opening(self) -> bytes:
+        """What a stream begins with, if anything."""
+        ...
+
+    @property
+    def keepalive(self) -> bytes:
+        """What breaks a silence."""
+        ...
+
+    def render(self, item: Event | Text) -> bytes:
+        """Write an event, or the text as it is now; nothing where the protocol has no word for it."""
+        ...
+
+
 class Follower:
     """One reader of a run's stream."""
 
     __slots__ = (
-        "_base",
         "_call",
         "_cursor",
-        "_deltas",
         "_ended",
         "_following",
         "_hung_up",
         "_lost",
-        "_message_id",
         "_relay",
-        "_thought",
+        "_renderer",
         "_until_waiting",
         "_waiting",
-        "framing",
     )
 
     def __init__(
@@ -102,28 +127,26 @@ class Follower:
         call: OpenCall,
         run: RunRow,
         cursor: Id,
-        framing: Framing,
+        renderer: Renderer,
         *,
-        deltas: bool,
         until_waiting: bool = False,
         hung_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._until_waiting = until_waiting
-        self.framing = framing
+        self._renderer = renderer
         self._relay = relay
         self._call = call
         call.revoked = self.end
         self._following = relay.follow(run)
-        self._message_id = str(run.message_id)
         self._cursor = cursor
-        self._deltas = deltas
         self._hung_up = hung_up
         self._lost = self._ended = False
         self._waiting: asyncio.Future[WakeReason] | None = None
-        self._base: tuple[Id, str, int] | None = None
-        """The text that the reader has, where it is sent growth."""
-        self._thought: tuple[Id, str, int] | None = None
-        """The part of the reasoning that the reader has been sent last."""
+
+    @property
+    def media_type(self) -> str:
+        """The `Content-Type` of the stream."""
+        return self._renderer.media_type
 
     def lose(self) -> None:
         """The reader is gone; told by the connection, so that no task need listen for it."""
@@ -151,7 +174,7 @@ class Follower:
 
     async def _write(self, send: Send) -> None:
         async with self._following as feed:
-            frames = [self.framing.opening] if self.framing.opening else []
+            frames = [self._renderer.opening] if self._renderer.opening else []
             while not self._relay.closing and not self._lost and not self._ended:
                 try:
                     forgotten = await self._relay.recall(feed, self._cursor) if feed.has_forgotten(self._cursor) else []
@@ -159,7 +182,8 @@ class Follower:
                     log.warning("stream.cut run_id=%s error=%r", feed.run_id, away)
                     break
                 before = self._cursor
-                frames += [self._frame(item) for item in feed.after(self._cursor, forgotten) if self._tells(item, feed)]
+                items = feed.after(self._cursor, forgotten)
+                frames += [self._render(item) for item in items if self._tells(item, feed)]
                 if frames:
                     await send_frames(send, frames)
                     frames = []
@@ -170,7 +194,7 @@ class Follower:
                     break
                 self._waiting = feed.wait()
                 if await self._waiting is WakeReason.IN_VAIN:
-                    frames = [self.framing.keepalive]
+                    frames = [self._renderer.keepalive]
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _tells(self, item: Event | Text, feed: RunFeed) -> bool:
@@ -180,41 +204,9 @@ class Follower:
             return self._until_waiting and feed.waits and item.id == feed.top
         return True
 
-    def _frame(self, item: Event | Text) -> bytes:
-        """Write an item, or take what another follower wrote; and note that this one has it."""
+    def _render(self, item: Event | Text) -> bytes:
         self._cursor = item.id
-        if isinstance(item, Event):
-            if item.name == "gap":
-                self._base = self._thought = None
-            name = "done" if item.name == "pause" else item.name
-            return self._shared(item, self.framing, lambda: (name, item.fields))
-        sent = (item.id, item.whole, item.part) if self._deltas else None
-        if item.part:
-            base, self._thought = self._thought, sent
-        else:
-            base, self._base = self._base, sent
-        if base is None or base[0].attempt != item.id.attempt or base[2] != item.part:
-            return self._shared(item, self.framing, lambda: self._text(item, {"token": item.whole}))
-        if base[0] == item.before and item.growth is not None:
-            growth_of_all = item.growth
-            return self._shared(item, (self.framing, "growth"), lambda: self._text(item, _grown(growth_of_all)))
-        grown = growth(base[1], item.whole)
-        return self.framing.frame(item.id, *self._text(item, {"token": item.whole} if grown is None else _grown(grown)))
-
-    def _text(self, item: Text, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        if item.part:
-            return REASONING, {"message_id": self._message_id, "part": item.part, **said}
-        return "text_delta", {"message_id": self._message_id, **said}
-
-    def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
-        frame = item.frames.get(kind)
-        if frame is None:
-            frame = item.frames[kind] = self.framing.frame(item.id, *say())
-        return frame
-
-
-def _grown(grown: Growth) -> dict[str, Any]:
-    return {"drop": grown.drop, "append": grown.append}
+        return self._renderer.render(item)
 
 
 async def send_frames(send: Send, frames: list[bytes]) -> None:

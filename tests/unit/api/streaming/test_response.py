@@ -31,7 +31,7 @@ SERVERS = (
 class Slow:
     """A reader who notes what is left of the scope when it is his turn."""
 
-    framing = Framing.SSE
+    media_type = Framing.SSE.value
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
