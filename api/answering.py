@@ -13,6 +13,7 @@ from agent_relay.api.json_schema import check_value
 from agent_relay.api.problems import invalid
 from agent_relay.api.requests.identity import Owner
 from agent_relay.api.schemas import GivenAnswer
+from agent_relay.shared import logs
 from agent_relay.shared.away import skip_if_redis_away
 from agent_relay.shared.clock import now
 from agent_relay.shared.database.tables import RequestKind
@@ -50,7 +51,8 @@ class Answerer:
             raise invalid(f"/answers/{unknown.number}/request_id", "unknown_request", str(unknown)) from None
         if not answered.changed:
             return False
-        log.info("answering.answered run_id=%s goes_on=%s", run_id, answered.ring is not None)
+        logs.RUN_ID.set(run_id)
+        log.info("answering.answered goes_on=%s", answered.ring is not None)
         reached(Failpoint.ANSWER_STORED)
         await self._tell(answered)
         if answered.ring is not None:

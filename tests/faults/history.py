@@ -274,6 +274,8 @@ class History:
     changes: list[Change] = field(default_factory=list[Change])
     workers: dict[str, int] = field(default_factory=dict[str, int])
     """The process of each worker incarnation."""
+    ancestors: dict[int, frozenset[int]] = field(default_factory=dict[int, frozenset[int]])
+    """The processes above each process, as they were when it was first seen: it ends with any of them."""
     announced: list[Announced] = field(default_factory=list[Announced])
     logs: dict[str, list[Entry]] = field(default_factory=dict[str, list[Entry]])
     """What stood in the event logs in the end."""

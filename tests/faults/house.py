@@ -401,6 +401,10 @@ class House:
                 thawing.add_done_callback(self._thawing.discard)
         for post in self.posts:
             self._family |= {process.pid: process for process in post.family()}
+        for pid, process in self._family.items():
+            if pid not in self.history.ancestors:
+                with suppress(psutil.NoSuchProcess):
+                    self.history.ancestors[pid] = frozenset(above.pid for above in process.parents())
 
     def read_the_logs(self) -> None:
         """Note who was killed at a failpoint."""

@@ -200,7 +200,7 @@ def every_crash_is_a_death(history: History) -> Found:
 def every_attempt_more_has_a_reason(history: History) -> Found:
     """An answer begins again only if we did something to its process, or to PostgreSQL; no guest makes it do so.
 
-    A run that has waited goes on in another attempt.
+    A process also ends once one above it was killed or stopped. A run that has waited goes on in another attempt.
     """
     of_processes = (
         Breakage.KILLED,
@@ -210,6 +210,7 @@ def every_attempt_more_has_a_reason(history: History) -> Found:
         Breakage.HELD_UP,
         Breakage.REPLY_LOST,
     )
+    of_families = (Breakage.KILLED, Breakage.STOPPED)
     of_servers = (Breakage.POSTGRES_CRASHED, Breakage.POSTGRES_SAID_NO)
     for run_id, changes in history.changes_of.items():
         claims = [change for change in changes if change.before and change.row["attempt"] > change.before["attempt"]]
@@ -218,8 +219,11 @@ def every_attempt_more_has_a_reason(history: History) -> Found:
                 continue
             pid, since = history.workers.get(claim.row["worker_id"]), claim.at - IN_FLIGHT_SECONDS
             troubles = history.breakages(*of_processes, since=since, until=later.at)
-            if not any(pid in trouble.pids + trouble.started for trouble in troubles) and not any(
-                history.breakages(*of_servers, since=since, until=later.at)
+            above: frozenset[int] = frozenset() if pid is None else history.ancestors.get(pid, frozenset())
+            if (
+                not any(pid in trouble.pids + trouble.started for trouble in troubles)
+                and not any(above & {*end.pids} for end in history.breakages(*of_families, since=0, until=later.at))
+                and not any(history.breakages(*of_servers, since=since, until=later.at))
             ):
                 yield run_id, f"attempt {later.row['attempt']}: nothing had happened to process {pid}"
 

@@ -250,6 +250,8 @@ class Answer:
         if result is None:
             raise UnexpectedModelBehavior("The agent ended without a result.")
         if isinstance(result.output, DeferredToolRequests):
+            if self._steps is not None:  # Until the wait is stored, they are all that is known of finished calls.
+                await self._steps.written()
             tools = {name: tool.tool_def for name, tool in (run.ctx.deps.tool_manager.tools or {}).items()}
             return Asked(calls_of(result.output, result.response, tools), self.whole(result.new_messages()))
         text = await self._text_of_output(result.output)
