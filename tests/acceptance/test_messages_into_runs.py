@@ -107,7 +107,7 @@ async def test_a_message_reaches_the_run_that_is_under_way(service: Service, tmp
 
 async def test_a_message_that_comes_too_late_is_the_threads_next_run(service: Service, tmp_path: Path) -> None:
     """And so is one into a run that is cancelled, or has ended: in the order in which they were sent."""
-    planned = Planned(tmp_path, [], last=1.5)
+    planned = Planned(tmp_path, [], last=0.7)
     api = service.api(**SERVED)
     service.worker(**SERVED)
     async with Client(api.url) as client:

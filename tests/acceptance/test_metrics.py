@@ -267,11 +267,12 @@ async def test_a_port_that_is_taken_keeps_no_worker_from_its_work(service: Servi
 async def test_a_suspects_end_is_counted_by_whoever_made_its_process(service: Service) -> None:
     port = free_ports(1)
     api = service.api()
-    service.begin("worker").await_line("worker.ready")  # It dies, and nobody starts it again.
+    patience = {"LEASE_SECONDS": "3", "BEAT_SECONDS": "1"}
+    service.begin("worker", **patience).await_line("worker.ready")  # It dies, and nobody starts it again.
     async with Client(api.url) as client:
         run = await client.run("die", agent_type="poison")
         eventually(lambda: service.processes[-1].process.poll() is not None)
-        worker = service.worker(METRICS_PORT=str(port), SUSPECTS_AT_ONCE="1", LEASE_SECONDS="3", BEAT_SECONDS="1")
+        worker = service.worker(METRICS_PORT=str(port), SUSPECTS_AT_ONCE="1", **patience)
         await client.ended(run["id"])
         worker.await_line("isolation.died")
     crashed = ("runs_ended_total", "poison", "worker_crashed", "failed")
