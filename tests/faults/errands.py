@@ -25,6 +25,8 @@ ERRAND = "errand"
 ERRANDS = {ERRAND: "tests.faults.errands:served"}
 LEDGER = "ERRAND_LEDGER"
 """The environment variable that names the file to which each call adds a line as it begins and one as it ends."""
+_LEDGER = os.environ.get(LEDGER, os.devnull)
+"""Read once: a guest in the same worker may empty the environment."""
 
 WORK, PAY = "work", "pay"
 """The tools; `pay` needs an approval."""
@@ -148,7 +150,7 @@ async def _speak(messages: list[ModelMessage], _info: AgentInfo) -> AsyncIterato
 def _note(ctx: RunContext[RunScope], what: str) -> None:
     """Add a line to the ledger; it is there whatever happens to this process."""
     line = f"{ctx.deps.run_id} {ctx.tool_call_id} {ctx.deps.attempt} {what} {time.time()}\n"
-    with Path(os.environ[LEDGER]).open("a") as ledger:
+    with Path(_LEDGER).open("a") as ledger:
         ledger.write(line)
 
 
