@@ -93,6 +93,13 @@ MUTATIONS = [
         "tests/acceptance/test_webhooks.py::test_an_answer_before_the_end_of_a_large_body_counts[410-disabled-plain-closes]",
     ),
     Mutation(
+        "an answer that is lost with the connection that was reset",
+        "worker/models/duplex_http.py",
+        "if left := self._kept.recv(max_bytes, socket.MSG_DONTWAIT):",
+        "if left := b'':",
+        "tests/unit/worker/models/test_duplex_http.py",
+    ),
+    Mutation(
         "two hosts taken for one",
         "api/server/http_protocol.py",
         "if len(hosts) > 1 or (not hosts",

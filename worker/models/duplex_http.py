@@ -7,11 +7,16 @@ that reads only once it has written everything finds a connection that was reset
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
+import anyio
+import anyio.abc
 import httpcore2
 import httpx2
 
@@ -45,7 +50,43 @@ class _Backend(httpcore2.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.AsyncNetworkStream:
-        return _TwoWay(await self._backend.connect_tcp(host, port, timeout, local_address, socket_options))
+        stream = await self._backend.connect_tcp(host, port, timeout, local_address, socket_options)
+        stream._stream = _Socket(stream._stream)  # noqa: SLF001  (beneath TLS, which is begun on it later)
+        return _TwoWay(stream)
+
+
+class _Socket(anyio.abc.ByteStream):
+    """A socket that is read to its end also when a write has failed.
+
+    The loop closes a socket on which a write fails, with all that it has not read yet. A second descriptor keeps that.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._kept = socket.socket(fileno=os.dup(stream.extra(anyio.abc.SocketAttribute.raw_socket).fileno()))  # noqa: S610
+
+    async def receive(self, max_bytes: int = READ_BYTES) -> bytes:
+        try:
+            return await self._stream.receive(max_bytes)
+        except anyio.BrokenResourceError:
+            with suppress(OSError):
+                if left := self._kept.recv(max_bytes, socket.MSG_DONTWAIT):
+                    return left
+            raise
+
+    async def send(self, item: bytes) -> None:
+        await self._stream.send(item)
+
+    async def send_eof(self) -> None:
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        self._kept.close()
+        await self._stream.aclose()
+
+    @property
+    def extra_attributes(self) -> Mapping[Any, Callable[[], Any]]:
+        return self._stream.extra_attributes
 
 
 class _TwoWay(httpcore2.AsyncNetworkStream):
@@ -64,8 +105,6 @@ class _TwoWay(httpcore2.AsyncNetworkStream):
         """
         if self._reading is None:
             self._reading = self._read()
-        for _ in range(2):  # The loop looks at the socket, and reads it: a reset by the next write would lose that.
-            await asyncio.sleep(0)
         writing = asyncio.create_task(self._stream.write(buffer, timeout))
         try:
             while not writing.done():
