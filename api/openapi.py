@@ -21,16 +21,23 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse
 
 from agent_relay.api.batches.schemas import SCHEMAS
-from agent_relay.api.problems import MEDIA_TYPE, Problem, example
-from agent_relay.api.requests.identity import OPERATOR_SCHEMES, SECURITY_SCHEMES
+from agent_relay.api.problems import CHALLENGE, MEDIA_TYPE, Problem, example
+from agent_relay.api.requests.identity import (
+    OPERATOR_SCHEMES,
+    SECURITY_SCHEMES,
+    WAYS_OF_OPERATORS,
+    WAYS_OF_USERS,
+)
 from agent_relay.shared import VERSION
 from agent_relay.shared.settings import Settings
 
 DESCRIPTION = """
 Ask a [pydantic-ai](https://ai.pydantic.dev) agent over HTTP, watch its validated answer grow, keep the conversation.
 
-Every call needs two headers: `X-API-Key`, a key of your tenant, and `X-User-ID`, the UUID of your end user, whom threads
-and runs belong to; *Authorize* sends them for you here. What belongs to somebody else does not exist.
+Every call needs a key of your tenant, in `X-API-Key` or as `Authorization: Bearer`, and `X-User-ID`, your end user, whom
+threads and runs belong to: a UUID, or any text of 1 to 128 printable ASCII characters, such as `auth0|5f7c8ec7` or a mail
+address, which stands for one UUID of your tenant. A bearer key without `X-User-ID` acts as a user of its own. *Authorize*
+sends them for you here. What belongs to somebody else does not exist.
 
 Errors are problem documents (RFC 9457): programs look at `code`, people read `detail`. A field or parameter that is not
 known is refused, and so is text with U+0000 or half a surrogate pair in it. Every response carries `X-Request-ID`, yours if you sent one. Lists are pages: go on with `next_cursor`.
@@ -234,8 +241,8 @@ class Documented(FastAPI):
                     for parameter in operation.get("parameters", ()):
                         _leave_out_null(parameter)
                     if path.startswith("/api/"):
-                        schemes = OPERATOR_SCHEMES if "operator" in operation["tags"] else SECURITY_SCHEMES
-                        operation["security"] = [{scheme: [] for scheme in schemes}]
+                        ways = WAYS_OF_OPERATORS if "operator" in operation["tags"] else WAYS_OF_USERS
+                        operation["security"] = [{scheme: [] for scheme in way} for way in ways]
                     operation["responses"] = {
                         status: _as_problem(status, response)
                         for status, response in sorted(operation["responses"].items())
@@ -294,7 +301,12 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
         _WORDS,
     ),
     "RateLimit": ("Of that limit: `r` requests are left, in `t` seconds all of them.", _WORDS),
-    "WWW-Authenticate": ("What is missing.", {"const": "ApiKey"}),
+    "WWW-Authenticate": (
+        "What is missing: a key in `X-API-Key`, or as `Authorization: Bearer`.",
+        {
+            "const": CHALLENGE["WWW-Authenticate"],
+        },
+    ),
     "Accept-Encoding": ("Where the body was compressed: what is taken.", {"const": "identity"}),
     "Location": ("Where the resource is.", _PATH),
     "Content-Location": ("Where the run is that is followed.", _PATH),

@@ -59,6 +59,8 @@ FULL_RETRY_AFTER_SECONDS = 5
 """A full queue moves as runs end, which takes longer than most outages."""
 UNSERVED_RETRY_AFTER_SECONDS = 10
 """Somebody has to start a worker."""
+CHALLENGE = {"WWW-Authenticate": "ApiKey, Bearer"}
+"""The header of each refusal with 401: the ways to show a key."""
 MOST_ERRORS = 100
 MOST_NAMED = 20
 """Agents that a problem lists at most."""
@@ -181,7 +183,7 @@ class Refused(Exception):
         detail: str,
         *,
         code: str | None = None,
-        headers: dict[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         errors: Sequence[FieldError] = (),
         **members: str | None,
     ) -> None:
@@ -189,7 +191,7 @@ class Refused(Exception):
         self.status = status
         self.detail = detail
         self.code = code or _CODES[status]
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
         self.errors = list(errors)[:MOST_ERRORS]
         self.members = members
 

@@ -19,7 +19,7 @@ from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 
@@ -44,13 +44,15 @@ PATIENCE_SECONDS = 3600.0
 LARGEST_PORT = 65_535
 LONGEST_PAGE = 100
 """Items that the service lists at once."""
+_USER = re.compile(r"[!-~]([ -~]{0,126}[!-~])?", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _CSV_SUFFIXES, _JSON_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}, {".jsonl", ".ndjson", ".json"}
 
 ABOUT = f"""\
 environment:
   {URL}      where the service is; --url
   {KEY}  your API key; --key
-  {USER}  the user in whose name you call, a UUID; --user
+  {USER}  the user in whose name you call, a UUID or a name; --user
 Where `agent-relay run` runs in the same folder, all three are known.
 
 exit status:
@@ -119,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     who = caller.add_argument_group("who calls whom, if the environment does not say it")
     who.add_argument("--url", default=said.get(URL), help="such as http://127.0.0.1:8000")
     who.add_argument("--key", default=said.get(KEY), help="better in the environment: options can be listed")
-    who.add_argument("--user", default=said.get(USER), help="a UUID")
+    who.add_argument("--user", default=said.get(USER), help="a UUID, or any other text of 1 to 128 ASCII characters")
     who.add_argument(
         "--patience",
         type=_seconds,
@@ -218,11 +220,10 @@ def _caller(options: argparse.Namespace) -> Caller:
         raise Wrong("The URL must look like http://127.0.0.1:8000 or https://relay.example.com.")
     if not options.key.isascii() or not options.key.isprintable() or options.key != options.key.strip():
         raise Wrong("The API key holds characters that no key has.")
-    try:
-        user_id = UUID(options.user)
-    except ValueError:
-        raise Wrong("The user must be a UUID.") from None
-    return Caller(options.url.rstrip("/").removesuffix(API), options.key, str(user_id))
+    if not _USER.fullmatch(options.user):
+        raise Wrong("The user must be a UUID, or 1 to 128 printable ASCII characters.")
+    user = options.user.lower() if _UUID.fullmatch(options.user) else options.user
+    return Caller(options.url.rstrip("/").removesuffix(API), options.key, user)
 
 
 def _add_rows(added: argparse.ArgumentParser) -> None:

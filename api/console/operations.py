@@ -13,7 +13,7 @@ from agent_relay.api.console import files
 from agent_relay.api.dependencies import BrowserSessions, Database, OperationsBoard, RunLog, ServiceSettings
 from agent_relay.api.operations.board import Watcher
 from agent_relay.api.operations.timeline import Story, story
-from agent_relay.api.problems import Refused, unavailable
+from agent_relay.api.problems import CHALLENGE, Refused, unavailable
 from agent_relay.api.requests.identity import Operator
 from agent_relay.api.requests.key_cache import KeysUnknown
 from agent_relay.api.requests.sessions import check_page
@@ -67,7 +67,7 @@ async def sign_in(
     key_hash = hash_key(given.key.encode(errors="replace"))
     if key_hash not in settings.operator_keys:
         detail = "This is not the key of an operator: OPERATOR_KEYS of the service says which are."
-        raise Refused(401, detail, code="key_not_valid", headers={"WWW-Authenticate": "ApiKey"})
+        raise Refused(401, detail, code="key_not_valid", headers=CHALLENGE)
     response = Response(status_code=204)
     try:
         sessions.begin_operator(response, request, key_hash)

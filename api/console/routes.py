@@ -16,7 +16,7 @@ from agent_relay.api import schemas
 from agent_relay.api.console import files
 from agent_relay.api.console.codes import LIFE_SECONDS, SignInCodes
 from agent_relay.api.dependencies import ApiKeys, BrowserSessions, RedisClient, ServiceSettings
-from agent_relay.api.problems import Refused, unavailable
+from agent_relay.api.problems import CHALLENGE, Refused, unavailable
 from agent_relay.api.requests.identity import Caller
 from agent_relay.api.requests.key_cache import KeyCache, KeysUnknown
 from agent_relay.api.requests.sessions import check_page
@@ -170,7 +170,7 @@ async def _who(given: SignIn, keys: KeyCache, codes: SignInCodes) -> tuple[ApiKe
     if given.key is not None:
         key = keys.find(given.key.encode(errors="replace"))
         if key is None:
-            raise Refused(401, "This key is not valid.", code="key_not_valid", headers={"WWW-Authenticate": "ApiKey"})
+            raise Refused(401, "This key is not valid.", code="key_not_valid", headers=CHALLENGE)
         return key, given.user_id or uuid5(_USERS, key.tenant)
     try:
         taken = await codes.take(given.code or "")
@@ -179,7 +179,7 @@ async def _who(given: SignIn, keys: KeyCache, codes: SignInCodes) -> tuple[ApiKe
     key = None if taken is None else keys.find_by_reference(taken[0])
     if taken is None or key is None:
         detail = "This link was used before, or has expired. Make another one, or sign in with a key."
-        raise Refused(401, detail, code="code_not_valid", headers={"WWW-Authenticate": "ApiKey"})
+        raise Refused(401, detail, code="code_not_valid", headers=CHALLENGE)
     return key, taken[1]
 
 

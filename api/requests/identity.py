@@ -1,6 +1,6 @@
 """Who calls: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
 
-Nobody is believed without a header, nor with two.
+A key comes in `X-API-Key` or as `Authorization: Bearer`. Nobody is believed without one, nor with two.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from uuid import UUID
 from fastapi import Depends, Request
 from sqlalchemy import text
 
-from agent_relay.api.problems import Refused, unavailable
+from agent_relay.api.problems import CHALLENGE, Refused, unavailable
 from agent_relay.api.requests.key_cache import KeysUnknown
 from agent_relay.api.requests.tickets import refused
+from agent_relay.api.requests.users import LONGEST_NAME, own_user, user_of
 from agent_relay.shared.api_keys import ApiKey, Scope
 from agent_relay.shared.fair_turns import CALLER
 from agent_relay.shared.key_format import hash_key
@@ -24,23 +25,29 @@ from agent_relay.shared.key_format import hash_key
 _KEY = "agent_relay.caller"
 _OPERATOR = "agent_relay.operator"
 _OWNER = text("SELECT tenant, user_id FROM runs WHERE id = :id")
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
-
+_BEARER = re.compile(r"bearer(?:[ ]+(.*))?", re.IGNORECASE | re.ASCII | re.DOTALL)
+"""Other schemes are none of ours: a proxy in front may ask for one of its own."""
 
 SECURITY_SCHEMES = {
     "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of your tenant."},
+    "Bearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer`."},
     "UserId": {
         "type": "apiKey",
         "in": "header",
         "name": "X-User-ID",
-        "description": "The UUID of your end user, whom threads and runs belong to.",
+        "description": "Your end user, whom threads and runs belong to: a UUID, or any text of 1 to 128 printable ASCII"
+        " characters, which stands for one UUID of your tenant.",
     },
 }
-"""How OpenAPI says it: both headers, on every call of a user's."""
+"""How OpenAPI says who calls."""
+WAYS_OF_USERS = (("ApiKey", "UserId"), ("Bearer", "UserId"), ("Bearer",))
+"""The schemes that go together, on every call of a user's. A bearer key without a user acts as the key's own."""
 
 OPERATOR_SCHEMES = {
     "OperatorKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of an operator."},
+    "OperatorBearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer`."},
 }
+WAYS_OF_OPERATORS = (("OperatorKey",), ("OperatorBearer",))
 """The same of the calls of operators."""
 
 
@@ -70,7 +77,7 @@ def identify(request: Request, scopes: Collection[Scope]) -> Owner:
         Refused: 401 without a valid key, 403 with one that lacks the scope or a session that another site uses, 400
             without exactly one user.
     """
-    key, user_id = _in_session(request) or (_key(request), _user(request))
+    key, user_id = _in_session(request) or _by_headers(request)
     if not key.allows(scopes):
         wanted = " or ".join(f"`{scope}`" for scope in scopes)
         raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
@@ -85,7 +92,7 @@ def _in_session(request: Request) -> tuple[ApiKey, UUID] | None:
     Raises:
         Refused: 403, another site uses the session; 503, the keys are not known yet.
     """
-    if "X-API-Key" in request.headers or "X-User-ID" in request.headers or not request.app.state.settings.pages:
+    if _shown(request) is not None or "X-User-ID" in request.headers or not request.app.state.settings.pages:
         return None
     try:
         session = request.app.state.sessions.read(request)
@@ -94,18 +101,42 @@ def _in_session(request: Request) -> tuple[ApiKey, UUID] | None:
     return session and (session.key, session.user_id)
 
 
-def _user(request: Request) -> UUID:
-    """Read which user the request names.
+def _by_headers(request: Request) -> tuple[ApiKey, UUID]:
+    """Read who calls, from the headers.
 
     Raises:
-        Refused: 400, not exactly one.
+        Refused: 401, the key is not valid; 400, there are two, or not exactly one user; 503, the keys are not known.
+    """
+    shown = _shown(request)
+    try:
+        key = None if shown is None else request.app.state.keys.find(shown.secret)
+    except KeysUnknown:
+        raise _keys_unknown() from None
+    if shown is None or key is None:
+        raise _no_key()
+    user_id = _user(request, key.tenant)
+    if user_id is None:
+        if not shown.as_bearer:
+            raise Refused(400, "X-User-ID is missing.")
+        user_id = own_user(key)
+    return key, user_id
+
+
+def _user(request: Request, tenant: str) -> UUID | None:
+    """Read which user the request names; None where it names none.
+
+    Raises:
+        Refused: 400, it names two, or none that can be.
     """
     users = request.headers.getlist("X-User-ID")
-    if len(users) != 1:
-        raise Refused(400, "X-User-ID is repeated." if users else "X-User-ID is missing.")
-    if not _UUID.fullmatch(users[0]):  # `UUID` takes more for one: braces, signs, dashes anywhere.
-        raise Refused(400, "X-User-ID is not a UUID.")
-    return UUID(users[0])
+    if not users:
+        return None
+    if len(users) > 1:
+        raise Refused(400, "X-User-ID is repeated.")
+    try:
+        return user_of(tenant, users[0])
+    except ValueError:
+        raise Refused(400, f"X-User-ID is not 1 to {LONGEST_NAME} printable ASCII characters.") from None
 
 
 def identify_operator(request: Request) -> None:
@@ -116,8 +147,11 @@ def identify_operator(request: Request) -> None:
             uses the session; 503, it cannot be read yet.
     """
     settings = request.app.state.settings
-    if "X-API-Key" in request.headers or not settings.pages:
-        name = settings.operator_keys.get(hash_key(_given(request)))
+    shown = _shown(request)
+    if shown is not None:
+        name = settings.operator_keys.get(hash_key(shown.secret))
+    elif not settings.pages:
+        name = None
     else:
         try:
             session = request.app.state.sessions.read_operator(request)
@@ -129,26 +163,30 @@ def identify_operator(request: Request) -> None:
     request.scope[_OPERATOR] = name
 
 
-def _key(request: Request) -> ApiKey:
-    """Find the key that the request shows.
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What a request shows to say who calls."""
+
+    secret: bytes
+    as_bearer: bool
+
+
+def _shown(request: Request) -> _Shown | None:
+    """Read the key that the request shows; None where it shows none.
 
     Raises:
-        Refused: 401, it is not valid; 400, there are two; 503, the keys are not known yet.
+        Refused: 400, there are two.
     """
-    try:
-        key = request.app.state.keys.find(_given(request))
-    except KeysUnknown:
-        raise _keys_unknown() from None
-    if key is None:
-        raise _no_key()
-    return key
-
-
-def _given(request: Request) -> bytes:
-    keys = request.headers.getlist("X-API-Key")
-    if len(keys) > 1:
-        raise Refused(400, "X-API-Key is repeated.")
-    return keys[0].encode("latin-1") if keys else b""
+    keys, authorizations = request.headers.getlist("X-API-Key"), request.headers.getlist("Authorization")
+    for name, values in (("X-API-Key", keys), ("Authorization", authorizations)):
+        if len(values) > 1:
+            raise Refused(400, f"{name} is repeated.")
+    bearer = _BEARER.fullmatch(authorizations[0]) if authorizations else None
+    if bearer is None:
+        return _Shown(keys[0].encode("latin-1"), as_bearer=False) if keys else None
+    if keys:
+        raise Refused(400, "X-API-Key and Authorization: Bearer are both there; send one of them.")
+    return _Shown((bearer[1] or "").encode("latin-1"), as_bearer=True)
 
 
 def _keys_unknown() -> Refused:
@@ -156,7 +194,7 @@ def _keys_unknown() -> Refused:
 
 
 def _no_key() -> Refused:
-    return Refused(401, "A valid X-API-Key is needed.", headers={"WWW-Authenticate": "ApiKey"})
+    return Refused(401, "A valid key is needed, in X-API-Key or as Authorization: Bearer.", headers=CHALLENGE)
 
 
 async def identify_by_ticket(request: Request) -> None:

@@ -12,7 +12,7 @@ import re
 from datetime import UTC, datetime
 from uuid import UUID
 
-from agent_relay.api.problems import Refused
+from agent_relay.api.problems import CHALLENGE, Refused
 from agent_relay.api.requests.key_cache import KeyCache
 from agent_relay.shared.api_keys import REFERENCE_BYTES, ApiKey
 from agent_relay.shared.clock import now
@@ -58,4 +58,4 @@ class Tickets:
 
 def refused() -> Refused:
     """Refuse a ticket."""
-    return Refused(401, "The ticket is not valid for this stream.", headers={"WWW-Authenticate": "ApiKey"})
+    return Refused(401, "The ticket is not valid for this stream.", headers=CHALLENGE)

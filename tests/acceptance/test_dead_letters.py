@@ -227,7 +227,7 @@ async def test_a_tenant_is_no_operator_and_an_operator_no_tenant(shared_api: Run
 
     for response in refused:
         problem_of(response, 401, "unauthorized")
-        assert response.headers["www-authenticate"] == "ApiKey"
+        assert response.headers["www-authenticate"] == "ApiKey, Bearer"
 
 
 async def test_where_no_operator_is_configured_nobody_is_one(service: Service) -> None:

@@ -123,17 +123,23 @@ def test_every_call_of_the_api_tells_of_the_refusals_that_any_may_meet(document:
             assert expected <= operation["responses"].keys(), name
 
 
-def test_every_call_of_the_api_needs_both_headers_and_those_of_operators_one(document: Json) -> None:
+def test_every_call_of_the_api_says_who_may_call(document: Json) -> None:
     schemes = document["components"]["securitySchemes"]
 
-    assert {name: scheme["name"] for name, scheme in schemes.items()} == {
+    assert {name: scheme.get("name", scheme.get("scheme")) for name, scheme in schemes.items()} == {
         "ApiKey": "X-API-Key",
+        "Bearer": "bearer",
         "UserId": "X-User-ID",
         "OperatorKey": "X-API-Key",
+        "OperatorBearer": "bearer",
     }
+    of_operators, of_users = (
+        [{"OperatorKey"}, {"OperatorBearer"}],
+        [{"ApiKey", "UserId"}, {"Bearer", "UserId"}, {"Bearer"}],
+    )
     for name, operation in operations(document):
-        needed = ["OperatorKey"] if "/operator/" in name else ["ApiKey", "UserId"] if "/api/" in name else []
-        assert [name for alternative in operation.get("security", []) for name in alternative] == needed, name
+        ways = of_operators if "/operator/" in name else of_users if "/api/" in name else []
+        assert [set(way) for way in operation.get("security", [])] == ways, name
 
 
 def test_streams_are_documented_in_both_framings(document: Json) -> None:

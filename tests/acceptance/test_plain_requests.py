@@ -156,12 +156,21 @@ async def test_answers_to_a_user_say_what_browsers_and_caches_may_do(client: Cli
 
 async def test_a_preflight_says_it_too(service: Service) -> None:
     api = service.api(CORS_ORIGINS="https://app.example.com")
-    asked = {"Origin": "https://app.example.com", "Access-Control-Request-Method": "POST"}
+    asked = {
+        "Origin": "https://app.example.com",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
     async with httpx.AsyncClient(base_url=api.url) as http:
         response = await http.options("/api/v1/runs", headers=asked)
+        refused = await http.post("/api/v1/runs", headers={"Origin": "https://app.example.com"})
 
     assert response.status_code == 200
     assert response.headers.items() >= SAFE.items()
+    allowed = response.headers["access-control-allow-headers"].lower()
+    assert {"authorization", "content-type"} <= {name.strip() for name in allowed.split(",")}
+    assert refused.status_code == 401
+    assert refused.headers["access-control-allow-origin"] == "https://app.example.com"
 
 
 async def test_the_page_keeps_no_key_and_runs_no_script_but_its_own(shared_api: Running) -> None:

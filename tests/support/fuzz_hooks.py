@@ -43,6 +43,7 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
     for name in ("NewThread", "ThreadChanges", "NewQuery", "AttendedQuery", "NewBatch"):
         schemas[name]["properties"]["options"] = {"type": "null"}  # None of the agents has any.
     for method, operation in [each for path in raw_schema["paths"].values() for each in path.items()]:
+        operation["security"] = operation.get("security", [])[:1]  # The key comes in `X-API-Key`, and not twice.
         for parameter in operation.get("parameters", ()):
             if parameter["name"] in _PINNED and method != "get":  # A list may be asked for what there is not.
                 parameter["schema"] = _pin(parameter["name"], parameter["schema"])
