@@ -23,6 +23,7 @@ from agent_relay.api.console import routes as console
 from agent_relay.api.operations.board import Board
 from agent_relay.api.operations.recorder import Recorder
 from agent_relay.api.probes import KnownForAWhile, Probes
+from agent_relay.api.protocols.openai import router as openai
 from agent_relay.api.request_id import HEADER as REQUEST_ID_HEADER
 from agent_relay.api.request_id import RequestId
 from agent_relay.api.requests.idempotency import REPLAYED_HEADER
@@ -75,6 +76,7 @@ _EXPOSED = [
     "RateLimit-Policy",
     "Retry-After",
     "Preference-Applied",
+    *openai.HEADERS,
     WARNING,
 ]
 
@@ -157,12 +159,13 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app = Application(lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
     app.state.connections = connections
-    problems.install(app)
+    problems.install(app, openai.ERRORS)
     v1 = APIRouter(prefix="/api/v1")
     routers = (agents, threads, agent, runs, batches, schedules, usage, webhooks, dead_letters, api_keys)
     for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)
+    app.include_router(openai.router)
     app.webhooks.include_router(webhooks.events)
     app.include_router(health.router)
     app.include_router(openapi.router)

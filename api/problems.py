@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPMethod, HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -245,21 +245,28 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _IN_PATHS = "/:@!$&'()*+,;=~"
 
 
+Shape = Callable[[Problem, Mapping[str, str]], Response]
+"""Writes an error as a protocol of others does, from the problem and the headers that its response is to have."""
+
+
 def respond(request: Request, refused: Refused) -> Response:
-    """Write the problem document, with what every response to its caller carries."""
+    """Write the problem document, or what stands for it under this path, with what each response to its caller has."""
     of_caller = request.scope.get(HEADERS_OF_CALLER, {})
-    return _response(refused, request.url.path, request_id_of(request.scope), of_caller)
+    path: str = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    shapes: Mapping[str, Shape] = request.app.state.error_shapes if "app" in request.scope else {}
+    shape = next((shape for prefix, shape in shapes.items() if path.startswith(prefix)), _problem_document)
+    return _response(refused, request.url.path, request_id_of(request.scope), of_caller, shape)
 
 
 def written(refused: Refused, path: str) -> bytes:
     """Write a whole HTTP/1.1 response with the problem document, for a request that no application sees."""
-    response = _response(refused, path, str(new_id()), {})
+    response = _response(refused, path, str(new_id()), {}, _problem_document)
     lines = [f"HTTP/1.1 {refused.status} {HTTPStatus(refused.status).phrase}".encode(), b"connection: close"]
     lines += [name + b": " + value for name, value in response.raw_headers]
     return b"\r\n".join([*lines, b"", response.body])
 
 
-def _response(refused: Refused, path: str, request_id: str, of_caller: Mapping[str, str]) -> Response:
+def _response(refused: Refused, path: str, request_id: str, of_caller: Mapping[str, str], shape: Shape) -> Response:
     problem = Problem(
         type=f"urn:agent-relay:problem:{refused.code}",
         title=HTTPStatus(refused.status).phrase,
@@ -271,16 +278,19 @@ def _response(refused: Refused, path: str, request_id: str, of_caller: Mapping[s
         errors=refused.errors or None,
         **refused.members,
     )
-    return Response(
-        problem.model_dump_json(exclude_none=True),
-        status_code=refused.status,
-        media_type=MEDIA_TYPE,
-        headers={REQUEST_ID_HEADER: problem.request_id, **ON_EVERY_RESPONSE, **of_caller, **refused.headers},
-    )
+    return shape(problem, {REQUEST_ID_HEADER: problem.request_id, **ON_EVERY_RESPONSE, **of_caller, **refused.headers})
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of the application answered with a problem document."""
+def _problem_document(problem: Problem, headers: Mapping[str, str]) -> Response:
+    return Response(problem.model_dump_json(exclude_none=True), problem.status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI, shapes: Mapping[str, Shape]) -> None:
+    """Have every error of the application answered with a problem document, or with the shape that its path has.
+
+    `shapes` are those of other protocols, by the beginnings of their paths, such as `/v1/`.
+    """
+    app.state.error_shapes = shapes
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(Refusal, _refusal)
     app.add_exception_handler(RequestValidationError, _validation)

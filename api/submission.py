@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -25,6 +26,7 @@ from agent_relay.shared.rows import BatchRow, RunRow
 from agent_relay.shared.runs.accept import Accepted, Query, Strategy, accept
 from agent_relay.shared.runs.into_run import MessageStatus, Sent, send, state_of_message, steer
 from agent_relay.shared.runs.queue_limits import Admission
+from agent_relay.shared.runs.said import Said
 from agent_relay.shared.settings import Settings
 from agent_relay.shared.webhooks import Resolver
 
@@ -65,8 +67,10 @@ class Submitter:
         self._resolver = resolver
         self._canceller = canceller
 
-    async def ask(self, caller: Owner, new: NewQuery, key: Key | None) -> Asked:
+    async def ask(self, caller: Owner, new: NewQuery, key: Key | None, history: Sequence[Said] = ()) -> Asked:
         """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
+
+        `history` is what was said before, where the caller holds the conversation.
 
         Raises:
             Refused: 422, the deadline is further away than this service allows.
@@ -74,7 +78,7 @@ class Submitter:
             Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy,
                 the queue is full, or a webhook may not go there.
         """
-        asked = await self._query(caller, new)
+        asked = replace(await self._query(caller, new), history=history)
         try:
             if asked.strategy is Strategy.STEER and asked.replace_from is None:  # It would take that run out.
                 return await self._steer(caller, asked, key)

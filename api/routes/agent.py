@@ -75,7 +75,9 @@ async def query(
     with calls.opened(caller):
         asked = await submitter.ask(caller, new, key)
         row = asked.run
-        hung_up = asyncio.create_task(_hung_up(request, canceller, row.id)) if new.on_disconnect == "cancel" else None
+        hung_up = (
+            asyncio.create_task(cancel_when_gone(request, canceller, row.id)) if new.on_disconnect == "cancel" else None
+        )
         try:
             if row.start_at is None or row.start_at < now() + timedelta(seconds=seconds):
                 await ended(relay, row, seconds, or_waits=True)
@@ -136,18 +138,20 @@ async def stream(
             deltas=deltas,
             until=until,
             headers={**asked.headers, "Content-Location": url, "Link": f'<{url}/stream>; rel="monitor"'},
-            hung_up=_cancelling(canceller, row.id) if new.on_disconnect == "cancel" else None,
+            hung_up=cancelling(canceller, row.id) if new.on_disconnect == "cancel" else None,
         )
 
 
-async def _hung_up(request: Request, canceller: Canceller, run_id: UUID) -> None:
+async def cancel_when_gone(request: Request, canceller: Canceller, run_id: UUID) -> None:
     """Cancel the run once its caller has hung up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
     await canceller.cancel(run_id)
 
 
-def _cancelling(canceller: Canceller, run_id: UUID) -> Callable[[], Awaitable[None]]:
+def cancelling(canceller: Canceller, run_id: UUID) -> Callable[[], Awaitable[None]]:
+    """Make the function that cancels a run."""
+
     async def hung_up() -> None:
         await canceller.cancel(run_id)
 

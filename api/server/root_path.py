@@ -7,7 +7,7 @@ from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 FIRST_STEPS = frozenset(
-    {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in"}
+    {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in", "v1"}
 )
 """What the paths of this application begin with; the page at `/` has nothing there."""
 

@@ -163,6 +163,8 @@ class Run(Base):
     """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     options: Mapped[dict[str, Any] | None]
     """What was chosen for it; those of its thread or batch hold beside."""
+    history: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
+    """What was said before the query, where the caller holds it; see `Said`."""
     user_message_id: Mapped[UUID]
     message_id: Mapped[UUID]
     """The answer's id, the same for all attempts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -22,6 +23,7 @@ from agent_relay.shared.queue import Lane, QueueEntry
 from agent_relay.shared.rows import RunRow
 from agent_relay.shared.runs.cancel import Cancellation, supersede, take_out
 from agent_relay.shared.runs.queue_limits import FULL, FULL_OF_LATER, NO_LIMITS, Admission, Room
+from agent_relay.shared.runs.said import Said
 
 
 class Strategy(StrEnum):
@@ -73,6 +75,8 @@ class Query:
     """The id that the run is to get; None for a new one."""
     schedule_id: UUID | None = None
     """The schedule that asks it; `start_at` is its tick, which has come."""
+    history: Sequence[Said] = ()
+    """What was said before, where the caller holds the conversation: after what its thread holds, if it has one."""
     suspect: bool = False
     """Whether it may be what kills workers, so that each attempt is made in a process of its own."""
 
@@ -141,12 +145,13 @@ def _row(start: str = "now()", **more: str) -> str:
     """Write the columns of a run that is stored if there is room, and their values; `more` are further columns."""
     return f"""(
         id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata, options,
-        webhook_url, wait_seconds, user_message_id, message_id, retry_of, crashes,
+        history, webhook_url, wait_seconds, user_message_id, message_id, retry_of, crashes,
         {"".join(f"{name}, " for name in more)}deadline_at
     )
     SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
-        :lane, :query, CAST(:metadata AS json), CAST(:options AS jsonb), :webhook_url, CAST(:wait_seconds AS float),
-        CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid), CAST(:crashes AS int),
+        :lane, :query, CAST(:metadata AS json), CAST(:options AS jsonb), CAST(:history AS json), :webhook_url,
+        CAST(:wait_seconds AS float), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
+        CAST(:retry_of AS uuid), CAST(:crashes AS int),
         {"".join(f"{value}, " for value in more.values())}
         {start} + make_interval(secs => greatest(:deadline_seconds, 0.000001))
     FROM agents, room
@@ -247,6 +252,7 @@ async def accept_in(
         "query": query,
         "metadata": to_json(asked.metadata).decode(),
         "options": None if asked.options is None else to_json(asked.options).decode(),
+        "history": to_json(asked.history).decode() if asked.history else None,
         "webhook_url": asked.webhook_url,
         "wait_seconds": asked.wait_seconds,
         "user_message_id": new_id(),

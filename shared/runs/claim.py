@@ -18,6 +18,7 @@ from agent_relay.shared.database import transact
 from agent_relay.shared.database.tables import AttemptReason
 from agent_relay.shared.database.typed_rows import read
 from agent_relay.shared.runs.concurrency_limits import NO_QUOTA, Quota
+from agent_relay.shared.runs.said import Said, said_of
 from agent_relay.shared.runs.sql import first_in_thread
 from agent_relay.shared.schemas import metadata_of, usage_of
 
@@ -58,6 +59,8 @@ class Claim:
     """The `place` of the last one that the transcript of its wait holds."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
     """What was chosen for it, and for its thread or its batch."""
+    history: Sequence[Said] = ()
+    """What was said before the query, after what the thread holds."""
     batch_is_capped: bool = False
     """Whether only so many runs of its batch may run at once."""
 
@@ -72,6 +75,8 @@ class Exchange:
     """The model's own messages, where they are known."""
     steered: Sequence[str] = ()
     """Without these: the messages into the run that its agent has got."""
+    history: Sequence[Said] = ()
+    """What was said before the query, as its caller held it."""
 
 
 FIRST_SEQ = 1
@@ -104,6 +109,7 @@ class _Claimed:
     batch_is_capped: bool
     thread_metadata: JsonValue
     options: JsonValue
+    history: JsonValue
 
 
 def _may_be_had(run: str, worker_id: str) -> str:
@@ -139,7 +145,8 @@ _TAKEN = """
         (SELECT threads.metadata FROM threads WHERE threads.id = run.thread_id) AS thread_metadata,
         coalesce((SELECT threads.options FROM threads WHERE threads.id = run.thread_id),
                  (SELECT batches.options FROM batches WHERE batches.id = run.batch_id), '{}')
-            || coalesce(run.options, '{}') AS options
+            || coalesce(run.options, '{}') AS options,
+        run.history
 """
 
 _CLAIM = text(f"""
@@ -179,15 +186,16 @@ _EARLIER = text(f"""
             octet_length(query) + coalesce(octet_length(coalesce(output, partial_output)), 0)
                 + CASE WHEN last_message > 0 THEN
                     (SELECT coalesce(sum(octet_length(run_messages.query)), 0) {_STEERED}) ELSE 0 END AS short,
-            octet_length(messages) AS whole
+            octet_length(messages) AS whole, coalesce(octet_length(CAST(history AS text)), 0) AS before
         FROM runs LEFT JOIN transcripts ON run_id = id
         WHERE thread_id = :thread_id AND seq < :seq AND NOT rolled_back
           AND (status = 'succeeded' OR (status = 'cancelled' AND (messages IS NOT NULL OR partial_output IS NOT NULL)))
     ), summed AS (
-        SELECT *, sum(CASE WHEN has_transcript THEN whole ELSE short END) OVER (ORDER BY seq DESC) <= :most AS fits
+        SELECT *, :most >= sum(before + CASE WHEN has_transcript THEN whole ELSE short END)
+                OVER (ORDER BY seq DESC) AS fits
         FROM earlier
     )
-    SELECT left_out, query, coalesce(output, partial_output) AS answer,
+    SELECT left_out, query, coalesce(output, partial_output) AS answer, history,
         CASE WHEN has_transcript THEN messages END AS messages,
         CASE WHEN NOT coalesce(has_transcript, false) AND last_message > 0
              THEN ARRAY(SELECT run_messages.query {_STEERED} ORDER BY place) END AS steered
@@ -254,6 +262,7 @@ def _claimed(row: _Claimed) -> Claim:
         last_message=row.last_message,
         heard=row.heard,
         options=metadata_of(row.options),
+        history=said_of(row.history),
         batch_is_capped=row.batch_is_capped,
     )
 
@@ -294,7 +303,11 @@ async def earlier_exchanges(database: AsyncEngine, claimed: Claim, most_bytes: i
     rows = await transact(database, _EARLIER, values)
     if rows[0].left_out:
         log.warning("claim.history_cut run_id=%s exchanges_left_out=%d", claimed.run_id, rows[0].left_out)
-    return [Exchange(row.query, row.answer, row.messages, row.steered or ()) for row in rows if row.query is not None]
+    return [
+        Exchange(row.query, row.answer, row.messages, row.steered or (), said_of(row.history))
+        for row in rows
+        if row.query is not None
+    ]
 
 
 async def is_mine(database: AsyncEngine, run_id: UUID, attempt: int) -> bool:

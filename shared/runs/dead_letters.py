@@ -20,6 +20,7 @@ from agent_relay.shared.errors import NotFound
 from agent_relay.shared.failure_codes import DEAD, FailureCode
 from agent_relay.shared.queue import Lane, QueueEntry
 from agent_relay.shared.runs.accept import Query, accept_in
+from agent_relay.shared.runs.said import said_of
 from agent_relay.shared.schemas import metadata_of
 
 
@@ -51,6 +52,7 @@ class _Asked:
     query: str
     metadata: JsonValue
     options: JsonValue
+    history: JsonValue
     webhook_url: str | None
     wait_seconds: float | None
     crashes: int
@@ -138,6 +140,7 @@ async def requeue(database: AsyncEngine, run_id: UUID, deadline_seconds: float |
             metadata=metadata_of(dead.metadata),
             options=metadata_of(dead.options) or None,
             webhook_url=dead.webhook_url,
+            history=said_of(dead.history),
             wait_seconds=dead.wait_seconds,
             lane=Lane(dead.lane),
             retry_of=run_id,

@@ -35,10 +35,10 @@ _EXCHANGES = text("""
         FROM runs
         WHERE thread_id = :thread_id AND seq <= :last_seq AND finished_at IS NOT NULL AND NOT rolled_back
     ), copied AS (
-        INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, query, metadata,
+        INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, query, metadata, history,
                           user_message_id, message_id, status, attempt, last_entry, partial_output, output,
                           last_message, heard, created_at, deadline_at, started_at, finished_at, end_told)
-        SELECT new_id, tenant, user_id, :new_id, seq, agent_type, pool, text_output, query, metadata,
+        SELECT new_id, tenant, user_id, :new_id, seq, agent_type, pool, text_output, query, metadata, history,
             new_query, new_answer, CASE status WHEN 'failed' THEN 'cancelled' ELSE status END, attempt, last_entry,
             CASE status WHEN 'failed' THEN NULL ELSE partial_output END, output,
             last_message, last_message, created_at, deadline_at, started_at, finished_at, true

@@ -29,8 +29,8 @@ MUTATIONS = [
     Mutation(
         "a run whose thread chooses for it",
         "shared/runs/claim.py",
-        "            || coalesce(run.options, '{}') AS options\n",
-        "            AS options\n",
+        "            || coalesce(run.options, '{}') AS options,\n",
+        "            AS options,\n",
         OPTIONS + "test_a_thread_has_options_for_its_runs_and_a_run_chooses_otherwise",
     ),
     Mutation(

@@ -24,6 +24,7 @@ from pydantic_ai.messages import (
 from pydantic_core import to_json
 
 from agent_relay.shared.runs.claim import Exchange
+from agent_relay.shared.runs.said import Said
 from agent_relay.worker.extent import Endless, count, written
 from agent_relay.worker.storable import storable
 
@@ -36,17 +37,20 @@ LARGE_METADATA = 500_000
 second for as much, and as long when the thread's next run reads it."""
 SENTENCE_BYTES = 100
 """About what the sentence takes that stands for a result."""
+INSTRUCTED = "The application that calls you on behalf of the user gives these instructions:"
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
-async def history_of(exchanges: Sequence[Exchange]) -> list[ModelMessage]:
+async def history_of(exchanges: Sequence[Exchange], before: Sequence[Said] = ()) -> list[ModelMessage]:
     """Join the transcripts; where one is missing or cannot be read, the query and the answer stand for it.
 
     Between these is what was sent into the run. Calls that were left open are closed, so that the thread can go on.
+    What the caller's own conversation held stands before its query; `before` is that of the run that begins.
     Others may use the event loop meanwhile.
     """
     history: list[ModelMessage] = []
     for exchange in exchanges:
+        history += map(_said, (said for said in exchange.history if said["role"] != "instructions"))
         transcribed = _transcribed(exchange)
         if len(exchange.transcript or "") > SHORT:
             await asyncio.sleep(0)
@@ -55,7 +59,17 @@ async def history_of(exchanges: Sequence[Exchange]) -> list[ModelMessage]:
             history.append(ModelResponse(parts=[TextPart(exchange.answer or "")]))
         else:
             history += transcribed
+    history += map(_said, before)
     return repair_messages(history)
+
+
+def _said(said: Said) -> ModelMessage:
+    """Tell the model what a caller's conversation held. Instructions of a caller have no more weight than a query."""
+    if said["role"] == "assistant":
+        return ModelResponse(parts=[TextPart(said["content"])])
+    from_user = said["role"] == "user"
+    content = said["content"] if from_user else f"{INSTRUCTED}\n\n{said['content']}"
+    return ModelRequest(parts=[UserPromptPart(content)])
 
 
 async def transcript_of(messages: Sequence[ModelMessage], most_bytes: int) -> str | None:

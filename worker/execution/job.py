@@ -352,7 +352,7 @@ class Job:
         await self._while_it_lasts(claimed, lambda: self._spending.check_of(self._database, claimed.tenant))
         most_bytes = self._settings.max_history_bytes
         exchanges = await self._while_it_lasts(claimed, lambda: earlier_exchanges(self._database, claimed, most_bytes))
-        history = await history_of(exchanges)
+        history = await history_of(exchanges, claimed.history)
         scope = RunScope(
             tenant=claimed.tenant,
             user_id=claimed.user_id,
