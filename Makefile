@@ -27,17 +27,17 @@ install: $(VENV)/development ## Install everything, locked by hash, in .venv (PY
 run: $(VENV)/runtime ## Run it all on private servers: PostgreSQL, Redis, the API and a worker. Ctrl-C stops them.
 	@exec $(RUN) -m agent_relay run
 
-test: $(VENV)/development ## Run the tests, two at a time, on real servers of their own (ARGS=… goes to pytest).
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal $(ARGS)
+test: $(VENV)/development ## Run the tests, three at a time, on real servers of their own (ARGS=… goes to pytest).
+	$(RUN) -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-unit: $(VENV)/development ## Run the tests that need no server and start no process: seconds (ARGS=… goes to pytest).
 	$(RUN) -m pytest tests/unit $(ARGS)
 
 test-integration: $(VENV)/development ## Run the tests of a few parts on real servers (ARGS=… goes to pytest).
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal tests/integration $(ARGS)
+	$(RUN) -m pytest --numprocesses 3 --dist worksteal tests/integration $(ARGS)
 
 test-acceptance: $(VENV)/development ## Run the tests that use the service as its users do (ARGS=… goes to pytest).
-	$(RUN) -m pytest --numprocesses 2 --dist worksteal tests/acceptance $(ARGS)
+	$(RUN) -m pytest --numprocesses 3 --dist worksteal tests/acceptance $(ARGS)
 
 test-faults: $(VENV)/development ## Run the tests of what breaks, those that take minutes, too.
 	$(RUN) -m pytest tests/faults --long $(ARGS)
