@@ -67,18 +67,26 @@ class Submitter:
         self._resolver = resolver
         self._canceller = canceller
 
-    async def ask(self, caller: Owner, new: NewQuery, key: Key | None, history: Sequence[Said] = ()) -> Asked:
+    async def ask(
+        self,
+        caller: Owner,
+        new: NewQuery,
+        key: Key | None,
+        history: Sequence[Said] = (),
+        after_run: UUID | None = None,
+    ) -> Asked:
         """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
 
-        `history` is what was said before, where the caller holds the conversation.
+        `history` is what was said before, where the caller holds the conversation; `after_run` is the run of the thread
+        that it has to follow directly.
 
         Raises:
             Refused: 422, the deadline is further away than this service allows.
             NotFound: what the key created is gone.
-            Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy,
-                the queue is full, or a webhook may not go there.
+            Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy
+                or has gone on, the queue is full, or a webhook may not go there.
         """
-        asked = replace(await self._query(caller, new), history=history)
+        asked = replace(await self._query(caller, new), history=history, after_run=after_run)
         try:
             if asked.strategy is Strategy.STEER and asked.replace_from is None:  # It would take that run out.
                 return await self._steer(caller, asked, key)

@@ -28,6 +28,13 @@ class UnknownAgent(Refusal):
         self.allowed = allowed
 
 
+class NotLast(Refusal):
+    """A query was to go right behind a run of its thread, which is not the last one there."""
+
+    def __init__(self) -> None:
+        super().__init__("The thread has gone on since that run.")
+
+
 class AgentNotServed(Refusal):
     """The agent is known, but no living worker has served it for a while."""
 

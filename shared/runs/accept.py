@@ -17,7 +17,7 @@ from agent_relay.shared.clock import new_id, now
 from agent_relay.shared.database import store
 from agent_relay.shared.database.tables import IS_UNFINISHED
 from agent_relay.shared.database.typed_rows import columns, read_pairs, short
-from agent_relay.shared.errors import NotFound, ThreadBusy, UnknownAgent, WrongMessage
+from agent_relay.shared.errors import NotFound, NotLast, ThreadBusy, UnknownAgent, WrongMessage
 from agent_relay.shared.idempotency import Key, keep
 from agent_relay.shared.queue import Lane, QueueEntry
 from agent_relay.shared.rows import RunRow
@@ -69,6 +69,8 @@ class Query:
     lane: Lane = Lane.INTERACTIVE
     replace_from: UUID | None = None
     """A user's message of the thread: it is taken out of the thread, and all after it."""
+    after_run: UUID | None = None
+    """The run of the thread that this one is to follow directly; None for whichever is the last."""
     retry_of: UUID | None = None
     """The run that this one repeats."""
     run_id: UUID | None = None
@@ -136,6 +138,10 @@ _BUSY = text(f"""
     ORDER BY seq LIMIT 1
 """)  # noqa: S608  (a constant)
 
+_LAST = text("""
+    SELECT id FROM runs WHERE thread_id = :thread_id AND seq IS NOT NULL AND NOT rolled_back ORDER BY seq DESC LIMIT 1
+""")
+
 TRANSACTION_ID = "CAST(pg_current_xact_id() AS text)"
 
 _START = "coalesce(CAST(:start_at AS timestamptz), now() + make_interval(secs => CAST(:start_after_seconds AS float)))"
@@ -189,6 +195,7 @@ async def accept(
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
+        NotLast: the thread has gone on since `after_run`.
         WrongMessage: what is to be replaced is no message of a user in this thread.
         UnknownAgent: no worker has registered the agent.
         AgentNotServed: no worker has served the agent for a while; without `admission`, that is no reason.
@@ -228,6 +235,10 @@ async def accept_in(
     else:
         agent_type, seq = await _place_in_thread(connection, asked, later=later)
         _check_agent(asked, agent_type)
+        if asked.after_run is not None:
+            last = await connection.scalar(_LAST, {"thread_id": asked.thread_id})
+            if last != asked.after_run:
+                raise NotLast
         if asked.replace_from is not None:
             replaced, superseded = await _replace(connection, asked.thread_id, asked.replace_from)
             query = query or replaced

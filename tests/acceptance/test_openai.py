@@ -294,3 +294,283 @@ async def test_a_completion_that_is_asked_for_again_with_its_key_is_the_same(ai:
     second = await ai.chat.completions.create(model="echo", messages=[user("once")], **again)
 
     assert first.id == second.id
+
+
+UNFINISHED = {"queued", "in_progress"}
+
+
+async def read_run(api: Running, user_id: str, made: str) -> dict[str, Any]:
+    """Read a run as this service shows it."""
+    async with Client(api.url, user_id=user_id) as client:
+        return await client.read(run_of(made))
+
+
+def text_of(events: list[Any]) -> str:
+    """Put the text of the last item together from its events."""
+    texts: dict[int, str] = {}
+    for event in events:
+        if event.type == "response.output_text.delta":
+            texts[event.output_index] = texts.get(event.output_index, "") + event.delta
+    return texts[max(texts)]
+
+
+async def test_a_response_is_the_run_as_it_is_stored(ai: Any, api: Running, user_id: str) -> None:
+    made = await ai.responses.create(model="echo", input="hello there", metadata={"session": "7"}, user="x")
+    again = await ai.responses.retrieve(made.id)
+    run = await read_run(api, user_id, made.id)
+    items = await ai.responses.input_items.list(made.id)
+
+    assert made.output_text == run["output"] == "You said: hello there"
+    assert (made.status, made.model, made.metadata) == ("completed", "echo", {"session": "7"})
+    assert (made.usage.input_tokens, made.usage.output_tokens) == (
+        run["usage"]["input_tokens"],
+        run["usage"]["output_tokens"],
+    )
+    assert made.output == again.output
+    assert made.conversation.id == f"conv_{UUID(run['thread_id']).hex}"
+    assert [(item.role, item.content[0].text) for item in items.data] == [("user", "hello there")]
+
+
+@pytest.mark.parametrize("model", ["slow", "second_thoughts", "unicode", "bank_support"])
+async def test_a_streamed_response_is_what_is_stored(ai: Any, api: Running, user_id: str, model: str) -> None:
+    async with ai.responses.stream(model=model, input="What is my balance? 0.3") as stream:
+        events = [event async for event in stream]
+        final = await stream.get_final_response()
+    run = await read_run(api, user_id, final.id)
+    stored = await ai.responses.retrieve(final.id)
+
+    assert final.status == "completed"
+    assert final.output_text == text_of(events) == stored.output_text
+    assert final.output_text == run["output"] or json.loads(final.output_text) == run["output"]
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    assert [event.type for event in events[:2]] == ["response.created", "response.in_progress"]
+    assert final.usage == stored.usage
+
+
+async def test_a_response_in_the_background_is_read_on_from_any_event_after_its_api_was_killed(
+    openai_service: Service, api: Running, user_id: str
+) -> None:
+    killed = openai_service.api()
+    seen: list[Any] = []
+    async with client_of(killed, user_id) as ai:
+        stream = await ai.responses.create(model="slow", input="for 2 seconds", background=True, stream=True)
+        async for event in stream:
+            seen.append(event)
+            if len([event for event in seen if event.type == "response.output_text.delta"]) == 3:
+                break
+        killed.kill()
+        await stream.close()
+    async with client_of(api, user_id) as ai:
+        response_id = seen[0].response.id
+        still = await ai.responses.retrieve(response_id)
+        later = [
+            event
+            async for event in await ai.responses.retrieve(
+                response_id, stream=True, starting_after=seen[-1].sequence_number
+            )
+        ]
+        whole = [event async for event in await ai.responses.retrieve(response_id, stream=True)]
+        end = [
+            event.type
+            async for event in await ai.responses.retrieve(
+                response_id, stream=True, starting_after=later[-2].sequence_number
+            )
+        ]
+        with pytest.raises(BadRequestError):
+            await ai.responses.retrieve(response_id, stream=True, starting_after=later[-1].sequence_number * 10)
+
+    assert still.status == "in_progress"
+    numbers = [event.sequence_number for event in [*seen, *later]]
+    assert numbers == sorted(set(numbers))
+    expected = "".join(f"tick {number} " for number in range(1, 41))
+    assert text_of([*seen, *later]) == text_of(whole) == later[-1].response.output_text == expected
+    assert [event.type for event in later].count("response.output_item.added") == 0
+    assert end == ["response.completed"]
+
+
+async def test_a_conversation_of_three_turns_is_a_thread(ai: Any, api: Running, user_id: str) -> None:
+    conversation = await ai.conversations.create(metadata={"about": "cards"})
+    said = [
+        await ai.responses.create(model="recalls", input=text, conversation=conversation.id)
+        for text in ("one", "two", "three")
+    ]
+    changed = await ai.conversations.update(conversation.id, metadata={"about": "loans"})
+    items = [item async for item in await ai.conversations.items.list(conversation.id, order="asc", limit=4)]
+    with pytest.raises(BadRequestError) as other_model:
+        await ai.responses.create(model="echo", input="?", conversation=conversation.id)
+    async with Client(api.url, user_id=user_id) as client:
+        thread = (await client.http.get(f"/threads/{run_of(conversation.id)}")).json()
+    deleted = await ai.conversations.delete(conversation.id)
+
+    assert said[-1].output_text == "one;two;three;"
+    assert said[-1].previous_response_id == said[1].id
+    assert [(item.role, item.content[0].text) for item in items] == [
+        ("user", "one"),
+        ("assistant", "one;"),
+        ("user", "two"),
+        ("assistant", "one;two;"),
+        ("user", "three"),
+        ("assistant", "one;two;three;"),
+    ]
+    assert [message["content"] for message in thread["messages"]] == [item.content[0].text for item in items]
+    assert (thread["agent_type"], changed.metadata, deleted.deleted) == ("recalls", {"about": "loans"}, True)
+    assert other_model.value.param == "model"
+    for call in (ai.conversations.retrieve, ai.conversations.items.list):
+        with pytest.raises(NotFoundError):
+            await call(conversation.id)
+    with pytest.raises(NotFoundError):
+        await ai.responses.retrieve(said[0].id)
+
+
+async def test_a_response_goes_on_from_another_one_and_forks_where_that_is_not_the_last(ai: Any) -> None:
+    async def ask(text: Any, **more: Any) -> Any:
+        return await ai.responses.create(model="recalls", input=text, **more)
+
+    first = await ask("one")
+    second = await ask("two", previous_response_id=first.id, instructions="Be brief.")
+    third = await ask("three", previous_response_id=second.id)
+    aside = await ask("other", previous_response_id=first.id)
+    held = await ask(
+        [
+            {"role": "user", "content": "before"},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "!", "annotations": []}]},
+            {"role": "user", "content": "now"},
+        ]
+    )
+    after = await ask("then", previous_response_id=held.id)
+    alone = await ask("alone", store=False)
+
+    assert second.output_text.endswith("Be brief.;two;")
+    assert second.instructions == "Be brief."
+    assert third.output_text == "one;two;three;"
+    assert third.conversation == first.conversation
+    assert aside.output_text == "one;other;"
+    assert aside.conversation != first.conversation
+    assert (held.output_text, after.output_text) == ("before;?now;", "before;?now;then;")
+    assert alone.conversation is None
+    with pytest.raises(BadRequestError) as not_stored:
+        await ask("?", previous_response_id=alone.id)
+    assert not_stored.value.code == "not_stored"
+
+
+async def test_a_response_is_cancelled_and_deleted(ai: Any) -> None:
+    running = await ai.responses.create(model="slow", input="for 60 seconds", background=True)
+    with pytest.raises(ConflictError):
+        await ai.responses.delete(running.id)
+    cancelled = await ai.responses.cancel(running.id)
+    events = [event async for event in await ai.responses.retrieve(running.id, stream=True)]
+    await ai.responses.delete(running.id)
+
+    assert running.status in UNFINISHED
+    assert cancelled.status == "cancelled"
+    assert (events[-1].type, events[-1].response.status) == ("response.incomplete", "cancelled")
+    with pytest.raises(NotFoundError):
+        await ai.responses.retrieve(running.id)
+
+
+async def test_a_run_that_waits_for_its_client_is_answered_by_it(ai: Any) -> None:
+    plan = '[[["elsewhere", {"box": 1}], ["elsewhere", {"box": 2}]]]'
+    waits = await ai.responses.create(model="asks", input=plan)
+    calls = waits.output
+
+    assert waits.status == "completed"
+    assert [(call.type, call.name, call.arguments) for call in calls] == [
+        ("function_call", "elsewhere", '{"box":1}'),
+        ("function_call", "elsewhere", '{"box":2}'),
+    ]
+    with pytest.raises(BadRequestError) as no_output:
+        await ai.responses.create(model="asks", input="[]", previous_response_id=waits.id)
+    outputs: list[Any] = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": f'{{"weight":{weight}}}'}
+        for weight, call in enumerate(calls)
+    ]
+    with pytest.raises(BadRequestError) as does_not_fit:
+        await ai.responses.create(
+            model="asks", input=[{**outputs[0], "output": "heavy"}], previous_response_id=waits.id
+        )
+    half = await ai.responses.create(model="asks", input=outputs[:1], previous_response_id=waits.id)
+    async with ai.responses.stream(model="asks", input=outputs[1:], previous_response_id=waits.id) as stream:
+        final = await stream.get_final_response()
+
+    assert no_output.value.code == "no_tool_output"
+    assert does_not_fit.value.param == "input[0].output"
+    assert [call.call_id for call in half.output] == [calls[1].call_id]
+    assert json.loads(final.output_text) == ['elsewhere: {"weight":0}', 'elsewhere: {"weight":1}']
+
+
+async def test_a_run_that_waits_for_a_person_is_incomplete_until_it_is_answered(
+    ai: Any, api: Running, user_id: str
+) -> None:
+    waits = await ai.responses.create(model="asks", input='[[["pay", {"amount": 5}]]]')
+    async with Client(api.url, user_id=user_id) as client:
+        run = await client.read(run_of(waits.id))
+        answers = {"answers": [{"request_id": run["requests"][0]["request_id"], "approve": True}]}
+        await client.http.post(f"/runs/{run['id']}/answers", json=answers)
+        await client.ended(run["id"])
+    paid = await ai.responses.retrieve(waits.id)
+
+    assert (waits.status, waits.incomplete_details.reason, waits.output) == ("incomplete", "waiting", [])
+    assert json.loads(paid.output_text) == ["pay: paid 5"]
+
+
+NOT_FOLLOWED: list[tuple[dict[str, Any], str]] = [
+    ({"temperature": 0.2}, "temperature"),
+    ({"max_output_tokens": 10}, "max_output_tokens"),
+    ({"tools": [{"type": "web_search"}]}, "tools"),
+    ({"reasoning": {"effort": "high"}}, "reasoning"),
+    ({"include": ["reasoning.encrypted_content"]}, "include"),
+    ({"input": []}, "input"),
+    ({"input": [{"role": "assistant", "content": "!"}]}, "input[0].role"),
+    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
+    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "o"}]}, "previous_response_id"),
+    ({"input": [{"type": "reasoning", "id": "r", "summary": []}]}, "input[0].type"),
+]
+
+
+@pytest.mark.parametrize(("asked", "param"), NOT_FOLLOWED, ids=str)
+async def test_what_a_response_cannot_have_is_refused_by_its_name(ai: Any, asked: dict[str, Any], param: str) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        await ai.responses.create(**{"model": "echo", "input": "?", **asked})
+
+    assert refused.value.param == param
+
+
+async def test_what_belongs_to_others_is_not_there(ai: Any, api: Running) -> None:
+    async with client_of(api) as other:
+        response = await other.responses.create(model="echo", input="mine", background=True)
+        conversation = await other.conversations.create()
+    unknown = "0" * 32
+    for made, of in ((response.id, conversation.id), (f"resp_{unknown}", f"conv_{unknown}"), ("x", "y")):
+        answers: set[str] = set()
+        for call in (
+            ai.responses.retrieve(made),
+            ai.responses.retrieve(made, stream=True),
+            ai.responses.cancel(made),
+            ai.responses.delete(made),
+            ai.responses.input_items.list(made),
+            ai.responses.create(model="echo", input="?", previous_response_id=made),
+        ):
+            with pytest.raises(NotFoundError) as not_there:
+                await call
+            answers.add(not_there.value.message)
+        for call in (
+            ai.conversations.retrieve(of),
+            ai.conversations.update(of, metadata={}),
+            ai.conversations.delete(of),
+            ai.conversations.items.list(of),
+            ai.responses.create(model="echo", input="?", conversation=of),
+        ):
+            with pytest.raises(NotFoundError) as not_there:
+                await call
+            answers.add(not_there.value.message)
+        assert len(answers) == 2
+
+
+async def test_a_bearer_key_without_a_user_acts_as_its_own(api: Running) -> None:
+    async with client_of(api) as ai, client_of(api, "") as own:
+        del own._custom_headers["X-User-ID"]
+        made = await own.responses.create(model="echo", input="hello", user="whoever")
+        assert (await own.responses.retrieve(made.id)).output_text == "You said: hello"
+        with pytest.raises(NotFoundError):
+            await ai.responses.retrieve(made.id)

@@ -28,6 +28,27 @@ MUTATIONS = [
         UNIT + "test_chat_renderer.py::test_a_structured_output_comes_whole_at_its_end",
     ),
     Mutation(
+        "a response that goes on in the item of an attempt that is lost",
+        "api/protocols/openai/response_renderer.py",
+        '            case "message_started":\n                self._close(INCOMPLETE)\n',
+        '            case "message_started":\n',
+        UNIT + "test_response_renderer.py::test_a_new_attempt_closes_the_item_of_the_one_before_and_grows_in_its_own",
+    ),
+    Mutation(
+        "a reader of a response whose text nobody remembers, and who is sent all of it again",
+        "api/protocols/openai/responses.py",
+        "    return text_at(entries, seen.id)\n",
+        "    return None\n",
+        CLIENT + "test_a_response_in_the_background_is_read_on_from_any_event_after_its_api_was_killed",
+    ),
+    Mutation(
+        "a response that goes on from another one, and knows what came after that",
+        "shared/runs/accept.py",
+        "            if last != asked.after_run:\n",
+        "            if False:\n",
+        CLIENT + "test_a_response_goes_on_from_another_one_and_forks_where_that_is_not_the_last",
+    ),
+    Mutation(
         "a setting of the caller's that is taken and means nothing",
         "api/protocols/openai/parameters.py",
         "        if value is not None and not any(",

@@ -17,6 +17,7 @@ from agent_relay.api.dependencies import CallLimits, Cancel, Database, RunRelay,
 from agent_relay.api.problems import Refused, invalid, unavailable
 from agent_relay.api.protocols.openai.chat_renderer import WAITS, ChatRenderer, completion_id, usage_of_completion
 from agent_relay.api.protocols.openai.errors import SHOULD_RETRY, failed
+from agent_relay.api.protocols.openai.inputs import check_size
 from agent_relay.api.protocols.openai.parameters import (
     Content,
     Empty,
@@ -165,7 +166,7 @@ async def create(
     A run whose caller hangs up is cancelled, unless the caller can ask for it again by an `Idempotency-Key`.
     """
     query, history = _query(new), [message.said for message in new.messages[:-1] if message.content]
-    _check_size(history, settings.max_history_bytes)
+    check_size("/messages", history, settings.max_history_bytes)
     if new.stream:
         with calls.open(caller).kept() as call:
             asked = await submitter.ask(caller, query, key, history)
@@ -210,13 +211,6 @@ def _query(new: NewCompletion) -> NewQuery:
     if not last.content:
         raise invalid(f"{pointer}/content", "missing", "The last message asks nothing")
     return NewQuery(agent_type=new.model, query=last.content, metadata=dict(new.metadata or {}))
-
-
-def _check_size(history: list[Said], most_bytes: int) -> None:
-    size = sum(len(said["content"].encode()) for said in history)
-    if size > most_bytes:
-        message = f"The messages before the last have {size} bytes; at most {most_bytes}"
-        raise invalid("/messages", "context_length_exceeded", message)
 
 
 def _completion(row: RunRow) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class ChatRenderer:
     one follows it.
     """
 
-    __slots__ = ("_head", "_include_usage", "_newest", "_started", "_streams", "_text", "waits")
+    __slots__ = ("_head", "_include_usage", "_newest", "_streams", "_text", "waits")
 
     def __init__(self, run: RunRow, *, include_usage: bool) -> None:
         self._head = {
@@ -56,8 +56,6 @@ class ChatRenderer:
         self._streams = run.text_output
         self._text = GrowingText()
         self._newest = ""
-        self._started = False
-        """Whether some of the text was sent."""
         self.waits = False
         """Whether the stream has ended because the run waits."""
 
@@ -111,11 +109,11 @@ class ChatRenderer:
 
     def _sent(self, text: str, *, is_final: bool) -> bytes:
         more = self._text.more(text)
-        if more is None and self._text.restarts(is_final=is_final):
-            more = (SEPARATOR if self._started else "") + (self._text.more(text) or "")
+        if more is None and self._text.may_restart(is_final=is_final):
+            self._text = GrowingText(text)
+            more = SEPARATOR + text
         if not more:
             return b""
-        self._started = True
         return self._chunk({"content": more})
 
     def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> bytes:

@@ -28,9 +28,6 @@ class GrowingText:
         self.sent, self._may_restart = text, False
         return more
 
-    def restarts(self, *, is_final: bool) -> bool:
-        """Tell whether a text that contradicts what was sent is to be sent anew, and begin with it."""
-        if not (is_final or self._may_restart):
-            return False
-        self.sent, self._may_restart = "", False
-        return True
+    def may_restart(self, *, is_final: bool) -> bool:
+        """Tell whether the reader is to begin anew with a text that contradicts what was sent."""
+        return is_final or self._may_restart
