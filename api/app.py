@@ -20,6 +20,7 @@ from agent_relay.api.batches.upload import BatchUpload
 from agent_relay.api.cancellation import Canceller
 from agent_relay.api.console import operations
 from agent_relay.api.console import routes as console
+from agent_relay.api.files import FileUploads
 from agent_relay.api.operations.board import Board
 from agent_relay.api.operations.recorder import Recorder
 from agent_relay.api.probes import KnownForAWhile, Probes
@@ -37,6 +38,7 @@ from agent_relay.api.routes import (
     api_keys,
     batches,
     dead_letters,
+    files,
     health,
     runs,
     schedules,
@@ -54,6 +56,7 @@ from agent_relay.api.submission import WARNING, Submitter
 from agent_relay.shared import database, redis
 from agent_relay.shared.database.hang_detector import HangDetector
 from agent_relay.shared.event_log import EventLog
+from agent_relay.shared.files import FileLimits
 from agent_relay.shared.maintenance.sweeper import Sweeper
 from agent_relay.shared.queue import RunQueue
 from agent_relay.shared.runs.queue_limits import Admission
@@ -108,7 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state.canceller = canceller
     state.answerer = Answerer(settings, engine, lanes, event_log)
     state.submitter = Submitter(settings, engine, lanes, admission, resolver, canceller)
-    state.uploads = BatchUpload(settings)
+    state.uploads, state.files = BatchUpload(settings), FileUploads(engine, FileLimits.of(settings))
     state.probes, state.metrics_page = probes, KnownForAWhile(lambda: health.exposition(probes, relay))
     state.batch_feeds, state.relay = batch_feeds, relay  # In this order: a signal to stop looks for the second.
     board = state.board = Board(engine, settings.lease_seconds)
@@ -161,7 +164,7 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app.state.connections = connections
     problems.install(app, openai.ERRORS)
     v1 = APIRouter(prefix="/api/v1")
-    routers = (agents, threads, agent, runs, batches, schedules, usage, webhooks, dead_letters, api_keys)
+    routers = (agents, threads, agent, runs, batches, files, schedules, usage, webhooks, dead_letters, api_keys)
     for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)

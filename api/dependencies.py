@@ -17,6 +17,7 @@ from agent_relay.api.answering import Answerer
 from agent_relay.api.batches.feed import BatchFeeds
 from agent_relay.api.batches.upload import BatchUpload
 from agent_relay.api.cancellation import Canceller
+from agent_relay.api.files import FileUploads
 from agent_relay.api.operations.board import Board
 from agent_relay.api.probes import KnownForAWhile, Probes
 from agent_relay.api.requests.key_cache import KeyCache
@@ -64,6 +65,7 @@ ResultFeeds = Annotated[BatchFeeds, _state("batch_feeds")]
 Submit = Annotated[Submitter, _state("submitter")]
 TakeAnswers = Annotated[Answerer, _state("answerer")]
 Cancel = Annotated[Canceller, _state("canceller")]
+Files = Annotated[FileUploads, _state("files")]
 Uploads = Annotated[BatchUpload, _state("uploads")]
 AdmissionLimits = Annotated[Admission, _state("admission")]
 WebhookHosts = Annotated[Resolver, _state("resolver")]
@@ -74,7 +76,7 @@ OperationsBoard = Annotated[Board, _state("board")]
 CallLimits = Annotated[OpenCalls, Depends(_call_limits)]
 """How many calls of a user may wait at once."""
 UploadLimits = Annotated[OpenCalls, Depends(_upload_limits)]
-"""How many batches of a user may be uploaded at once."""
+"""How many batches and files of a user may be uploaded at once."""
 ServerProbes = Annotated[Probes, _state("probes")]
 MetricsPage = Annotated[KnownForAWhile[bytes], _state("metrics_page")]
 UrlOf = Annotated[Callable[[str, object], str], Depends(_url_of)]

@@ -44,6 +44,7 @@ from agent_relay.shared.errors import (
     TooManyMessages,
     UnknownAgent,
     WebhookRefused,
+    WrongAttachment,
     WrongMessage,
 )
 from agent_relay.shared.failure_codes import FailureCode
@@ -114,13 +115,14 @@ _MEANINGS = {
     " (`batch_unfinished`), or nothing of it has failed (`nothing_failed`); the run waits for no answer"
     " (`not_waiting`), or was given another one before (`already_answered`).",
     413: "The body is over the limit.",
-    415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`.",
+    415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`; or a file may not be of this"
+    " type.",
     422: "Well-formed but not valid: `errors` says what is wrong and where.",
     429: "A limit of this user or your tenant is reached: of requests a second (`too_many_requests`), of runs that wait"
     " (`user_queue_full`, `tenant_queue_full`), of unfinished runs of batches (`tenant_batches_full`), of streams and"
-    " waiting calls (`user_calls_full`, `tenant_calls_full`), of batches that arrive (`user_uploads_full`,"
-    " `tenant_uploads_full`), of what your tenant may spend a day (`budget_exhausted`), or of rotations of the webhook"
-    " secret (`secret_rotated_lately`)."
+    " waiting calls (`user_calls_full`, `tenant_calls_full`), of batches and files that arrive (`user_uploads_full`,"
+    " `tenant_uploads_full`), of the bytes of files (`user_files_full`, `tenant_files_full`), of what your tenant may"
+    " spend a day (`budget_exhausted`), or of rotations of the webhook secret (`secret_rotated_lately`)."
     " Try again after `Retry-After` seconds.",
     431: "The head of the request, or its trailers, are longer than 64 KiB.",
     502: "The run failed: `code` says how, `run_id` which.",
@@ -321,6 +323,8 @@ async def _refusal(request: Request, error: Exception) -> Response:
             refused = await unknown_agent(request.app.state.database, error)
         case WebhookRefused(code=code):
             refused = invalid("/webhook_url", code, str(error))
+        case WrongAttachment(code=code, pointer=pointer):
+            refused = invalid(pointer, code, str(error))
         case WrongMessage(field=field):
             refused = invalid(f"/{field}", "unknown_message", str(error))
         case KeyReused():

@@ -24,7 +24,9 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from agent_relay.shared.api_keys import Scope
+from agent_relay.shared.attachments import MOST_ATTACHMENTS
 from agent_relay.shared.clock import now
+from agent_relay.shared.files import FileRow
 from agent_relay.shared.runs.accept import Strategy
 from agent_relay.shared.runs.into_run import MessageStatus
 from agent_relay.shared.schemas import Metadata, Resource, RunError, Usage
@@ -86,6 +88,17 @@ class Request(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
+class Capabilities(Resource):
+    """What an agent takes, and what its runs may do."""
+
+    attachments: list[str]
+    """The media types that may be attached to a query, as `application/pdf` or `image/*`; empty where none may."""
+    waiting: bool
+    """Whether its runs may wait for an approval, an answer or a result, as far as its worker can tell."""
+    reasoning: bool
+    """Whether streams and steps show what its model thinks."""
+
+
 class Agent(Resource):
     """An agent that workers have registered."""
 
@@ -99,6 +112,8 @@ class Agent(Resource):
     """JSON Schema of its output."""
     options_schema: dict[str, Any] | None
     """JSON Schema of the `options` that you may choose; null where there are none."""
+    capabilities: Capabilities
+    """What it takes and does besides."""
     served: bool
     """Whether a living worker serves it. A query for one that is not served waits, or is refused as `agent_not_served`
     once no worker has served it for a while."""
@@ -176,6 +191,50 @@ class Fork(Request):
     """What the new thread is called; without it, as the old one."""
 
 
+class File(Resource):
+    """A file that was uploaded, or that an agent made."""
+
+    id: UUID
+    """The file's id; `attachments` of a query take it as `file_id`."""
+    filename: str | None
+    """Its name, where one is known."""
+    media_type: str
+    """What it is, without parameters."""
+    bytes: int
+    """How long it is."""
+    sha256: str
+    """The SHA-256 of its bytes, in hexadecimal digits."""
+    created_at: datetime
+    """When it was stored."""
+
+
+def file_of(row: FileRow) -> File:
+    """Show a file's row."""
+    return File(
+        id=row.id,
+        filename=row.filename,
+        media_type=row.media_type,
+        bytes=row.bytes,
+        sha256=row.sha256,
+        created_at=row.created_at,
+    )
+
+
+class MessageAttachment(Resource):
+    """Something that was attached to a message."""
+
+    file_id: UUID | None = None
+    """The file, which may have been deleted since; null for an address."""
+    url: str | None = None
+    """The address; null for a file."""
+    filename: str | None = None
+    """The name of the file, where it has one."""
+    media_type: str | None = None
+    """What it is, where that is known."""
+    bytes: int | None = None
+    """How long the file is."""
+
+
 class Message(Resource):
     """One message of a thread."""
 
@@ -185,6 +244,8 @@ class Message(Resource):
     """Who speaks."""
     content: str
     """The query; or the validated output as JSON text (of a text agent: the text)."""
+    attachments: list[MessageAttachment]
+    """Of a message of the user's: what was attached to it."""
     created_at: datetime
     """When it was stored."""
     metadata: Metadata
@@ -250,6 +311,62 @@ GIVEN: JsonDict = {"type": "string"}
 LEFT_OUT: JsonDict = {"type": "null"}
 
 
+class Attachment(Request):
+    """A file that belongs to a query: one that was uploaded, a public address, or the bytes themselves."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"file_id": "0198c5a4-7c9e-7000-8000-0000000000f1"}],
+            "oneOf": [
+                {
+                    "required": ["file_id"],
+                    "properties": {
+                        "file_id": GIVEN,
+                        "url": LEFT_OUT,
+                        "data": LEFT_OUT,
+                        "media_type": LEFT_OUT,
+                        "filename": LEFT_OUT,
+                    },
+                },
+                {
+                    "required": ["url"],
+                    "properties": {"url": GIVEN, "file_id": LEFT_OUT, "data": LEFT_OUT, "filename": LEFT_OUT},
+                },
+                {
+                    "required": ["data", "media_type"],
+                    "properties": {"data": GIVEN, "media_type": GIVEN, "file_id": LEFT_OUT, "url": LEFT_OUT},
+                },
+            ],
+        }
+    )
+
+    file_id: UUID | None = None
+    """A file of yours, see `POST /files`."""
+    url: WebhookUrl | None = None
+    """A public https address. A worker fetches it when the run begins; or the model does, where the agent says so."""
+    data: Annotated[str, Field(min_length=4, json_schema_extra={"contentEncoding": "base64"})] | None = None
+    """The bytes themselves, in base64; they become a file of yours."""
+    media_type: Annotated[str, Field(min_length=3, max_length=100)] | None = None
+    """What it is: needed with `data`; with `url`, what the address says counts unless it is given."""
+    filename: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """With `data`: its name."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Attachment:
+        if sum(each is not None for each in (self.file_id, self.url, self.data)) != 1:
+            raise PydanticCustomError("one_source", "Give either file_id, url or data")
+        if self.data is not None and self.media_type is None:
+            raise PydanticCustomError("type_of_data", "data needs a media_type")
+        if self.file_id is not None and self.media_type is not None:
+            raise PydanticCustomError("type_of_file", "A file has its own media_type: leave it out")
+        if self.data is None and self.filename is not None:
+            raise PydanticCustomError("name_without_data", "filename is for data: leave it out")
+        return self
+
+
+Attachments = Annotated[list[Attachment], Field(max_length=MOST_ATTACHMENTS)]
+
+
 class NewQuery(Request):
     """A query for an agent, in a thread or without one."""
 
@@ -285,7 +402,9 @@ class NewQuery(Request):
     replace_from: UUID | None = None
     """A message of yours in the thread: it and all after it are removed, and this query takes its place."""
     query: str | None = Field(default=None, min_length=1, validate_default=True)
-    """The query; with `replace_from` it may be left out, to ask the same again."""
+    """The query; with `replace_from` it may be left out, to ask the same again, with the same attachments."""
+    attachments: Attachments | None = None
+    """Files that belong to the query, see *Files*."""
     multitask_strategy: Strategy | None = None
     """When the thread has unfinished runs: wait behind them (`enqueue`, the default), refuse (`reject`, 409), cancel
     them and keep what they produced (`interrupt`), cancel them and erase their messages (`rollback`), or send the query
@@ -343,6 +462,8 @@ class NewMessage(Request):
 
     query: str = Field(min_length=1)
     """What the agent is to know, or to do."""
+    attachments: Attachments | None = None
+    """Files that belong to it."""
 
 
 class SentMessage(Resource):

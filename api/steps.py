@@ -221,21 +221,22 @@ def steps_in(row: Exchange) -> Iterator[Step]:
     for entry in entries:
         if entry.message.get("kind") == "response":
             yield from _response(row, entry, results)
-    for prompt, entry in _prompts(row, entries):
-        if hashlib.sha256(prompt["content"].encode()).hexdigest() in row.sent:
-            at = _time(prompt.get("timestamp"))
-            yield Step(kind="message", text=prompt["content"], attempt=entry.attempt, started_at=at, finished_at=at)
+    for said, at, entry in _prompts(row, entries):
+        if hashlib.sha256(said.encode()).hexdigest() in row.sent:
+            yield Step(kind="message", text=said, attempt=entry.attempt, started_at=at, finished_at=at)
 
 
-def _prompts(row: Exchange, entries: Sequence[_Entry]) -> Iterator[tuple[dict[str, Any], _Entry]]:
-    """Find what a user said after a response, or before the first one, but for the query."""
+def _prompts(row: Exchange, entries: Sequence[_Entry]) -> Iterator[tuple[str, datetime | None, _Entry]]:
+    """Find what a user said after a response, or before the first one, but for the query; files come after the text."""
     is_query = row.exchange == 0
     for entry in entries:
         for part in entry.parts:
             if part.get("part_kind") != "user-prompt":
                 continue
-            if not is_query and isinstance(part.get("content"), str):
-                yield part, entry
+            content = part.get("content")
+            said: object = next(iter(cast("list[object]", content)), None) if isinstance(content, list) else content
+            if not is_query and isinstance(said, str):
+                yield said, _time(part.get("timestamp")), entry
             is_query = False
 
 

@@ -10,15 +10,18 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from agent_relay.api.attachments import read_attachments
 from agent_relay.api.cancellation import Canceller
 from agent_relay.api.options import check_options
-from agent_relay.api.problems import invalid
+from agent_relay.api.problems import Refused, invalid
 from agent_relay.api.queries import owned_run
 from agent_relay.api.requests.idempotency import REPLAYED, once
 from agent_relay.api.requests.identity import Owner
-from agent_relay.api.schemas import NewMessage, NewQuery, SentMessage
+from agent_relay.api.schemas import Attachment, NewMessage, NewQuery, SentMessage
 from agent_relay.api.streaming.relay import Relay
 from agent_relay.shared import logs
+from agent_relay.shared.attachments import Attachments
+from agent_relay.shared.errors import WebhookRefused
 from agent_relay.shared.failpoints import Failpoint, reached
 from agent_relay.shared.idempotency import Key, Repeated
 from agent_relay.shared.queue import RunQueue
@@ -112,6 +115,7 @@ class Submitter:
             thread_id=None,
             agent_type=None,
             query=new.query,
+            attachments=await self._attachments(caller, new.attachments),
             deadline_seconds=self._settings.run_deadline_seconds,
             allowed_agents=caller.allowed_agents,
         )
@@ -157,6 +161,7 @@ class Submitter:
             thread_id=new.thread_id,
             agent_type=new.agent_type,
             query=new.query,
+            attachments=await self._attachments(caller, new.attachments),
             replace_from=new.replace_from,
             deadline_seconds=deadline,
             start_at=new.start_at,
@@ -168,6 +173,23 @@ class Submitter:
             webhook_url=new.webhook_url,
             wait_seconds=new.wait_deadline_s,
         )
+
+    async def _attachments(self, caller: Owner, given: Sequence[Attachment] | None) -> Attachments | None:
+        """Read what is attached; addresses are looked up as those of webhooks are.
+
+        Raises:
+            Refused: 422, something of it cannot be attached.
+        """
+        attachments, errors = read_attachments(self._settings, caller, given)
+        for place, each in enumerate(given or () if not errors else ()):
+            if each.url is not None:
+                try:
+                    await self._resolver.check(each.url, caller.tenant, seconds=LOOK_UP_SECONDS)
+                except WebhookRefused as refused:
+                    raise invalid(f"/attachments/{place}/url", refused.code, str(refused)) from None
+        if errors:
+            raise Refused(422, "The request is not valid.", errors=errors)
+        return attachments
 
     async def _enqueue(self, accepted: Accepted) -> None:
         logs.RUN_ID.set(accepted.run.id)

@@ -13,7 +13,7 @@ from pydantic_ai.messages import ModelMessage
 from agent_relay.worker.__main__ import main
 from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions
 from agent_relay.worker.execution import attempt
-from agent_relay.worker.execution.answer import Answer, Answered, Listener
+from agent_relay.worker.execution.answer import Answer, Answered, Listener, Prompt
 
 TEXT = "done"
 
@@ -27,7 +27,7 @@ class AtOnce(Answer):
 
     async def write(
         self,
-        query: str,  # noqa: ARG002
+        query: Prompt,  # noqa: ARG002
         history: Sequence[ModelMessage],  # noqa: ARG002
         deps: Any,  # noqa: ARG002
         chosen: RunOptions = AS_THE_AGENT_HAS_IT,  # noqa: ARG002

@@ -103,6 +103,20 @@ class WrongMessage(Refusal):
         self.field = field
 
 
+class WrongAttachment(Refusal):
+    """An attachment that a query cannot have."""
+
+    def __init__(
+        self, code: str, message: str, place: int | None, field: str | None = None, query: int | None = None
+    ) -> None:
+        """`place` is its number among the attachments, None for all of them; `query` that of the query, of several."""
+        super().__init__(message)
+        self.code = code
+        steps = [*(("items", query) if query is not None else ()), "attachments", place, field]
+        self.pointer = "".join(f"/{step}" for step in steps if step is not None)
+        """Where it stands in the body."""
+
+
 class Limit(StrEnum):
     """A limit on what waits; callers see it as the code of the problem."""
 
@@ -120,6 +134,10 @@ class Limit(StrEnum):
     """Of the unfinished runs of all batches."""
     SCHEDULES = "schedules_full"
     """Of a user's schedules."""
+    FILES_OF_USER = "user_files_full"
+    """Of the bytes of a user's files."""
+    FILES_OF_TENANT = "tenant_files_full"
+    """Of the bytes of a tenant's files."""
 
 
 _FULL: dict[Limit, str] = {
@@ -130,6 +148,8 @@ _FULL: dict[Limit, str] = {
     Limit.BATCHES_OF_TENANT: "The limit on unfinished batch runs of this tenant ({most}) would be exceeded.",
     Limit.BATCHES: "The limit on unfinished batch runs of the service ({most}) would be exceeded.",
     Limit.SCHEDULES: "The limit on schedules of a user ({most}) is reached: delete one.",
+    Limit.FILES_OF_USER: "The limit on stored files of a user ({most} bytes) would be exceeded: delete some.",
+    Limit.FILES_OF_TENANT: "The limit on stored files of this tenant ({most} bytes) would be exceeded: delete some.",
 }
 
 
@@ -143,7 +163,7 @@ class QueueFull(Refusal):
     @property
     def is_of_caller(self) -> bool:
         """Whether it is this caller's own limit, as against that of the service."""
-        return self.limit in {Limit.USER, Limit.TENANT, Limit.BATCHES_OF_TENANT, Limit.SCHEDULES}
+        return self.limit not in {Limit.QUEUE, Limit.AGE, Limit.BATCHES}
 
 
 class BudgetExhausted(Refusal):

@@ -326,9 +326,9 @@ class Settings(Variables):
     max_requests_per_second_per_tenant: float = Field(default=500, ge=0)
     """Requests of a tenant that an API process answers; more are refused with 429. 0 is no limit."""
     max_uploads: int = Field(default=20, ge=1)
-    """Batches of over 256 KiB that may arrive at once at an API process: a quarter of one user, half of a tenant."""
+    """Batches and files over 256 KiB that may arrive at once at a process: a quarter of one user, half of a tenant."""
     max_upload_bytes: int = Field(default=512 << 20, ge=1 << 20)
-    """Room in `TMPDIR` for the batches that arrive at an API process."""
+    """Room in `TMPDIR` for the batches and files that arrive at an API process."""
     request_seconds: float = Field(default=10, gt=0)
     """Time that a client has to send the head of a request, and each 1,000 bytes of its body."""
     keepalive_seconds: float = Field(default=15, gt=0)
@@ -431,6 +431,18 @@ class Settings(Variables):
     """Unfinished runs of all batches; a batch that would exceed it is refused with 503."""
     max_schedules_per_user: int = Field(default=100, ge=0)
     """Schedules of a user; one above it is refused with 429."""
+    max_file_bytes: int = Field(default=20 << 20, ge=1 << 10)
+    """Largest file that may be uploaded, or fetched for an attachment; a longer one is refused with 413."""
+    max_file_bytes_per_user: int = Field(default=1 << 30, ge=0)
+    """Bytes of a user's files; one above it is refused with 429. 0 is no limit, here and below."""
+    max_file_bytes_per_tenant: int = Field(default=10 << 30, ge=0)
+    """Bytes of the files of a tenant; one above it is refused with 429."""
+    max_attachment_bytes: int = Field(default=32 << 20, ge=1 << 10)
+    """Bytes of files that a query may have, and that a run is given: its own files, then the newest of its history."""
+    attachment_seconds: float = Field(default=30, gt=0)
+    """Time that an address has to send a file to be attached, everything from the look-up of its name included."""
+    file_retention_days: float = Field(default=30, gt=0)
+    """Life of a file that no run uses, from its upload; one that is used lives until the last of these runs is gone."""
     log_retention_seconds: int = Field(default=3600, ge=1)
     """Life of an event log in Redis after the run's end."""
     webhook_trusted_hosts: Annotated[list[str], NoDecode, BeforeValidator(_hosts)] = Field(default_factory=list)

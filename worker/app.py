@@ -50,13 +50,14 @@ GIVE_BACK_SECONDS = 8.0
 
 _REGISTER_AGENT = text("""
     INSERT INTO agents (agent_type, pool, description, output_schema, text_output, examples, tool_events,
-        reasoning, options_schema)
+        reasoning, options_schema, attachments, waiting)
     VALUES (:agent_type, :pool, :description, CAST(:output_schema AS jsonb), :text_output, CAST(:examples AS text[]),
-            :tool_events, :reasoning, CAST(:options_schema AS jsonb))
+            :tool_events, :reasoning, CAST(:options_schema AS jsonb), CAST(:attachments AS jsonb), :waiting)
     ON CONFLICT (agent_type) DO UPDATE SET pool = excluded.pool, description = excluded.description,
         output_schema = excluded.output_schema, text_output = excluded.text_output, examples = excluded.examples,
         tool_events = excluded.tool_events, reasoning = excluded.reasoning,
-        options_schema = excluded.options_schema, registered_at = now()
+        options_schema = excluded.options_schema, attachments = excluded.attachments, waiting = excluded.waiting,
+        registered_at = now()
 """)
 
 
@@ -243,6 +244,8 @@ async def _register(engine: AsyncEngine, pool: str, offers: dict[str, Registered
                     "examples": storable(list(offer.examples)),
                     "tool_events": offer.tool_events,
                     "reasoning": offer.reasoning,
+                    "attachments": as_json(list(offer.attachments)),
+                    "waiting": offer.waiting,
                     "options_schema": offer.options and as_json(storable(offer.options.schema)),
                 },
             )

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import logging
+import re
 import sys
 import threading
 import traceback
@@ -22,7 +23,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
@@ -39,7 +40,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.shared.failure_codes import FailureCode
 from agent_relay.shared.settings import Settings, WrongSettings
-from agent_relay.worker.deferred_tools import CannotWait, capabilities_of, check_waiting, without_requests
+from agent_relay.worker.deferred_tools import CannotWait, capabilities_of, check_waiting, may_wait, without_requests
 from agent_relay.worker.guests import guard
 from agent_relay.worker.output_text import OutputText
 
@@ -53,6 +54,7 @@ SLOW_IMPORT_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
 MOST_EXAMPLES = 20
 LONGEST_EXAMPLE = 500
+_PATTERN = re.compile(r"\*/\*|[a-z]+/(?:\*|[a-z0-9][a-z0-9.+-]*)")
 _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
@@ -154,6 +156,12 @@ class ServedAgent:
     """What callers may choose of a run, each field with a default; its JSON Schema is told to them."""
     apply: Apply | None = None
     """Says what the chosen options mean; an agent with options must bring it."""
+    attachments: Sequence[str] = ("*/*",)
+    """The media types that may be attached to queries, as `application/pdf` or `image/*`; none where it is empty."""
+    attachment_urls: Literal["fetch", "pass"] = "fetch"
+    """Who fetches what is attached by its address: the worker, or the model's provider, which is passed the address."""
+    waiting: bool | None = None
+    """Told to callers: whether runs may wait for answers; None: where a tool or the output type says so."""
     version: str = ""
     """Runs do not go on from steps that another version of the agent has finished; they begin with the query."""
 
@@ -221,6 +229,10 @@ class RegisteredAgent:
     options: OfferedOptions | None
     model_named: Callable[[str], Model]
     """Makes the model of a name, once a process."""
+    attachments: tuple[str, ...]
+    """The media types that may be attached."""
+    attachment_urls: Literal["fetch", "pass"]
+    waiting: bool
     checkpoints: bool
     version: str
     """Says, in few characters, which output and tools the agent has, and the version that it was given."""
@@ -485,6 +497,9 @@ def _offer(
         usage_limits=served.usage_limits or _usage_limits(settings),
         options=_options(served),
         model_named=model_named,
+        attachments=_attachments(served),
+        attachment_urls=served.attachment_urls,
+        waiting=may_wait(agent) if served.waiting is None else served.waiting,
         checkpoints=served.checkpoints,
         version=_version(agent, served.version, schema),
     )
@@ -518,6 +533,18 @@ def _closed(schema: Any) -> Any:
     if "properties" in closed and closed.get("type") == "object":
         closed.setdefault("additionalProperties", False)
     return closed
+
+
+def _attachments(served: ServedAgent) -> tuple[str, ...]:
+    given: object = served.attachments
+    if not isinstance(given, list | tuple):
+        raise _Unservable("has attachments that are no list of media types")
+    for pattern in cast("Sequence[object]", given):
+        if not isinstance(pattern, str) or not _PATTERN.fullmatch(pattern):
+            raise _Unservable(f"has attachments that name no media type, as image/* would: {pattern!r:.80}")
+    if served.attachment_urls not in {"fetch", "pass"}:
+        raise _Unservable(f"has attachment_urls that are neither fetch nor pass: {served.attachment_urls!r:.80}")
+    return tuple(given)
 
 
 def _examples(served: ServedAgent) -> tuple[str, ...]:

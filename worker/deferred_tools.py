@@ -15,6 +15,14 @@ from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ModelMessage, ModelMessagesTypeAdapter, ModelResponse, ToolCallPart
 from pydantic_ai.output import OutputSpec
 from pydantic_ai.tools import ToolDefinition
+from pydantic_ai.toolsets import (
+    AbstractToolset,
+    ApprovalRequiredToolset,
+    CombinedToolset,
+    ExternalToolset,
+    FunctionToolset,
+    WrapperToolset,
+)
 from pydantic_core import from_json
 
 from agent_relay.shared.database.tables import RequestKind
@@ -52,6 +60,25 @@ def check_waiting(agent: AbstractAgent[Any, Any]) -> None:
             "has PendingModelResponse among its output types, but a run that its provider has not finished cannot be "
             "resumed here: take it out, so that runs wait for the provider"
         )
+
+
+def may_wait(agent: AbstractAgent[Any, Any]) -> bool:
+    """Tell whether runs of an agent may wait, as far as its output type and the toolsets that it begins with say."""
+    return DeferredToolRequests in types_from_output_spec(agent.output_type) or any(map(_asks, agent.toolsets))
+
+
+def _asks(toolset: AbstractToolset[Any]) -> bool:
+    match toolset:
+        case ApprovalRequiredToolset() | ExternalToolset():
+            return True
+        case FunctionToolset():
+            return any(tool.requires_approval for tool in toolset.tools.values())
+        case WrapperToolset():
+            return _asks(toolset.wrapped)
+        case CombinedToolset():
+            return any(map(_asks, toolset.toolsets))
+        case _:
+            return False
 
 
 def capabilities_of(capability: AbstractCapability[Any]) -> list[AbstractCapability[Any]]:

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from agent_relay.api.schemas import (
     AgentType,
+    Attachments,
     DeadlineSeconds,
     Metadata,
     Options,
@@ -42,6 +43,8 @@ class NewItem(Request):
     """Your own id of it, which no other item of the batch has."""
     query: str = Field(min_length=1)
     """What is asked."""
+    attachments: Attachments | None = None
+    """Files that belong to it."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
 

@@ -16,9 +16,11 @@ from typing import Any, NoReturn, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
+from agent_relay.api.attachments import read_attachments
 from agent_relay.api.batches.schemas import BatchHead, NewItem
 from agent_relay.api.batches.splitter import Limits, Lines, Members
 from agent_relay.api.problems import MOST_ERRORS, FieldError, Refused, field_errors, unavailable
+from agent_relay.api.requests.identity import Owner
 from agent_relay.api.requests.validation import chunks_of, may_be_unstorable, read_json, unstorable
 from agent_relay.shared.batches.spool import DiskRoom, Spool
 from agent_relay.shared.settings import Settings
@@ -53,7 +55,7 @@ class BatchUpload:
         self.storing = asyncio.Lock()
         """Held by the one batch that is being stored: many at once would take all connections for seconds."""
 
-    async def take(self, request: Request, parameters: Mapping[str, Any] | None, items: Spool) -> Taken:
+    async def take(self, request: Request, caller: Owner, parameters: Mapping[str, Any] | None, items: Spool) -> Taken:
         """Read the body into the manifest. With parameters, which say the rest, it is NDJSON.
 
         Raises:
@@ -61,7 +63,7 @@ class BatchUpload:
         """
         limits = Limits(self._settings.max_body_bytes)
         cutter = Members(limits) if parameters is None else Lines(limits)
-        check = _Check(items, self._settings.most_items_of_a_batch, lines=parameters is not None)
+        check = _Check(items, self._settings, caller, lines=parameters is not None)
         digest = hashlib.sha256(request.url.query.encode() + b"\n")
         try:
             mark = BOM_UTF8
@@ -131,9 +133,11 @@ def _validated(kind: type[Valid], value: Any) -> tuple[Valid | None, list[FieldE
 class _Check:
     """What is right is noted in the manifest, what is wrong here: the first hundred errors."""
 
-    def __init__(self, items: Spool, most_items: int, *, lines: bool) -> None:
+    def __init__(self, items: Spool, settings: Settings, caller: Owner, *, lines: bool) -> None:
         self._items = items
-        self._most_items = most_items
+        self._settings = settings
+        self._caller = caller
+        self._most_items = settings.most_items_of_a_batch
         self._lines = lines
         self._errors: list[FieldError] = []
         self._count = 0
@@ -152,8 +156,12 @@ class _Check:
             self._wrong([error.model_copy(update={"pointer": f"/items/{index}{error.pointer}"}) for error in errors])
             return
         yield
+        attachments, errors = read_attachments(self._settings, self._caller, item.attachments, self._items.set_down)
+        if errors:
+            self._wrong([error.model_copy(update={"pointer": f"/items/{index}{error.pointer}"}) for error in errors])
+            return
         self._custom_ids.add(item.custom_id)
-        yield from self._items.add_in_steps(item.custom_id, item.query, item.metadata)
+        yield from self._items.add_in_steps(item.custom_id, item.query, item.metadata, attachments)
 
     def _item(self, raw: bytes, index: int) -> Generator[None, None, tuple[NewItem | None, list[FieldError]]]:
         """Read an item. A line that is not JSON is a bad item; of another body nobody knows what would follow."""

@@ -9,7 +9,7 @@ from agent_relay.api.dependencies import Database
 from agent_relay.api.problems import responses
 from agent_relay.api.requests.identity import Caller
 from agent_relay.api.requests.validation import StrictRoute
-from agent_relay.api.schemas import Agent
+from agent_relay.api.schemas import Agent, Capabilities
 from agent_relay.shared.served_agents import served
 
 router = APIRouter(prefix="/agents", tags=["agents"], route_class=StrictRoute)
@@ -31,6 +31,11 @@ async def list_agents(database: Database, caller: Caller) -> list[Agent]:
             examples=row.examples,
             output_schema=row.output_schema,
             options_schema=row.options_schema,
+            capabilities=Capabilities(
+                attachments=["*/*"] if row.attachments is None else row.attachments,
+                waiting=bool(row.waiting),
+                reasoning=bool(row.reasoning),
+            ),
             served=row.served,
         )
         for row in rows

@@ -145,7 +145,7 @@ async def create_batch(
     if not lines and (given := [name for name in said if said[name] is not None]):
         raise invalid(f"?{given[0]}", "extra_forbidden", "Say it in the body")
     with Spool(uploads.room, lambda: upload_limits.opened(caller)) as items:
-        taken = await uploads.take(request, said if lines else None, items)
+        taken = await uploads.take(request, caller, said if lines else None, items)
         limit = settings.max_batch_deadline_seconds
         deadline = taken.head.deadline_s or settings.batch_deadline_seconds
         at = "?" if lines else "/"

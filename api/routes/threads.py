@@ -25,6 +25,7 @@ from agent_relay.api.schemas import (
     AgentType,
     Fork,
     Message,
+    MessageAttachment,
     MessageWithSteps,
     NewThread,
     Thread,
@@ -33,6 +34,7 @@ from agent_relay.api.schemas import (
     ThreadWithMessages,
 )
 from agent_relay.api.steps import steps_of_runs
+from agent_relay.shared.attachments import attached_of
 from agent_relay.shared.clock import new_id
 from agent_relay.shared.database import PLACE
 from agent_relay.shared.database.tables import IS_UNFINISHED
@@ -72,6 +74,7 @@ class MessageRow:
     id: UUID
     role: Literal["user", "assistant", "system"]
     content: str
+    attachments: JsonValue
     created_at: datetime
     metadata: JsonValue
     position: int
@@ -140,7 +143,7 @@ _CHANGE = text("""
     WHERE id = :id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
 """)
 
-_SIZE = "octet_length(content)"
+_SIZE = "(octet_length(content) + coalesce(octet_length(CAST(attachments AS text)), 0))"
 
 _SELECT_LAST = f"""
     SELECT {columns(MessageRow)} FROM messages WHERE thread_id = :id
@@ -257,7 +260,13 @@ async def list_threads(
     return cursor.page(found, limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
 
 
-@router.get("/{thread_id}", summary="Read a thread", response_description="The thread.", responses=responses(404))
+@router.get(
+    "/{thread_id}",
+    summary="Read a thread",
+    response_description="The thread.",
+    response_model_exclude_unset=True,
+    responses=responses(404),
+)
 async def read_thread(thread_id: ThreadId, database: Database, caller: Caller) -> ThreadWithMessages:
     """The thread and its last 100 messages, fewer where they are large, in the order of the conversation."""
     row = await owned_thread(database, caller, thread_id)
@@ -451,6 +460,7 @@ def _message(row: MessageRow) -> Message:
         id=row.id,
         role=row.role,
         content=row.content,
+        attachments=[MessageAttachment.model_validate(each) for each in attached_of(row.attachments)],
         created_at=row.created_at,
         metadata=metadata_of(row.metadata),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,8 @@ from pydantic_core import to_json
 from sqlalchemy import CursorResult, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from agent_relay.shared.batches.spool import Spool
+from agent_relay.shared.attachments import attach
+from agent_relay.shared.batches.spool import Spool, escaped
 from agent_relay.shared.clock import new_id, new_ids, now
 from agent_relay.shared.database import store
 from agent_relay.shared.database.typed_rows import columns, read_pairs
@@ -135,7 +136,7 @@ _INSERT = text(f"""
 
 _COPY = """
     COPY runs (id, user_message_id, message_id, due_at{more}, tenant, user_id, agent_type, pool, text_output, lane,
-               batch_id, deadline_at, custom_id, query, metadata)
+               batch_id, deadline_at, custom_id, query, metadata{last})
     FROM STDIN
 """
 
@@ -151,6 +152,7 @@ async def accept(
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         UnknownAgent: no worker has registered the agent.
         AgentNotServed: no worker has served it for a while.
+        WrongAttachment: see `attach`.
         QueueFull: it does not fit in.
     """
     batch_id, ids = new_id(), new_ids(IDS_A_RUN * len(items))
@@ -183,7 +185,14 @@ async def accept(
             },
         )
         batch = stored_batch(result, asked.agent_type, admission)
-        await _copy(connection, batch, ids, items)
+        attachments = await attach(
+            connection,
+            items.attachments,
+            tenant=asked.tenant,
+            user_id=asked.user_id,
+            agent_type=asked.agent_type,
+        )
+        await _copy(connection, batch, ids, items, attachments)
         return Accepted(batch, ids)
 
     return await store(database, write)
@@ -205,7 +214,9 @@ def stored_batch(result: CursorResult[Any], agent_type: str, admission: Admissio
     return batch
 
 
-async def _copy(connection: AsyncConnection, batch: StoredBatch, ids: range, items: Spool) -> None:
+async def _copy(
+    connection: AsyncConnection, batch: StoredBatch, ids: range, items: Spool, attachments: Mapping[int | None, str]
+) -> None:
     """Copy the items into the table of runs; those that may not run yet are not due before their deadline."""
     same = (
         f"{batch.tenant}\t{batch.user_id}\t{batch.agent_type}\t{batch.pool}\t{'t' if batch.text_output else 'f'}\t"
@@ -214,17 +225,23 @@ async def _copy(connection: AsyncConnection, batch: StoredBatch, ids: range, ite
     more, first_times, later_times = _times(batch)
     at_once = len(items) if batch.max_running is None else batch.max_running
     driver: Any = (await connection.get_raw_connection()).driver_connection
-    number = 0
-    async with driver.cursor() as cursor, cursor.copy(_COPY.format(more=more)) as copy:
+    number, last = 0, ", attachments" if attachments else ""
+    async with driver.cursor() as cursor, cursor.copy(_COPY.format(more=more, last=last)) as copy:
         async for lines in items.blocks():
             rows: list[bytes] = []
             for line in lines:
                 first = ids[IDS_A_RUN * number]
                 times = first_times if number < at_once else later_times
-                rows.append(b"%032x\t%032x\t%032x\t%s\t%s%s" % (first, first + 1, first + 2, times, same, line))
+                item = _with_attachments(line, attachments.get(number)) if attachments else line
+                rows.append(b"%032x\t%032x\t%032x\t%s\t%s%s" % (first, first + 1, first + 2, times, same, item))
                 number += 1
             await copy.write(b"".join(rows))
             await asyncio.sleep(0)  # Neither the disk nor the socket need make it wait.
+
+
+def _with_attachments(line: bytes, attachments: str | None) -> bytes:
+    """Add the attachments of an item to its line; null where it has none."""
+    return b"%s\t%s\n" % (line[:-1], b"\\N" if attachments is None else escaped(attachments).encode())
 
 
 def _times(batch: StoredBatch) -> tuple[str, bytes, bytes]:

@@ -43,15 +43,15 @@ _INSERT = text(f"""
 
 _INSERT_RUNS = text("""
     INSERT INTO runs (id, user_message_id, message_id, due_at, tenant, user_id, agent_type, pool, text_output, lane,
-                      batch_id, deadline_at, custom_id, query, metadata, retry_of)
+                      batch_id, deadline_at, custom_id, query, metadata, attachments, retry_of)
     SELECT CAST(:same || lpad(to_hex(:first + 3 * number), 12, '0') AS uuid),
            CAST(:same || lpad(to_hex(:first + 3 * number + 1), 12, '0') AS uuid),
            CAST(:same || lpad(to_hex(:first + 3 * number + 2), 12, '0') AS uuid),
            CASE WHEN number >= batch.max_running THEN batch.deadline_at ELSE now() END,
            batch.tenant, batch.user_id, batch.agent_type, agents.pool, agents.text_output, :lane,
-           batch.id, batch.deadline_at, custom_id, query, failed.metadata, failed.id
+           batch.id, batch.deadline_at, custom_id, query, failed.metadata, failed.attachments, failed.id
     FROM batches AS batch JOIN agents USING (agent_type), (
-        SELECT id, custom_id, query, metadata, row_number() OVER (ORDER BY id) - 1 AS number
+        SELECT id, custom_id, query, metadata, attachments, row_number() OVER (ORDER BY id) - 1 AS number
         FROM runs WHERE batch_id = :batch_id AND status = 'failed'
     ) AS failed
     WHERE batch.id = :id

@@ -6,10 +6,14 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from os import SEEK_END
 from tempfile import TemporaryFile
 from typing import IO, Any, Self
 
 from pydantic_core import to_json
+
+from agent_relay.shared.attachments import Attachments
+from agent_relay.shared.files import PIECE_BYTES, Pieces
 
 SPOOLED_BYTES = 256 << 10
 """What is kept in memory before it goes to the disk; a small batch never does."""
@@ -51,6 +55,9 @@ class Spool:
         self._bytes = 0
         self._file: IO[bytes] | None = None
         self._count = 0
+        self.attachments: dict[int | None, Attachments] = {}
+        """Of items that have some, by their numbers from 0."""
+        self._data: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +66,8 @@ class Spool:
         self._contexts.close()
         if self._file is not None:
             self._file.close()
+        if self._data is not None:
+            self._data.close()
         if self._room is not None:
             self._room.left += self._taken
 
@@ -70,22 +79,52 @@ class Spool:
         for _ in self.add_in_steps(custom_id, query, metadata):
             pass
 
-    def add_in_steps(self, custom_id: str, query: str, metadata: dict[str, Any]) -> Iterator[None]:
+    def add_in_steps(
+        self, custom_id: str, query: str, metadata: dict[str, Any], attachments: Attachments | None = None
+    ) -> Iterator[None]:
         """Take in an item, a long one in steps; `spool` now and then."""
+        if attachments is not None:
+            self.attachments[self._count] = attachments
         details = to_json(metadata).decode() if metadata else "{}"
         if len(query) + len(details) <= PIECE:
-            line = f"{_escaped(custom_id)}\t{_escaped(query)}\t{_escaped(details)}\n".encode()
+            line = f"{escaped(custom_id)}\t{escaped(query)}\t{escaped(details)}\n".encode()
         else:
             pieces: list[bytes] = []
             for text, end in ((custom_id, b"\t"), (query, b"\t"), (details, b"\n")):
                 for start in range(0, len(text), PIECE):
                     yield
-                    pieces.append(_escaped(text[start : start + PIECE]).encode())
+                    pieces.append(escaped(text[start : start + PIECE]).encode())
                 pieces.append(end)
             line = b"".join(pieces)
         self._lines.append(line)
         self._bytes += len(line)
         self._count += 1
+
+    def set_down(self, data: bytes) -> Pieces:
+        """Write a file that came within an item to the disk; returns what reads it back.
+
+        Raises:
+            OSError: there is no room. What `on_disk` raises.
+        """
+        if self._data is None:
+            if self._file is None:
+                self._contexts.enter_context(self._on_disk())
+            self._data = TemporaryFile()  # noqa: SIM115  (it is closed at the end of this context)
+        file, start = self._data, self._data.seek(0, SEEK_END)
+        self._take(len(data))
+        file.write(data)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for place in range(start, start + len(data), PIECE_BYTES):
+                file.seek(place)
+                yield file.read(min(PIECE_BYTES, start + len(data) - place))
+
+        return pieces
+
+    def _take(self, size: int) -> None:
+        if self._room is not None:
+            self._room.take(size)
+            self._taken += size
 
     async def spool(self) -> None:
         """Write to the disk what has gathered, if it is much.
@@ -96,12 +135,11 @@ class Spool:
         if self._bytes < SPOOLED_BYTES:
             return
         if self._file is None:
-            self._contexts.enter_context(self._on_disk())
+            if self._data is None:
+                self._contexts.enter_context(self._on_disk())
             self._file = await asyncio.to_thread(TemporaryFile)
         data = b"".join(self._lines)
-        if self._room is not None:
-            self._room.take(len(data))
-            self._taken += len(data)
+        self._take(len(data))
         self._lines, self._bytes = [], 0
         await asyncio.to_thread(self._file.write, data)
 
@@ -115,7 +153,7 @@ class Spool:
             yield self._lines
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Write a value as the text format of `COPY` wants it; a tab or a line feed would end it."""
     if "\\" in text:
         text = text.replace("\\", "\\\\")

@@ -115,6 +115,10 @@ class Agent(Base):
     """Whether callers are shown what its model thinks; null of a worker older than this column."""
     options_schema: Mapped[dict[str, Any] | None]
     """JSON Schema of what callers may choose; null where there is nothing."""
+    attachments: Mapped[list[str] | None] = mapped_column(JSONB)
+    """The media types that it takes, as `image/*`; null of a worker older than this column."""
+    waiting: Mapped[bool | None]
+    """Whether its runs may wait for answers; null where that is not known."""
     registered_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
@@ -165,6 +169,8 @@ class Run(Base):
     """What was chosen for it; those of its thread or batch hold beside."""
     history: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
     """What was said before the query, where the caller holds it; see `Said`."""
+    attachments: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
+    """What is attached to its query, see `shared/attachments.py`."""
     user_message_id: Mapped[UUID]
     message_id: Mapped[UUID]
     """The answer's id, the same for all attempts."""
@@ -373,6 +379,7 @@ class Message(Base):
     """1, 2, 3, … of messages into the run, which have the position of its query."""
     role: Mapped[str]
     content: Mapped[str]
+    attachments: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
     details: Mapped[dict[str, Any]] = mapped_column("metadata")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
@@ -448,6 +455,7 @@ class RunMessage(Base):
     place: Mapped[int]
     """1, 2, 3, … of each run."""
     query: Mapped[str]
+    attachments: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     """As the caller gave it, for the run that it may become, as all that follows."""
     webhook_url: Mapped[str | None]
@@ -533,6 +541,65 @@ class Schedule(Base):
         Index("schedules_of_a_user", "tenant", "user_id", "created_at", "id"),
         Index("schedules_of_a_thread", "thread_id", postgresql_where=text("thread_id IS NOT NULL")),
     )
+
+
+class FileContent(Base):
+    """The bytes of files: of a tenant, one for each hash. It goes with the last file that has it, by a trigger."""
+
+    __tablename__ = "file_contents"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    sha256: Mapped[bytes]
+    size: Mapped[int] = mapped_column("bytes", BigInteger)
+
+    __table_args__ = (UniqueConstraint("tenant", "sha256", name="one_content_a_hash"),)
+
+
+class FileChunk(Base):
+    """A piece of these bytes; all have the same length, but for the last."""
+
+    __tablename__ = "file_chunks"
+
+    content_id: Mapped[UUID] = mapped_column(ForeignKey("file_contents.id", ondelete="CASCADE"), primary_key=True)
+    place: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes]
+
+
+class File(Base):
+    """A file of a user's."""
+
+    __tablename__ = "files"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    filename: Mapped[str | None]
+    media_type: Mapped[str]
+    size: Mapped[int] = mapped_column("bytes", BigInteger)
+    content_id: Mapped[UUID] = mapped_column(ForeignKey("file_contents.id"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+    """It is erased after this time, unless a run uses it."""
+    in_use: Mapped[bool] = mapped_column(server_default=text("false"))
+    """Whether a run uses it; a trigger of `file_uses` keeps it."""
+
+    __table_args__ = (
+        Index("files_of_a_user", "tenant", "user_id", "created_at", "id", postgresql_include=["bytes"]),
+        Index("files_of_a_content", "content_id"),
+        Index("files_to_erase", "expires_at", postgresql_where=text("NOT in_use")),
+    )
+
+
+class FileUse(Base):
+    """A run whose query, messages or transcript refer to a file; triggers write what is attached."""
+
+    __tablename__ = "file_uses"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"), primary_key=True)
+    file_id: Mapped[UUID] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+
+    __table_args__ = (Index("uses_of_a_file", "file_id"),)
 
 
 class IdempotencyKey(Base):

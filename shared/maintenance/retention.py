@@ -1,4 +1,4 @@
-"""Retention: erases threads, runs, batches, deliveries, idempotency keys and workers that are no longer kept.
+"""Retention: erases threads, runs, batches, deliveries, files, idempotency keys and workers that are no longer kept.
 
 Each statement takes rows that no other transaction holds, so that any number of processes may erase at once.
 """
@@ -76,6 +76,13 @@ _OLD = (
             WHERE deleted_at < now() - interval '1 minute' AND {among("id")}
               AND NOT EXISTS (SELECT FROM runs WHERE batch_id = batches.id)
             LIMIT 500 FOR UPDATE SKIP LOCKED
+        """,  # noqa: S608  (a constant)
+    ),
+    _Old.of(
+        "files",
+        f"""
+            SELECT id FROM files WHERE NOT in_use AND expires_at < now() AND {among("id")}
+            ORDER BY expires_at LIMIT 50 FOR UPDATE SKIP LOCKED
         """,  # noqa: S608  (a constant)
     ),
 )

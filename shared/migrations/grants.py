@@ -39,6 +39,13 @@ GRANTS: Mapping[str, Mapping[str, str]] = {
     "run_messages": {API: "SELECT, INSERT", WORKER: "SELECT"},
     # Whoever forks a thread copies its transcripts.
     "transcripts": {API: "SELECT, INSERT", WORKER: "SELECT, INSERT, UPDATE"},
+    # Whoever sweeps erases files that have expired, and locks them for that; a trigger erases their bytes.
+    "files": {API: "SELECT, INSERT, UPDATE, DELETE", WORKER: "SELECT, INSERT, UPDATE, DELETE"},
+    # Who stores bytes that are there already locks them.
+    "file_contents": {API: "SELECT, INSERT, UPDATE", WORKER: "SELECT, INSERT, UPDATE"},
+    "file_chunks": {API: "SELECT, INSERT", WORKER: "SELECT, INSERT"},
+    # Triggers note what is attached; a worker notes what an agent returns.
+    "file_uses": {WORKER: "SELECT, INSERT"},
     # A trigger writes it. Both look at what a tenant has spent today.
     "past_usage": {API: "SELECT", WORKER: "SELECT"},
     # A worker only erases what has expired, and locks it for that.

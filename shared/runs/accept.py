@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from agent_relay.shared.attachments import Attachments, attach
 from agent_relay.shared.clock import new_id, now
 from agent_relay.shared.database import store
 from agent_relay.shared.database.tables import IS_UNFINISHED
@@ -60,6 +61,9 @@ class Query:
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     options: dict[str, Any] | None = None
     """What is chosen of the agent's options; they fit its schema."""
+    attachments: Attachments | None = None
+    attached: list[dict[str, Any]] | None = None
+    """Instead of `attachments`: what another run has kept of its own."""
     webhook_url: str | None = None
     """Where to tell of the end."""
     allowed_agents: frozenset[str] | None = None
@@ -124,7 +128,7 @@ _FIND_THREAD = text("""
 """)
 
 _REPLACED = text("""
-    SELECT seq, query FROM runs
+    SELECT seq, query, attachments FROM runs
     WHERE thread_id = :thread_id AND user_message_id = :message_id AND NOT rolled_back
 """)
 
@@ -151,13 +155,13 @@ def _row(start: str = "now()", **more: str) -> str:
     """Write the columns of a run that is stored if there is room, and their values; `more` are further columns."""
     return f"""(
         id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, lane, query, metadata, options,
-        history, webhook_url, wait_seconds, user_message_id, message_id, retry_of, crashes,
+        history, attachments, webhook_url, wait_seconds, user_message_id, message_id, retry_of, crashes,
         {"".join(f"{name}, " for name in more)}deadline_at
     )
     SELECT :id, :tenant, :user_id, CAST(:thread_id AS uuid), CAST(:seq AS bigint), agent_type, pool, text_output,
-        :lane, :query, CAST(:metadata AS json), CAST(:options AS jsonb), CAST(:history AS json), :webhook_url,
-        CAST(:wait_seconds AS float), CAST(:user_message_id AS uuid), CAST(:message_id AS uuid),
-        CAST(:retry_of AS uuid), CAST(:crashes AS int),
+        :lane, :query, CAST(:metadata AS json), CAST(:options AS jsonb), CAST(:history AS json),
+        CAST(:attachments AS jsonb), :webhook_url, CAST(:wait_seconds AS float),
+        CAST(:user_message_id AS uuid), CAST(:message_id AS uuid), CAST(:retry_of AS uuid), CAST(:crashes AS int),
         {"".join(f"{value}, " for value in more.values())}
         {start} + make_interval(secs => greatest(:deadline_seconds, 0.000001))
     FROM agents, room
@@ -168,8 +172,8 @@ def _row(start: str = "now()", **more: str) -> str:
 
 _STORED = f"""
     message AS (
-        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
-        SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id)
+        INSERT INTO messages (id, thread_id, run_id, position, role, content, attachments, metadata)
+        SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, attachments, jsonb_build_object('run_id', id)
         FROM run WHERE seq IS NOT NULL
     )
     SELECT {columns(Room)}, {columns(StoredRun, requests="CAST(NULL AS json)", transaction_id=TRANSACTION_ID)}
@@ -198,6 +202,7 @@ async def accept(
         NotLast: the thread has gone on since `after_run`.
         WrongMessage: what is to be replaced is no message of a user in this thread.
         UnknownAgent: no worker has registered the agent.
+        WrongAttachment: see `attach`.
         AgentNotServed: no worker has served the agent for a while; without `admission`, that is no reason.
         ThreadBusy: the thread has an unfinished run and the caller would not wait.
         QueueFull: the queue limit is reached; without `admission`, there is none.
@@ -210,8 +215,8 @@ def _check_agent(asked: Query, agent_type: str | None) -> None:
         raise UnknownAgent(str(agent_type), asked.allowed_agents)
 
 
-async def _replace(connection: AsyncConnection, thread_id: UUID, message_id: UUID) -> tuple[str, list[Cancellation]]:
-    """Take a user's message and all after it out of the thread; returns what it asked."""
+async def _replace(connection: AsyncConnection, thread_id: UUID, message_id: UUID) -> tuple[Any, list[Cancellation]]:
+    """Take a user's message and all after it out of the thread; returns its query and attachments."""
     named = {"thread_id": thread_id, "message_id": message_id}
     replaced = (await connection.execute(_REPLACED, named)).one_or_none()
     if replaced is None:
@@ -220,7 +225,7 @@ async def _replace(connection: AsyncConnection, thread_id: UUID, message_id: UUI
                 "replace_from", f"This message was sent into a run. Give the id of the query of that run: {query_id}."
             )
         raise WrongMessage("replace_from", "This thread has no such message of a user.")
-    return replaced.query, await take_out(connection, thread_id, replaced.seq)
+    return replaced, await take_out(connection, thread_id, replaced.seq)
 
 
 async def accept_in(
@@ -228,7 +233,7 @@ async def accept_in(
 ) -> Accepted:
     """Store the query in a transaction of the caller's; see `accept`."""
     run_id, agent_type, seq = asked.run_id or new_id(), asked.agent_type, None
-    query, later, superseded = asked.query, asked.starts_later, list[Cancellation]()
+    query, attached, later, superseded = asked.query, asked.attached, asked.starts_later, list[Cancellation]()
     await keep(connection, key, run_id)
     if asked.thread_id is None:
         _check_agent(asked, agent_type)
@@ -241,7 +246,9 @@ async def accept_in(
                 raise NotLast
         if asked.replace_from is not None:
             replaced, superseded = await _replace(connection, asked.thread_id, asked.replace_from)
-            query = query or replaced
+            if query is None:
+                query = replaced.query
+                attached = None if asked.attachments else replaced.attachments
         # A new statement, which sees what was committed while this one waited for the thread.
         match asked.strategy:
             case Strategy.REJECT:
@@ -254,6 +261,7 @@ async def accept_in(
                 pass
     values = {
         "id": run_id,
+        "attachments": to_json(attached).decode() if attached else await attachments_of(connection, asked, agent_type),
         "tenant": asked.tenant,
         "user_id": asked.user_id,
         "thread_id": asked.thread_id,
@@ -276,6 +284,20 @@ async def accept_in(
     if run is None:
         raise UnknownAgent(str(agent_type), asked.allowed_agents)
     return Accepted(run, None if later else run.queue_entry, superseded)
+
+
+async def attachments_of(connection: AsyncConnection, asked: Query, agent_type: str | None) -> str | None:
+    """Store the files that come with a query; returns what its row keeps of its attachments.
+
+    Raises:
+        WrongAttachment, QueueFull: see `attach`.
+    """
+    if asked.attachments is None:
+        return None
+    kept = await attach(
+        connection, {None: asked.attachments}, tenant=asked.tenant, user_id=asked.user_id, agent_type=agent_type
+    )
+    return kept[None]
 
 
 async def _place_in_thread(connection: AsyncConnection, asked: Query, *, later: bool) -> tuple[str, int | None]:

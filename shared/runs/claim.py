@@ -14,6 +14,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from agent_relay.shared.attachments import Attached, attached_of
 from agent_relay.shared.database import transact
 from agent_relay.shared.database.tables import AttemptReason
 from agent_relay.shared.database.typed_rows import read
@@ -61,6 +62,8 @@ class Claim:
     """What was chosen for it, and for its thread or its batch."""
     history: Sequence[Said] = ()
     """What was said before the query, after what the thread holds."""
+    attachments: Sequence[Attached] = ()
+    """What is attached to its query."""
     batch_is_capped: bool = False
     """Whether only so many runs of its batch may run at once."""
 
@@ -73,10 +76,22 @@ class Exchange:
     answer: str | None
     transcript: str | None
     """The model's own messages, where they are known."""
-    steered: Sequence[str] = ()
-    """Without these: the messages into the run that its agent has got."""
     history: Sequence[Said] = ()
     """What was said before the query, as its caller held it."""
+    attachments: Sequence[Attached] = ()
+    """What was attached to the query."""
+    steered: Sequence[IntoRun] = ()
+    """Without the model's own messages: those into the run that its agent has got."""
+
+
+@dataclass(frozen=True, slots=True)
+class IntoRun:
+    """A message that an agent is to get, or has got."""
+
+    id: UUID
+    place: int
+    query: str
+    attachments: JsonValue
 
 
 FIRST_SEQ = 1
@@ -110,6 +125,7 @@ class _Claimed:
     thread_metadata: JsonValue
     options: JsonValue
     history: JsonValue
+    attachments: JsonValue
 
 
 def _may_be_had(run: str, worker_id: str) -> str:
@@ -146,7 +162,7 @@ _TAKEN = """
         coalesce((SELECT threads.options FROM threads WHERE threads.id = run.thread_id),
                  (SELECT batches.options FROM batches WHERE batches.id = run.batch_id), '{}')
             || coalesce(run.options, '{}') AS options,
-        run.history
+        run.history, run.attachments
 """
 
 _CLAIM = text(f"""
@@ -197,8 +213,11 @@ _EARLIER = text(f"""
     )
     SELECT left_out, query, coalesce(output, partial_output) AS answer, history,
         CASE WHEN has_transcript THEN messages END AS messages,
-        CASE WHEN NOT coalesce(has_transcript, false) AND last_message > 0
-             THEN ARRAY(SELECT run_messages.query {_STEERED} ORDER BY place) END AS steered
+        CASE WHEN NOT coalesce(has_transcript, false) THEN attachments END AS attachments,
+        CASE WHEN NOT coalesce(has_transcript, false) AND last_message > 0 THEN (
+            SELECT jsonb_agg(jsonb_build_object('id', run_messages.id, 'place', place, 'query', run_messages.query,
+                                                'attachments', run_messages.attachments) ORDER BY place) {_STEERED}
+        ) END AS steered
     FROM (SELECT count(*) FILTER (WHERE NOT fits) AS left_out FROM summed) AS counted
     LEFT JOIN (
         summed JOIN runs USING (id) LEFT JOIN transcripts ON run_id = id
@@ -263,6 +282,7 @@ def _claimed(row: _Claimed) -> Claim:
         heard=row.heard,
         options=metadata_of(row.options),
         history=said_of(row.history),
+        attachments=attached_of(row.attachments),
         batch_is_capped=row.batch_is_capped,
     )
 
@@ -304,7 +324,14 @@ async def earlier_exchanges(database: AsyncEngine, claimed: Claim, most_bytes: i
     if rows[0].left_out:
         log.warning("claim.history_cut run_id=%s exchanges_left_out=%d", claimed.run_id, rows[0].left_out)
     return [
-        Exchange(row.query, row.answer, row.messages, row.steered or (), said_of(row.history))
+        Exchange(
+            row.query,
+            row.answer,
+            row.messages,
+            history=said_of(row.history),
+            attachments=attached_of(row.attachments),
+            steered=[IntoRun(**message) for message in row.steered or ()],
+        )
         for row in rows
         if row.query is not None
     ]

@@ -14,6 +14,7 @@ from pydantic import JsonValue
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from agent_relay.shared.attachments import attached_of
 from agent_relay.shared.database import PLACE
 from agent_relay.shared.database.typed_rows import columns, read, read_one
 from agent_relay.shared.errors import NotFound
@@ -53,6 +54,7 @@ class _Asked:
     metadata: JsonValue
     options: JsonValue
     history: JsonValue
+    attachments: JsonValue
     webhook_url: str | None
     wait_seconds: float | None
     crashes: int
@@ -139,6 +141,7 @@ async def requeue(database: AsyncEngine, run_id: UUID, deadline_seconds: float |
             deadline_seconds=deadline_seconds or float(dead.deadline_seconds),
             metadata=metadata_of(dead.metadata),
             options=metadata_of(dead.options) or None,
+            attached=attached_of(dead.attachments) or None,
             webhook_url=dead.webhook_url,
             history=said_of(dead.history),
             wait_seconds=dead.wait_seconds,

@@ -36,9 +36,10 @@ _EXCHANGES = text("""
         WHERE thread_id = :thread_id AND seq <= :last_seq AND finished_at IS NOT NULL AND NOT rolled_back
     ), copied AS (
         INSERT INTO runs (id, tenant, user_id, thread_id, seq, agent_type, pool, text_output, query, metadata, history,
-                          user_message_id, message_id, status, attempt, last_entry, partial_output, output,
+                          attachments, user_message_id, message_id, status, attempt, last_entry, partial_output, output,
                           last_message, heard, created_at, deadline_at, started_at, finished_at, end_told)
         SELECT new_id, tenant, user_id, :new_id, seq, agent_type, pool, text_output, query, metadata, history,
+            attachments,
             new_query, new_answer, CASE status WHEN 'failed' THEN 'cancelled' ELSE status END, attempt, last_entry,
             CASE status WHEN 'failed' THEN NULL ELSE partial_output END, output,
             last_message, last_message, created_at, deadline_at, started_at, finished_at, true
@@ -51,13 +52,13 @@ _EXCHANGES = text("""
             CASE WHEN place > 0 THEN gen_random_uuid() WHEN role = 'user' THEN new_query ELSE new_answer END AS copy_id
         FROM taken JOIN messages ON messages.run_id = taken.id
     ), steered AS (
-        INSERT INTO run_messages (id, run_id, place, query, metadata, deadline_seconds, next_run_id, next_message_id,
-                                  created_at)
-        SELECT copy_id, new_id, place, content, '{}', 0, gen_random_uuid(), gen_random_uuid(), created_at
+        INSERT INTO run_messages (id, run_id, place, query, attachments, metadata, deadline_seconds, next_run_id,
+                                  next_message_id, created_at)
+        SELECT copy_id, new_id, place, content, attachments, '{}', 0, gen_random_uuid(), gen_random_uuid(), created_at
         FROM said WHERE place > 0
     )
-    INSERT INTO messages (id, thread_id, run_id, position, place, role, content, metadata, created_at)
-    SELECT copy_id, :new_id, new_id, position, place, role, content,
+    INSERT INTO messages (id, thread_id, run_id, position, place, role, content, attachments, metadata, created_at)
+    SELECT copy_id, :new_id, new_id, position, place, role, content, attachments,
         metadata || jsonb_build_object('run_id', new_id), created_at
     FROM said
 """)

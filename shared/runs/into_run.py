@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
 from uuid import UUID
 
 from pydantic_core import to_json
@@ -22,8 +23,16 @@ from agent_relay.shared.database.tables import IS_UNFINISHED
 from agent_relay.shared.database.typed_rows import columns, read_one
 from agent_relay.shared.errors import NotFound, NotStarted, RunEnded, TooManyMessages, UnknownAgent
 from agent_relay.shared.idempotency import Key, keep
-from agent_relay.shared.runs.accept import TAKE_SEQ, TRANSACTION_ID, Accepted, Query, Strategy, accept_in
-from agent_relay.shared.runs.claim import Claim
+from agent_relay.shared.runs.accept import (
+    TAKE_SEQ,
+    TRANSACTION_ID,
+    Accepted,
+    Query,
+    Strategy,
+    accept_in,
+    attachments_of,
+)
+from agent_relay.shared.runs.claim import Claim, IntoRun
 from agent_relay.shared.runs.queue_limits import Admission
 
 MOST_MESSAGES = 1000
@@ -54,15 +63,6 @@ class Sent:
     """Its number there; None where it is the query."""
     accepted: Accepted | None
     transaction_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class IntoRun:
-    """A message that an agent is to get."""
-
-    id: UUID
-    place: int
-    query: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,16 @@ _SEND = text(f"""
         WHERE id = :run_id AND {IS_UNFINISHED} AND NOT rolled_back AND NOT starts_later
         RETURNING *
     ), stored AS (
-        INSERT INTO run_messages (id, run_id, place, query, metadata, webhook_url, wait_seconds, deadline_seconds, seq,
-                                  next_run_id, next_message_id)
-        SELECT :message_id, id, last_message, :query, CAST(:metadata AS json), :webhook_url,
-               CAST(:wait_seconds AS float), :deadline_seconds, CAST(:seq AS bigint), :next_run_id, :next_message_id
+        INSERT INTO run_messages (id, run_id, place, query, attachments, metadata, webhook_url, wait_seconds,
+                                  deadline_seconds, seq, next_run_id, next_message_id)
+        SELECT :message_id, id, last_message, :query, CAST(:attachments AS jsonb), CAST(:metadata AS json),
+               :webhook_url, CAST(:wait_seconds AS float), :deadline_seconds, CAST(:seq AS bigint),
+               :next_run_id, :next_message_id
         FROM run
     ), message AS (
-        INSERT INTO messages (id, thread_id, run_id, position, place, role, content, metadata)
-        SELECT :message_id, thread_id, id, 2 * seq, last_message, 'user', :query, jsonb_build_object('run_id', id)
+        INSERT INTO messages (id, thread_id, run_id, position, place, role, content, attachments, metadata)
+        SELECT :message_id, thread_id, id, 2 * seq, last_message, 'user', :query, CAST(:attachments AS jsonb),
+               jsonb_build_object('run_id', id)
         FROM run WHERE thread_id IS NOT NULL
     )
     SELECT {columns(_Stored, run_id="id", transaction_id=TRANSACTION_ID)} FROM run
@@ -149,6 +151,7 @@ async def send(database: AsyncEngine, run_id: UUID, asked: Query, key: Key | Non
         NotStarted: it starts later.
         RunEnded: it has ended, and is in no thread.
         TooManyMessages: it has had as many as a run may have.
+        WrongAttachment: see `attach`.
         AgentNotServed, QueueFull: see `accept`.
     """
     return await store(database, lambda connection: _send(connection, run_id, asked, key, admission))
@@ -177,8 +180,9 @@ async def _send(connection: AsyncConnection, run_id: UUID, asked: Query, key: Ke
     if target.last_message >= MOST_MESSAGES:
         raise TooManyMessages(MOST_MESSAGES)
     asked = replace(asked, thread_id=target.thread_id, run_id=message_id)
-    seq = None if target.thread_id is None else await _take_seq(connection, asked)
-    if sent := await _store_into(connection, run_id, asked, seq):
+    seq = None if target.thread_id is None else (await _take_seq(connection, asked)).last_seq
+    attachments = await attachments_of(connection, asked, target.agent_type)
+    if sent := await _store_into(connection, run_id, asked, attachments, seq):
         return sent
     if target.thread_id is None:
         raise RunEnded
@@ -189,25 +193,32 @@ async def _steer(connection: AsyncConnection, asked: Query, key: Key | None, adm
     asked = replace(asked, run_id=new_id(), strategy=Strategy.ENQUEUE)
     assert asked.run_id is not None  # noqa: S101
     await keep(connection, key, asked.run_id)
-    seq = await _take_seq(connection, asked)
+    thread = await _take_seq(connection, asked)
     running = await connection.scalar(_RUNNING, {"thread_id": asked.thread_id, "most": MOST_MESSAGES})
-    if running is not None and (sent := await _store_into(connection, running, asked, seq)):
-        return sent
+    if running is not None:
+        attachments = await attachments_of(connection, asked, thread.agent_type)
+        if sent := await _store_into(connection, running, asked, attachments, thread.last_seq):
+            return sent
     return await _accept(connection, asked, admission)
 
 
-async def _take_seq(connection: AsyncConnection, asked: Query) -> int:
-    """Lock the thread, and take a place in its order: before the row of a run is locked, never after it."""
+async def _take_seq(connection: AsyncConnection, asked: Query) -> Any:
+    """Lock the thread, and take a place in its order; returns that and its agent.
+
+    Before the row of a run is locked, never after it.
+    """
     owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
     thread = (await connection.execute(TAKE_SEQ, owner)).one_or_none()
     if thread is None:
         raise NotFound("thread")
     if asked.allowed_agents is not None and thread.agent_type not in asked.allowed_agents:
         raise UnknownAgent(thread.agent_type, asked.allowed_agents)
-    return thread.last_seq
+    return thread
 
 
-async def _store_into(connection: AsyncConnection, run_id: UUID, asked: Query, seq: int | None) -> Sent | None:
+async def _store_into(
+    connection: AsyncConnection, run_id: UUID, asked: Query, attachments: str | None, seq: int | None
+) -> Sent | None:
     """Store the message; None where the run has ended."""
     message_id = asked.run_id
     assert message_id is not None  # noqa: S101
@@ -215,6 +226,7 @@ async def _store_into(connection: AsyncConnection, run_id: UUID, asked: Query, s
         "run_id": run_id,
         "message_id": message_id,
         "query": asked.query,
+        "attachments": attachments,
         "metadata": to_json(asked.metadata).decode(),
         "webhook_url": asked.webhook_url,
         "wait_seconds": asked.wait_seconds,

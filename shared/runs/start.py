@@ -48,8 +48,9 @@ _START_IN_THREADS = text(f"""
         WHERE runs.id = due.id AND status = 'queued' AND starts_later
         RETURNING runs.*
     ), message AS (
-        INSERT INTO messages (id, thread_id, run_id, position, role, content, metadata)
-        SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, jsonb_build_object('run_id', id) FROM started
+        INSERT INTO messages (id, thread_id, run_id, position, role, content, attachments, metadata)
+        SELECT user_message_id, thread_id, id, 2 * seq, 'user', query, attachments, jsonb_build_object('run_id', id)
+        FROM started
     )
     SELECT {QUEUE_ENTRY} FROM started
 """)  # noqa: S608  (constants)

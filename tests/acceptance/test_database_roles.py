@@ -259,6 +259,7 @@ async def test_the_whole_service_works_with_these_rights_and_with_none_less(
         await runs_and_threads(client)
         await batches_and_webhooks(client, receiver)
         await schedules(client)
+        await files(client)
         await keys(client, operator, service)
         poison = await client.run("die", agent_type="poison")
         assert (await client.ended(poison["id"]))["error"]["code"] == "worker_crashed"
@@ -287,9 +288,16 @@ NOT_HERE = {
     "service_minutes",
     "api_processes",
     f"transcripts {WORKER} UPDATE",
+    f"files {WORKER} INSERT",
+    f"file_contents {WORKER} SELECT",
+    f"file_contents {WORKER} INSERT",
+    f"file_contents {WORKER} UPDATE",
+    f"file_chunks {WORKER} INSERT",
+    f"file_uses {WORKER} SELECT",
+    f"file_uses {WORKER} INSERT",
 }
-"""What is used by what this test does not do: messages into runs, runs that wait, steps that are kept, the
-operations page."""
+"""What is used by what this test does not do: messages into runs, runs that wait, steps that are kept, files
+that a worker stores (`test_attachments.py` has these roles, too), the operations page."""
 
 
 def write_down_statements(database_url: str) -> None:
@@ -413,6 +421,20 @@ async def schedules(client: Client) -> None:
     assert (await client.http.delete(path)).is_success
 
 
+async def files(client: Client) -> None:
+    """Files, uploaded twice, attached and deleted; a worker stores one that a query brings by its address."""
+    text = {"Content-Type": "text/plain"}
+    first, second = [(await client.http.post("/files", content="hello", headers=text)).json()["id"] for _ in range(2)]
+    assert (await client.http.get(f"/files/{first}/content")).text == "hello"
+    asked = {
+        "agent_type": "echo",
+        "attachments": [{"file_id": first}, {"data": "aGVsbG8=", "media_type": "text/plain"}],
+    }
+    assert (await client.ended((await client.run("hello", **asked))["id"]))["status"] == "succeeded"
+    for file_id in (first, second):
+        assert (await client.http.delete(f"/files/{file_id}")).is_success
+
+
 async def keys(client: Client, operator: httpx.AsyncClient, service: Service) -> None:
     """Keys, by operators over HTTP and by the command line."""
     made = await operator.post("/keys", json={"tenant": "acme", "label": "web"})
@@ -494,8 +516,25 @@ async def erase(database_url: str, redis_url: str, role: str) -> None:
         await engine.dispose()
 
 
-ERASED = ("threads", "runs", "messages", "transcripts", "idempotency_keys", "workers", "webhook_deliveries", "batches")
+ERASED = (
+    "threads",
+    "runs",
+    "messages",
+    "transcripts",
+    "idempotency_keys",
+    "workers",
+    "webhook_deliveries",
+    "batches",
+    "files",
+    "file_contents",
+    "file_chunks",
+)
 OLD = """
+    INSERT INTO file_contents VALUES ('01980000-0000-7000-8000-000000000003', 'acme', '', 1);
+    INSERT INTO file_chunks VALUES ('01980000-0000-7000-8000-000000000003', 0, 'x');
+    INSERT INTO files (id, tenant, user_id, media_type, bytes, content_id, expires_at)
+    VALUES (gen_random_uuid(), 'acme', gen_random_uuid(), 'text/plain', 1, '01980000-0000-7000-8000-000000000003',
+        '2000-01-01');
     INSERT INTO threads (id, tenant, user_id, agent_type, metadata, deleted_at)
     VALUES ('01980000-0000-7000-8000-000000000001', 'acme', gen_random_uuid(), 'echo', '{}', '2000-01-01');
     INSERT INTO batches (id, tenant, user_id, agent_type, metadata, run_seconds, total, status, deadline_at,

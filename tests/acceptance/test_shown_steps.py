@@ -143,7 +143,7 @@ async def test_steps_of_a_thread_come_with_its_messages(service: Service, tmp_pa
     assert [kind for kind, _ in shown(of_run)] == ["response", "tool_call", "response"]
     assert (failed["role"], failed["steps"]) == ("user", [])
     assert [sorted(message) for message in plain["items"]] == [
-        ["content", "created_at", "id", "metadata", "role"] for _ in range(3)
+        ["attachments", "content", "created_at", "id", "metadata", "role"] for _ in range(3)
     ]
     assert [*one["items"], *rest["items"]] == page["items"]
     assert wrong.status_code == 422

@@ -104,8 +104,8 @@ MUTATIONS = [
     Mutation(
         "a batch asked to wait for room that there never is",
         "api/batches/upload.py",
-        "self._settings.most_items_of_a_batch",
-        "self._settings.max_batch_items",
+        "settings.most_items_of_a_batch",
+        "settings.max_batch_items",
         "tests/integration/shared/runs/test_queue_limits.py::test_batches_count_against_their_own_limits_only",
     ),
     Mutation(

@@ -102,8 +102,8 @@ MUTATIONS = [
     Mutation(
         "what was sent into a run, forgotten where its messages are not kept",
         "worker/execution/history.py",
-        "map(UserPromptPart, (exchange.query, *exchange.steered))",
-        "map(UserPromptPart, (exchange.query,))",
+        "for said in (exchange, *exchange.steered)]",
+        "for said in (exchange,)]",
         FORKS,
     ),
     Mutation(

@@ -17,6 +17,9 @@ NOWHERE = "http://127.0.0.1:9/never"
 """The one webhook address that is generated: of a trusted host, where nothing listens. No other is ever contacted."""
 AGENTS = ["echo", "form", "bank_support", "unicode"]
 
+ATTACHED = [{"data": "aGVsbG8=", "media_type": "text/plain"}]
+"""Attachments that any agent takes; others must exist, or be what their type says."""
+
 _PINNED: dict[str, list[Any]] = {
     "webhook_url": [NOWHERE],
     "agent_type": AGENTS,
@@ -42,6 +45,10 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
         properties.update({key: _pin(key, properties[key]) for key in _PINNED if key in properties})
     for name in ("NewThread", "ThreadChanges", "NewQuery", "AttendedQuery", "NewBatch"):
         schemas[name]["properties"]["options"] = {"type": "null"}  # None of the agents has any.
+    for name in ("NewQuery", "AttendedQuery", "NewItem", "NewMessage"):
+        schemas[name]["properties"]["attachments"] = {"enum": [ATTACHED, None]}
+    of_files = raw_schema["paths"]["/api/v1/files"]["post"]["requestBody"]
+    of_files["content"] = {"text/plain": of_files["content"]["text/plain"]}  # Others must be what they say.
     for method, operation in [each for path in raw_schema["paths"].values() for each in path.items()]:
         operation["security"] = operation.get("security", [])[:1]  # The key comes in `X-API-Key`, and not twice.
         for parameter in operation.get("parameters", ()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -39,6 +39,7 @@ from pydantic_ai.messages import (
     ThinkingPartDelta,
     ToolCallPart,
     ToolCallPartDelta,
+    UserContent,
     UserPromptPart,
 )
 from pydantic_ai.models import Model
@@ -49,7 +50,7 @@ from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.usage import RunUsage
 
 from agent_relay.shared.failpoints import Failpoint, reached
-from agent_relay.shared.runs.into_run import IntoRun
+from agent_relay.shared.runs.claim import IntoRun
 from agent_relay.shared.runs.wait import DeferredCall
 from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions
 from agent_relay.worker.deferred_tools import calls_of
@@ -75,6 +76,10 @@ _SHOWN = (CustomEvent, PartStartEvent, PartEndEvent)
 """What may be shown of a model's stream, besides its text and its reasoning."""
 LONG_CHARACTERS = 64 << 10
 """A partial output of which the model wrote more is looked at before it is written; a large one is in a thread."""
+
+
+Prompt = str | Sequence[UserContent]
+"""What an agent is told of a query: the text alone, or with what is attached to it."""
 
 
 class Listener(Protocol):
@@ -138,6 +143,7 @@ class Answer:
         kept: KeptSteps = NOTHING_KEPT,
         steps: StepWriter | None = None,
         inbox: Inbox | None = None,
+        prompt: Callable[[IntoRun], Awaitable[Prompt]] | None = None,
         ids: RunIds = NO_IDS,
         reasoning: Reasoning | None = None,
     ) -> None:
@@ -157,6 +163,7 @@ class Answer:
         self._kept = kept
         self._steps = steps
         self._inbox = inbox
+        self._prompt = prompt
         self._ids = ids
         self._reasoning = reasoning
         self._given: dict[str, IntoRun] = {}
@@ -190,7 +197,7 @@ class Answer:
         return used
 
     async def write(
-        self, query: str, history: Sequence[ModelMessage], deps: Any, chosen: RunOptions = AS_THE_AGENT_HAS_IT
+        self, query: Prompt, history: Sequence[ModelMessage], deps: Any, chosen: RunOptions = AS_THE_AGENT_HAS_IT
     ) -> Answered | Asked:
         """Run the agent to its end, or until its tools ask for something; after a wait, go on from there.
 
@@ -212,7 +219,7 @@ class Answer:
             raise
 
     async def _write(
-        self, query: str, history: Sequence[ModelMessage], deps: Any, chosen: RunOptions
+        self, query: Prompt, history: Sequence[ModelMessage], deps: Any, chosen: RunOptions
     ) -> Answered | Asked:
         self._offer = self._offer.with_output(chosen.output_type)
         agent, kept = self._offer.agent, self._kept.messages
@@ -387,7 +394,8 @@ class Answer:
     async def _give_messages(self, run: AgentRun[Any, Any]) -> None:
         """Give the agent what was sent into the run: it is told with the request that comes next."""
         for message in () if self._inbox is None else await self._inbox.new():
-            if enqueue_id := run.enqueue(ModelRequest(parts=[UserPromptPart(message.query)])):
+            said = message.query if self._prompt is None else await self._prompt(message)
+            if enqueue_id := run.enqueue(ModelRequest(parts=[UserPromptPart(said)])):
                 self._given[enqueue_id] = message
 
     def _take_in_message(self, event: EnqueuedMessagesEvent) -> None:

@@ -16,13 +16,13 @@ from pydantic_ai.exceptions import RunTimedOut
 from agent_relay.shared.database.tables import AttemptReason, RunStatus
 from agent_relay.shared.failure_codes import FailureCode, failure
 from agent_relay.shared.metrics import COST, FIRST_PARTIAL_SECONDS, MODEL_REQUESTS, TOKENS
-from agent_relay.shared.runs.claim import Claim
+from agent_relay.shared.runs.claim import Claim, IntoRun
 from agent_relay.shared.runs.finish import Ending
-from agent_relay.shared.runs.into_run import IntoRun
 from agent_relay.shared.runs.steps import FinishedSteps
 from agent_relay.shared.settings import Settings
 from agent_relay.worker.catalog import RegisteredAgent
 from agent_relay.worker.execution.answer import Answer, RunIds, counts_of
+from agent_relay.worker.execution.files import RunFiles
 from agent_relay.worker.execution.inbox import Inbox
 from agent_relay.worker.execution.kept_partials import Held
 from agent_relay.worker.execution.publisher import EventWriter, Publisher
@@ -67,6 +67,7 @@ class Attempt:
         offer: RegisteredAgent,
         settings: Settings,
         publisher: Publisher,
+        files: RunFiles,
         *,
         kept: KeptSteps = NOTHING_KEPT,
         store: Callable[[FinishedSteps], Awaitable[bool]] | None = None,
@@ -75,6 +76,7 @@ class Attempt:
         self.claimed = claimed
         self.kept = kept
         self.offer = offer
+        self.files = files
         self.stopped: Stop | None = None
         self._began_at = time.monotonic()
         self.unwound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -90,7 +92,9 @@ class Attempt:
         self._steps: StepWriter | None = None
         if store is not None and offer.checkpoints:
             fenced = partial(self.stop, Stop.NOT_MINE)
-            self._steps = StepWriter(claimed, offer.version, settings.max_history_bytes, store, fenced)
+            self._steps = StepWriter(
+                claimed, offer.version, settings.max_history_bytes, store, fenced, files.referenced
+            )
         self.shows_reasoning = offer.reasoning and claimed.batch_id is None
         self.answer = Answer(
             offer,
@@ -108,6 +112,7 @@ class Attempt:
             kept=kept,
             steps=self._steps,
             inbox=self.inbox,
+            prompt=lambda message: files.prompt(message.query, message.attachments, str(message.place)),
             ids=_ids_of(claimed),
             reasoning=Reasoning(self.telling.think, settings.reasoning_event_bytes, kept.reasoning)
             if self.shows_reasoning

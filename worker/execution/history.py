@@ -25,6 +25,7 @@ from pydantic_core import to_json
 
 from agent_relay.shared.runs.claim import Exchange
 from agent_relay.shared.runs.said import Said
+from agent_relay.worker.execution.file_references import referring
 from agent_relay.worker.extent import Endless, count, written
 from agent_relay.worker.storable import storable
 
@@ -55,7 +56,8 @@ async def history_of(exchanges: Sequence[Exchange], before: Sequence[Said] = ())
         if len(exchange.transcript or "") > SHORT:
             await asyncio.sleep(0)
         if transcribed is None:
-            history.append(ModelRequest(parts=[*map(UserPromptPart, (exchange.query, *exchange.steered))]))
+            asked = [referring(said.query, said.attachments) for said in (exchange, *exchange.steered)]
+            history.append(ModelRequest(parts=[*map(UserPromptPart, asked)]))
             history.append(ModelResponse(parts=[TextPart(exchange.answer or "")]))
         else:
             history += transcribed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-from agent_relay.shared.runs.into_run import IntoRun
+from agent_relay.shared.runs.claim import IntoRun
 
 
 class Inbox:

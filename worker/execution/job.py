@@ -32,7 +32,7 @@ from agent_relay.shared.failure_codes import FailureCode, failure
 from agent_relay.shared.metrics import ATTEMPTS, PICK_UP_SECONDS, run_ended
 from agent_relay.shared.queue import Lane, QueueEntry, RunQueue
 from agent_relay.shared.rows import RunEnd
-from agent_relay.shared.runs.claim import Claim, Exchange, claim, claim_many, earlier_exchanges, is_suspect
+from agent_relay.shared.runs.claim import Claim, Exchange, IntoRun, claim, claim_many, earlier_exchanges, is_suspect
 from agent_relay.shared.runs.concurrency_limits import Quota
 from agent_relay.shared.runs.finish import (
     Ending,
@@ -43,7 +43,7 @@ from agent_relay.shared.runs.finish import (
     next_in_thread,
     next_in_threads,
 )
-from agent_relay.shared.runs.into_run import IntoRun, messages_into
+from agent_relay.shared.runs.into_run import messages_into
 from agent_relay.shared.runs.spending import SpendLimit
 from agent_relay.shared.runs.steps import FinishedSteps, Step, forget_steps, keep_steps, keep_steps_of_many, steps_of
 from agent_relay.shared.runs.wait import Wait, wait, waited_for, waiting_row
@@ -55,11 +55,13 @@ from agent_relay.worker.execution.attempt import Attempt, Stop
 from agent_relay.worker.execution.batch_progress import BatchEndNotifier
 from agent_relay.worker.execution.batcher import Batcher
 from agent_relay.worker.execution.entered_agents import EnteredAgents, NotEntered
+from agent_relay.worker.execution.files import RunFiles
 from agent_relay.worker.execution.history import history_of, transcript_of
 from agent_relay.worker.execution.in_flight import RunsInFlight
 from agent_relay.worker.execution.publisher import Publisher
 from agent_relay.worker.execution.size_limits import OverBudget
 from agent_relay.worker.execution.steps import NOTHING_KEPT, CannotContinue, KeptSteps, LeftAtStep, kept_of, most_of
+from agent_relay.worker.fetching import Fetcher
 from agent_relay.worker.guests.context import guest_context
 from agent_relay.worker.models.errors import failure_of, for_operator
 from agent_relay.worker.processes.quarantine import Quarantine
@@ -117,6 +119,7 @@ class Job:
         self._put_back = put_back
         """Called at the end of each attempt: puts back what its code has changed of the process."""
         self._quota = Quota.of(settings)
+        self._fetcher = Fetcher(settings)
         self._spending = SpendLimit(settings)
         self._ends = Batcher[tuple[Claim, Ending], RunEnd | None](
             lambda asked: finish(database, *asked),
@@ -177,11 +180,22 @@ class Job:
         if offer is None:
             await self._pass_on(claimed)
             return
-        kept = await self._kept(claimed, offer)
+        files = RunFiles(
+            self._settings,
+            self._database,
+            self._fetcher,
+            claimed,
+            takes=offer.attachments,
+            urls=offer.attachment_urls,
+            patiently=partial(self._while_it_lasts, claimed),
+        )
+        kept = await files.restored_kept(await self._kept(claimed, offer))
         claimed = replace(claimed, usage=most_of(claimed.usage, kept.usage))
         store = partial(self._keep_steps, claimed)
         messages = partial(self._messages_into, claimed)
-        attempt = Attempt(claimed, offer, self._settings, self._publisher, kept=kept, store=store, messages=messages)
+        attempt = Attempt(
+            claimed, offer, self._settings, self._publisher, files, kept=kept, store=store, messages=messages
+        )
         self._roster.begin(attempt)
         attempt.begin()
         ending = await self._outcome(attempt)
@@ -225,11 +239,11 @@ class Job:
     async def _messages_into(self, claimed: Claim, heard: int) -> Sequence[IntoRun]:
         return await self._while_it_lasts(claimed, lambda: messages_into(self._database, claimed, heard))
 
-    async def _steered(self, attempt: Attempt) -> Sequence[str]:
+    async def _steered(self, attempt: Attempt) -> Sequence[IntoRun]:
         """Read the messages into the run that its agent has got."""
         heard = attempt.inbox.heard
         messages = await self._messages_into(attempt.claimed, 0) if heard else ()
-        return [message.query for message in messages if message.place <= heard]
+        return [message for message in messages if message.place <= heard]
 
     async def _keep_steps(self, claimed: Claim, finished: FinishedSteps) -> bool:
         """Store steps together with those of other runs; large ones alone, as an end is."""
@@ -256,11 +270,14 @@ class Job:
         try:
             answered = await self._ask(attempt)
             most_bytes = self._settings.max_history_bytes
-            transcript = await transcript_of(answered.messages, most_bytes)
+            transcript = await transcript_of(await attempt.files.referenced(answered.messages), most_bytes)
             if isinstance(answered, Asked):
                 return self._asked(attempt, answered, transcript)
             if transcript is None and attempt.claimed.wait_attempt is not None:  # What was kept before is not all.
-                exchange = Exchange(attempt.claimed.query, answered.text, None, await self._steered(attempt))
+                claimed, steered = attempt.claimed, await self._steered(attempt)
+                exchange = Exchange(
+                    claimed.query, answered.text, None, attachments=claimed.attachments, steered=steered
+                )
                 transcript = await transcript_of(await history_of([exchange]), most_bytes)
         except asyncio.CancelledError:
             raise  # This job is cancelled; where an agent raises it, `_ask` raises `Stopped`.
@@ -295,7 +312,8 @@ class Job:
         """Write the messages of a run that was cancelled; None of any other."""
         if not isinstance(error, RunCancelled) or attempt.stopped is not Stop.CANCELLED:
             return None
-        return await transcript_of(attempt.answer.whole(error.new_messages()), self._settings.max_history_bytes)
+        messages = await attempt.files.referenced(attempt.answer.whole(error.new_messages()))
+        return await transcript_of(messages, self._settings.max_history_bytes)
 
     def _broken_off(self, attempt: Attempt, error: BaseException, transcript: str | None) -> Ending | None:
         """Say what becomes of a run whose agent did not answer."""
@@ -352,7 +370,9 @@ class Job:
         await self._while_it_lasts(claimed, lambda: self._spending.check_of(self._database, claimed.tenant))
         most_bytes = self._settings.max_history_bytes
         exchanges = await self._while_it_lasts(claimed, lambda: earlier_exchanges(self._database, claimed, most_bytes))
-        history = await history_of(exchanges, claimed.history)
+        is_begun = bool(attempt.kept.messages)
+        query = claimed.query if is_begun else await attempt.files.prompt(claimed.query, claimed.attachments, "query")
+        history = await attempt.files.restored(await history_of(exchanges, claimed.history))
         scope = RunScope(
             tenant=claimed.tenant,
             user_id=claimed.user_id,
@@ -367,7 +387,7 @@ class Job:
         try:
             async with self._entered.use(attempt.offer, lambda: answer.tools_failed):
                 chosen = await attempt.offer.options_of(claimed.options, scope)
-                return await answer.write(claimed.query, history, await attempt.offer.equip(scope), chosen)
+                return await answer.write(query, history, await attempt.offer.equip(scope), chosen)
         except NotEntered:
             if attempt.stopped is None:
                 raise

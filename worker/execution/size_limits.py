@@ -16,6 +16,7 @@ from pydantic_ai.messages import (
 )
 
 from agent_relay.shared.failure_codes import FailureCode
+from agent_relay.worker.execution.file_references import file_id_of
 from agent_relay.worker.extent import LARGE, Endless, finite, written
 from agent_relay.worker.storable import as_json, storable
 
@@ -180,7 +181,7 @@ def _size_of_item(item: object) -> int:
     if isinstance(item, str):
         return len_utf8(item)
     if isinstance(item, BinaryContent):
-        return len(item.data)
+        return 0 if file_id_of(item) else len(item.data)  # An attachment has limits of its own.
     text: object = getattr(item, "content", None)  # `TextContent`
     return len_utf8(text) if isinstance(text, str) else 0
 

@@ -182,12 +182,14 @@ class StepWriter:
         most_bytes: int,
         store: Callable[[FinishedSteps], Awaitable[bool]],
         fenced: Callable[[], None],
+        without_bytes: Callable[[Sequence[ModelMessage]], Awaitable[Sequence[ModelMessage]]],
     ) -> None:
         self._claimed = claimed
         self._agent = agent
         self._most_bytes = most_bytes
         self._store = store
         self._fenced = fenced
+        self._without_bytes = without_bytes
         self._noted: list[_Noted] = []
         self._stored = 0
         self._writing: asyncio.Task[None] | None = None
@@ -225,7 +227,7 @@ class StepWriter:
     async def _write_some(self, noted: Sequence[_Noted]) -> None:
         steps: list[Step] = []
         for messages, usage, heard in noted:
-            text = await transcript_of(messages, self._most_bytes)
+            text = await transcript_of(await self._without_bytes(messages), self._most_bytes)
             if text is None:
                 self.is_whole = False
                 log.warning("steps.not_written run_id=%s attempt=%d", self._claimed.run_id, self._claimed.attempt)

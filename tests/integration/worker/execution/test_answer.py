@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from agent_relay.shared.settings import Settings
 from agent_relay.worker.catalog import load
 from agent_relay.worker.execution import attempt
 from agent_relay.worker.execution.answer import Answer, Answered
+from agent_relay.worker.execution.files import RunFiles
 from agent_relay.worker.execution.publisher import Publisher
 from agent_relay.worker.execution.size_limits import Budget
 
@@ -76,7 +78,11 @@ def begun(seconds_left: float = 60, batch_id: UUID | None = None) -> attempt.Att
         batch_id=batch_id,
     )
     return attempt.Attempt(
-        claimed, load(settings)["it"], settings, Publisher(cast("EventLog", None), cast("Any", None))
+        claimed,
+        load(settings)["it"],
+        settings,
+        Publisher(cast("EventLog", None), cast("Any", None)),
+        cast("RunFiles", SimpleNamespace(referenced=None, prompt=None)),
     )
 
 

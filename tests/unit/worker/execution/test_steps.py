@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -28,8 +28,7 @@ from pydantic_ai.messages import ModelMessagesTypeAdapter, ModelRequest, ModelRe
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.usage import UsageLimits
 
-from agent_relay.shared.runs.claim import Claim
-from agent_relay.shared.runs.into_run import IntoRun
+from agent_relay.shared.runs.claim import Claim, IntoRun
 from agent_relay.shared.runs.steps import FinishedSteps, Step
 from agent_relay.worker.catalog import ServedAgent
 from agent_relay.worker.deferred_tools import Continuation
@@ -136,7 +135,7 @@ class Desk:
 
     def send(self, query: str) -> None:
         """Send a message into the run; the attempt learns of it."""
-        self.messages.append(IntoRun(UUID(int=len(self.messages) + 1), len(self.messages) + 1, query))
+        self.messages.append(IntoRun(UUID(int=len(self.messages) + 1), len(self.messages) + 1, query, None))
         if self.inbox is not None:
             self.inbox.expect(len(self.messages))
 
@@ -149,6 +148,10 @@ class Desk:
     async def flushed(self) -> None:
         """Wait as for the event log."""
         self.order.append("told")
+
+    async def as_they_are(self, messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
+        """There are no files in them."""
+        return messages
 
     async def store(self, finished: FinishedSteps) -> bool:
         """Store as PostgreSQL would."""
@@ -163,7 +166,7 @@ class Desk:
         self.attempts += 1
         heard, kept = Heard(), kept_of(self.steps, self.offer.version)
         claimed = cast("Claim", SimpleNamespace(run_id="run", attempt=self.attempts))
-        self.writer = StepWriter(claimed, self.offer.version, MOST, self.store, lambda: None)
+        self.writer = StepWriter(claimed, self.offer.version, MOST, self.store, lambda: None, self.as_they_are)
         self.inbox = Inbox(kept.heard, len(self.messages), self.read, self.flushed)
         self.answer = Answer(
             self.offer,
