@@ -32,6 +32,7 @@ from agent_relay.api.requests.key_cache import KeyCache
 from agent_relay.api.requests.rate_limits import Limits
 from agent_relay.api.requests.sessions import Sessions
 from agent_relay.api.requests.tickets import Tickets
+from agent_relay.api.requests.user_tokens import UserTokens
 from agent_relay.api.routes import (
     agent,
     agents,
@@ -44,6 +45,7 @@ from agent_relay.api.routes import (
     schedules,
     threads,
     usage,
+    user_tokens,
     webhooks,
 )
 from agent_relay.api.schedules.ticker import Ticker
@@ -101,12 +103,13 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     batch_feeds = BatchFeeds(engine, client, settings.names)
     probes = Probes(settings, pulse)
     limits = Limits.of(settings, app.state.connections)
-    keys = KeyCache(settings, engine, limits.calls.end)
+    keys = KeyCache(settings, engine, limits.calls.end, limits.calls.end_of_tokens)
     admission, resolver = Admission(settings, SpendLimit(settings)), Resolver(settings.webhook_trusted_hosts)
     canceller = Canceller(settings, engine, client, lanes, event_log)
     state = app.state
     state.database, state.redis, state.queue, state.event_log = engine, client, lanes, event_log
     state.keys, state.tickets, state.sessions = keys, Tickets(keys), Sessions(keys, settings.operator_keys)
+    state.user_tokens = UserTokens(keys)
     state.admission, state.resolver, state.limits = admission, resolver, limits
     state.canceller = canceller
     state.answerer = Answerer(settings, engine, lanes, event_log)
@@ -164,7 +167,8 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app.state.connections = connections
     problems.install(app, openai.ERRORS)
     v1 = APIRouter(prefix="/api/v1")
-    routers = (agents, threads, agent, runs, batches, files, schedules, usage, webhooks, dead_letters, api_keys)
+    users = (agents, threads, agent, runs, batches, files, schedules, usage, webhooks, user_tokens)
+    routers = (*users, dead_letters, api_keys)
     for router in (*(routes.router for routes in routers), runs.streams):
         v1.include_router(router)
     app.include_router(v1)

@@ -24,6 +24,7 @@ from agent_relay.api.requests.key_cache import KeyCache
 from agent_relay.api.requests.rate_limits import OpenCalls
 from agent_relay.api.requests.sessions import Sessions
 from agent_relay.api.requests.tickets import Tickets
+from agent_relay.api.requests.user_tokens import UserTokens
 from agent_relay.api.streaming.relay import Relay
 from agent_relay.api.submission import Submitter
 from agent_relay.shared.event_log import EventLog
@@ -71,6 +72,7 @@ AdmissionLimits = Annotated[Admission, _state("admission")]
 WebhookHosts = Annotated[Resolver, _state("resolver")]
 ApiKeys = Annotated[KeyCache, _state("keys")]
 StreamTickets = Annotated[Tickets, _state("tickets")]
+Tokens = Annotated[UserTokens, _state("user_tokens")]
 BrowserSessions = Annotated[Sessions, _state("sessions")]
 OperationsBoard = Annotated[Board, _state("board")]
 CallLimits = Annotated[OpenCalls, Depends(_call_limits)]

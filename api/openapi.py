@@ -26,6 +26,7 @@ from agent_relay.api.requests.identity import (
     OPERATOR_SCHEMES,
     SECURITY_SCHEMES,
     WAYS_OF_OPERATORS,
+    WAYS_OF_TENANTS,
     WAYS_OF_USERS,
 )
 from agent_relay.shared import VERSION
@@ -129,9 +130,13 @@ TAGS = [
         "description": "Being told when a run or a batch has ended: the secret, and what was delivered.",
     },
     {"name": "agents", "description": "What can be asked."},
+    {"name": "user tokens", "description": "The right to act as one user, for browsers and apps."},
     {"name": "operator", "description": "For operators, of all tenants: with a key of `OPERATOR_KEYS`, and no user."},
     {"name": "health", "description": "For operators and their machines; no key is asked for."},
 ]
+
+_WAYS = {"operator": WAYS_OF_OPERATORS, "user tokens": WAYS_OF_TENANTS}
+"""Who may call, by tag; all others are calls of users."""
 
 _RUN, _QUERY, _ANSWER = (f"0198c5a4-7c9e-7000-8000-0000000000{end}" for end in ("a1", "b1", "b2"))
 
@@ -242,7 +247,7 @@ class Documented(FastAPI):
                     for parameter in operation.get("parameters", ()):
                         _leave_out_null(parameter)
                     if path.startswith("/api/"):
-                        ways = WAYS_OF_OPERATORS if "operator" in operation["tags"] else WAYS_OF_USERS
+                        ways = _WAYS.get(operation["tags"][0], WAYS_OF_USERS)
                         operation["security"] = [{scheme: [] for scheme in way} for way in ways]
                     operation["responses"] = {
                         status: _as_problem(status, response)

@@ -104,8 +104,9 @@ _CODES = {
 
 _MEANINGS = {
     400: "Malformed: the JSON, its encoding or nesting, a header, a cursor.",
-    401: "No valid API key; absent, wrong, expired and revoked look the same.",
-    403: "The key lacks the scope that this call needs (`scope_missing`).",
+    401: "No valid API key or token; absent, wrong, expired and revoked look the same.",
+    403: "The key lacks the scope that this call needs (`scope_missing`), or a token of a user does not do for it"
+    " (`key_needed`), may only read (`token_read_only`) or is restricted to other threads (`token_restricted`).",
     404: "It is not there, or it is not yours, which looks the same. So is what was created with an"
     " `Idempotency-Key` and deleted since.",
     406: "You accept neither of the two framings of a stream.",

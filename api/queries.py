@@ -38,12 +38,13 @@ _SIZE = """(octet_length(query) + coalesce(octet_length(output), 0) + coalesce(o
 
 
 @cache
-def _page(*, of_status: bool, of_thread: bool, of_batch: bool, of_schedule: bool) -> TextClause:
+def _page(*, of_status: bool, of_thread: bool, of_threads: bool, of_batch: bool, of_schedule: bool) -> TextClause:
     """Write the query of a page. It says only what was asked, so that each plan of it reads along an index."""
     select = f"""
         {_VISIBLE}
           {"AND status = :status" if of_status else ""}
           {"AND thread_id = :thread_id" if of_thread else ""}
+          {"AND thread_id = ANY(CAST(:threads AS uuid[]))" if of_threads else ""}
           {"AND batch_id = :batch_id" if of_batch else ""}
           {"AND schedule_id = :schedule_id" if of_schedule else ""}
           AND (runs.created_at, runs.id) < {PLACE}
@@ -118,10 +119,17 @@ async def owned_runs(
     statement = _page(
         of_status=status is not None,
         of_thread=thread_id is not None,
+        of_threads=caller.threads is not None,
         of_batch=batch_id is not None,
         of_schedule=schedule_id is not None,
     )
-    asked = {"status": status, "thread_id": thread_id, "batch_id": batch_id, "schedule_id": schedule_id}
+    asked: dict[str, object] = {
+        "status": status,
+        "thread_id": thread_id,
+        "threads": caller.threads,
+        "batch_id": batch_id,
+        "schedule_id": schedule_id,
+    }
     given = {name: value for name, value in asked.items() if value is not None}
     return await read_page(database, caller, statement, RunRow, before=before, limit=limit, **given)
 

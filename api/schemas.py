@@ -31,6 +31,7 @@ from agent_relay.shared.runs.accept import Strategy
 from agent_relay.shared.runs.into_run import MessageStatus
 from agent_relay.shared.schemas import Metadata, Resource, RunError, Usage
 from agent_relay.shared.settings import AGENT_TYPE, TENANT
+from agent_relay.shared.user_tokens import LONGEST_SECONDS
 from agent_relay.shared.webhooks import DeliveryStatus
 from agent_relay.shared.webhooks.addresses import LONGEST_URL
 
@@ -80,6 +81,16 @@ StartAfterSeconds = Annotated[float, Field(ge=0, le=LONGEST_START_SECONDS, allow
 
 Options = Metadata
 """Choices among an agent's options; its schema says more."""
+
+
+LONGEST_USER_NAME = 128
+USER_NAME = rf"[!-~]([ -~]{{0,{LONGEST_USER_NAME - 2}}}[!-~])?"
+"""A user as callers name it: printable ASCII characters; a space at either end would be lost in a header."""
+
+MOST_OF_TOKEN = 50
+"""Threads, and agents, that a token may be restricted to: it must fit into a header."""
+
+UserName = Annotated[str, Field(pattern=f"^{USER_NAME}$", max_length=LONGEST_USER_NAME)]
 
 
 class Request(BaseModel):
@@ -583,6 +594,32 @@ class StreamTicket(Resource):
     """The stream, to be given to `EventSource` as it is."""
     expires_at: datetime
     """Until when it opens the stream."""
+
+
+class NewUserToken(Request):
+    """A token to be made."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "auth0|5f7c8ec7", "ttl_s": 3600}]})
+
+    user_id: UserName
+    """The user to act as, as `X-User-ID` says it."""
+    ttl_s: float = Field(ge=1, le=LONGEST_SECONDS, allow_inf_nan=False, strict=True)
+    """Seconds that it is valid for."""
+    threads: list[UUID] | None = Field(default=None, min_length=1, max_length=MOST_OF_TOKEN)
+    """The only threads of the user that exist for it; null for all. With it, nothing can be asked without a thread."""
+    agent_types: list[AgentType] | None = Field(default=None, min_length=1, max_length=MOST_OF_TOKEN)
+    """The agents that may be asked with it; null for those of the key."""
+    read_only: bool = Field(default=False, strict=True)
+    """Whether it only reads."""
+
+
+class UserToken(Resource):
+    """The right to act as one user for a while."""
+
+    token: str
+    """Send it as `Authorization: Bearer`."""
+    expires_at: datetime
+    """Until when it is valid, unless it is revoked before."""
 
 
 class WebhookSecret(Resource):

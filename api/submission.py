@@ -84,7 +84,7 @@ class Submitter:
         that it has to follow directly.
 
         Raises:
-            Refused: 422, the deadline is further away than this service allows.
+            Refused: 422, the deadline is further away than this service allows; 403, a token allows other threads only.
             NotFound: what the key created is gone.
             Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy
                 or has gone on, the queue is full, or a webhook may not go there.
@@ -149,6 +149,7 @@ class Submitter:
         await self._canceller.announce_message(sent.run_id, sent.place or 0)
 
     async def _query(self, caller: Owner, new: NewQuery) -> Query:
+        caller.check_thread(new.thread_id)
         deadline = new.deadline_s or self._settings.run_deadline_seconds
         check_deadline(self._settings, deadline)
         if new.webhook_url is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -25,6 +25,8 @@ from agent_relay.shared.key_format import hash_key, new_key
 PREFIX_CHARACTERS = 11
 """Of a key that is shown wherever it is listed: `ar_` and eight more."""
 REFERENCE_BYTES = 16
+_USERS_OF_KEYS = UUID("6f1f6a0e-0c1d-4b0b-8b7c-52d0a1c7c2ab")
+"""Namespace of the users that keys stand for, never to be changed: who is who depends on it."""
 
 
 class Scope(StrEnum):
@@ -54,6 +56,8 @@ class KeyRow:
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    own_user: UUID | None
+    """The user that it stands for where none is named, if a former key was rotated to it; None for its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,8 @@ class ApiKey:
     expires_at: datetime | None = None
     id: UUID | None = None
     """Its row; None for a key of `API_KEYS`."""
+    named_user: UUID | None = None
+    """The user that it stands for where a call names none, if it was handed on to it."""
 
     @classmethod
     def of_settings(cls, key_hash: str, tenant: str) -> ApiKey:
@@ -89,7 +95,12 @@ class ApiKey:
         known = {scope.value for scope in Scope}
         scopes = None if row.scopes is None else frozenset(Scope(scope) for scope in row.scopes if scope in known)
         agents = None if row.agents is None else frozenset(row.agents)
-        return cls(row.tenant, row.id.bytes, scopes, agents, row.expires_at, row.id)
+        return cls(row.tenant, row.id.bytes, scopes, agents, row.expires_at, row.id, row.own_user)
+
+    @property
+    def own_user(self) -> UUID:
+        """The user that it stands for where a call names none, the same in all its calls and in those of successors."""
+        return self.named_user or uuid5(_USERS_OF_KEYS, self.reference.hex())
 
     @property
     def has_expired(self) -> bool:
@@ -104,9 +115,9 @@ class ApiKey:
 _KEY = columns(KeyRow)
 
 _CREATE = text(f"""
-    INSERT INTO api_keys (id, tenant, label, prefix, key_hash, scopes, agents, expires_at)
+    INSERT INTO api_keys (id, tenant, label, prefix, key_hash, scopes, agents, expires_at, own_user)
     VALUES (:id, :tenant, :label, :prefix, :key_hash, CAST(:scopes AS text[]), CAST(:agents AS text[]),
-            CAST(:expires_at AS timestamptz))
+            CAST(:expires_at AS timestamptz), CAST(:own_user AS uuid))
     RETURNING {_KEY}
 """)  # noqa: S608  (a constant)
 
@@ -174,6 +185,7 @@ async def create(
         "scopes": None if scopes is None else [scope.value for scope in scopes],
         "agents": None if agents is None else list(agents),
         "expires_at": expires_at,
+        "own_user": None,
     }
     async with database.begin() as connection:
         return await _created(connection, values, key)
@@ -225,6 +237,7 @@ async def rotate(database: AsyncEngine, key_id: UUID, overlap_seconds: float) ->
             "scopes": former.scopes,
             "agents": former.agents,
             "expires_at": None,
+            "own_user": ApiKey.of_row(former).own_user,
         }
         await connection.execute(_HAND_ON, {"former": former.id.bytes, "new": successor.bytes})
         return await _created(connection, values, key)

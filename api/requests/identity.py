@@ -1,6 +1,7 @@
 """Who calls: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
 
-A key comes in `X-API-Key` or as `Authorization: Bearer`. Nobody is believed without one, nor with two.
+A key comes in `X-API-Key` or as `Authorization: Bearer`; so does a token, which stands for one user. Nobody is believed
+without one of them, nor with two.
 """
 
 from __future__ import annotations
@@ -17,20 +18,28 @@ from sqlalchemy import text
 from agent_relay.api.problems import CHALLENGE, Refused, unavailable
 from agent_relay.api.requests.key_cache import KeysUnknown
 from agent_relay.api.requests.tickets import refused
-from agent_relay.api.requests.users import LONGEST_NAME, own_user, user_of
+from agent_relay.api.requests.user_tokens import LONGEST_TOKEN, Token, not_of_threads
+from agent_relay.api.requests.users import user_of
+from agent_relay.api.schemas import LONGEST_USER_NAME
 from agent_relay.shared.api_keys import ApiKey, Scope
+from agent_relay.shared.errors import NotFound
 from agent_relay.shared.fair_turns import CALLER
 from agent_relay.shared.key_format import hash_key
 
 _KEY = "agent_relay.caller"
 _OPERATOR = "agent_relay.operator"
 _OWNER = text("SELECT tenant, user_id FROM runs WHERE id = :id")
+_DOTS_IN_TOKEN = 2
 _BEARER = re.compile(r"bearer(?:[ ]+(.*))?", re.IGNORECASE | re.ASCII | re.DOTALL)
 """Other schemes are none of ours: a proxy in front may ask for one of its own."""
 
 SECURITY_SCHEMES = {
     "ApiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of your tenant."},
-    "Bearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer`."},
+    "Bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "The same key, as `Authorization: Bearer`; or a token of a user.",
+    },
     "UserId": {
         "type": "apiKey",
         "in": "header",
@@ -47,6 +56,8 @@ OPERATOR_SCHEMES = {
     "OperatorKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "A key of an operator."},
     "OperatorBearer": {"type": "http", "scheme": "bearer", "description": "The same key, as `Authorization: Bearer`."},
 }
+WAYS_OF_TENANTS = (("ApiKey",), ("Bearer",))
+"""The same of calls that need no user."""
 WAYS_OF_OPERATORS = (("OperatorKey",), ("OperatorBearer",))
 """The same of the calls of operators."""
 
@@ -58,7 +69,10 @@ class Owner:
     tenant: str
     user_id: UUID
     key: ApiKey | None = field(default=None, compare=False)
-    """The key that was shown; None where none was needed."""
+    """The key that was shown, or that the token was made with, narrowed to what the token allows; None where none was
+    needed."""
+    token: Token | None = field(default=None, compare=False)
+    """The token that was shown."""
 
     @property
     def allowed_agents(self) -> frozenset[str] | None:
@@ -69,24 +83,43 @@ class Owner:
         """Say whether an agent may be asked with the key that was shown."""
         return self.allowed_agents is None or agent_type in self.allowed_agents
 
+    @property
+    def threads(self) -> list[UUID] | None:
+        """The only threads that exist for this caller; None for all of the user."""
+        return None if self.token is None or self.token.threads is None else list(self.token.threads)
 
-def identify(request: Request, scopes: Collection[Scope]) -> Owner:
-    """Read who calls, with a key that has one of these scopes, or with a session that was begun with one.
+    def check_thread(self, thread_id: UUID | None) -> None:
+        """See that this caller may ask in a thread, or without one.
+
+        Raises:
+            NotFound: the thread does not exist for a token.
+            Refused: 403, a token is restricted to some threads, and none is named.
+        """
+        if self.token is None or self.token.threads is None:
+            return
+        if thread_id is None:
+            raise not_of_threads()
+        if thread_id not in self.token.threads:
+            raise NotFound("thread")
+
+
+def identify(request: Request, scopes: Collection[Scope], *, needs_user: bool = True) -> None:
+    """Read who calls, with a key that has one of these scopes, or with a session or a token that was made with one.
+
+    Where no user is needed, a key that names none is its own, and a session does not do.
 
     Raises:
-        Refused: 401 without a valid key, 403 with one that lacks the scope or a session that another site uses, 400
-            without exactly one user.
+        Refused: 401 without a valid key or token, 403 with one that lacks the scope or with a session that another site
+            uses, 400 without exactly one user.
     """
-    key, user_id = _in_session(request) or _by_headers(request)
-    if not key.allows(scopes):
+    owner = (_in_session(request) if needs_user else None) or _by_headers(request, needs_user=needs_user)
+    if not shown_key(owner).allows(scopes):
         wanted = " or ".join(f"`{scope}`" for scope in scopes)
         raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
-    owner = Owner(key.tenant, user_id, key)
     _note(request, owner)
-    return owner
 
 
-def _in_session(request: Request) -> tuple[ApiKey, UUID] | None:
+def _in_session(request: Request) -> Owner | None:
     """Read who is signed in; the headers win over a session.
 
     Raises:
@@ -98,28 +131,48 @@ def _in_session(request: Request) -> tuple[ApiKey, UUID] | None:
         session = request.app.state.sessions.read(request)
     except KeysUnknown:
         raise _keys_unknown() from None
-    return session and (session.key, session.user_id)
+    return session and Owner(session.key.tenant, session.user_id, session.key)
 
 
-def _by_headers(request: Request) -> tuple[ApiKey, UUID]:
+def _by_headers(request: Request, *, needs_user: bool) -> Owner:
     """Read who calls, from the headers.
 
     Raises:
-        Refused: 401, the key is not valid; 400, there are two, or not exactly one user; 503, the keys are not known.
+        Refused: 401, key or token is not valid; 400, there are two, or not exactly one user; 503, the keys are not
+            known yet.
     """
     shown = _shown(request)
     try:
         key = None if shown is None else request.app.state.keys.find(shown.secret)
+        owner = _by_token(request, shown) if shown is not None and key is None else None
     except KeysUnknown:
         raise _keys_unknown() from None
+    if owner is not None:
+        return owner
     if shown is None or key is None:
         raise _no_key()
     user_id = _user(request, key.tenant)
-    if user_id is None:
-        if not shown.as_bearer:
-            raise Refused(400, "X-User-ID is missing.")
-        user_id = own_user(key)
-    return key, user_id
+    if user_id is None and needs_user and not shown.as_bearer:
+        raise Refused(400, "X-User-ID is missing.")
+    return Owner(key.tenant, user_id or key.own_user, key)
+
+
+def _by_token(request: Request, shown: _Shown) -> Owner | None:
+    """Read whose token the request shows; None where it is not valid.
+
+    Raises:
+        Refused: 400, X-User-ID names another user; or two.
+        KeysUnknown: the keys have not been read yet.
+    """
+    if not shown.as_bearer or len(shown.secret) > LONGEST_TOKEN or shown.secret.count(b".") != _DOTS_IN_TOKEN:
+        return None
+    read = request.app.state.user_tokens.read(shown.secret)
+    if read is None:
+        return None
+    key, user_id, token = read
+    if _user(request, key.tenant) not in {None, user_id}:
+        raise Refused(400, "X-User-ID names another user than the token; leave it out.")
+    return Owner(key.tenant, user_id, key, token)
 
 
 def _user(request: Request, tenant: str) -> UUID | None:
@@ -136,7 +189,7 @@ def _user(request: Request, tenant: str) -> UUID | None:
     try:
         return user_of(tenant, users[0])
     except ValueError:
-        raise Refused(400, f"X-User-ID is not 1 to {LONGEST_NAME} printable ASCII characters.") from None
+        raise Refused(400, f"X-User-ID is not 1 to {LONGEST_USER_NAME} printable ASCII characters.") from None
 
 
 def identify_operator(request: Request) -> None:
@@ -194,7 +247,7 @@ def _keys_unknown() -> Refused:
 
 
 def _no_key() -> Refused:
-    return Refused(401, "A valid key is needed, in X-API-Key or as Authorization: Bearer.", headers=CHALLENGE)
+    return Refused(401, "A valid key or token is needed, in X-API-Key or as Authorization: Bearer.", headers=CHALLENGE)
 
 
 async def identify_by_ticket(request: Request) -> None:
@@ -203,9 +256,10 @@ async def identify_by_ticket(request: Request) -> None:
     Raises:
         Refused: 401, the ticket is not valid for this run; 503, the keys are not known yet.
     """
+    tickets, keys = request.app.state.tickets, request.app.state.keys
     try:
         run_id = UUID(request.path_params["run_id"])
-        key = request.app.state.tickets.key_of(request.query_params["ticket"], run_id)
+        key, token = tickets.read(request.query_params["ticket"], run_id)
     except KeysUnknown:
         raise _keys_unknown() from None
     except ValueError:
@@ -214,7 +268,9 @@ async def identify_by_ticket(request: Request) -> None:
         run = (await connection.execute(_OWNER, {"id": run_id})).one_or_none()
     if run is None or run.tenant != key.tenant:
         raise refused()
-    _note(request, Owner(run.tenant, run.user_id, key))
+    if token is not None and keys.is_void(run.tenant, run.user_id, token.issued_at):
+        raise refused()
+    _note(request, Owner(run.tenant, run.user_id, key, token))
 
 
 def _note(request: Request, owner: Owner) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -16,6 +17,7 @@ from agent_relay.shared.away import skip_if_database_away
 from agent_relay.shared.clock import now
 from agent_relay.shared.key_format import hash_key
 from agent_relay.shared.settings import Settings
+from agent_relay.shared.user_tokens import KEPT_SECONDS, Revocation, revoked_since
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,8 @@ OVERLAP_SECONDS = 10.0
 """A change may be committed so long after the time that it carries."""
 NOTE_USE_SECONDS = 30.0
 TICKETS = "stream tickets"
+MOST_REVOCATIONS = 100_000
+"""Users of a tenant whose tokens may be revoked at a time."""
 
 
 class KeysUnknown(Exception):
@@ -33,10 +37,25 @@ class KeysUnknown(Exception):
 class KeyCache:
     """The keys that callers may use."""
 
-    def __init__(self, settings: Settings, database: AsyncEngine, revoked: Callable[[bytes], None]) -> None:
-        """`revoked` is called with the reference of each key that is not valid any more."""
+    def __init__(
+        self,
+        settings: Settings,
+        database: AsyncEngine,
+        revoked: Callable[[bytes], None],
+        tokens_revoked: Callable[[Revocation], None],
+    ) -> None:
+        """`revoked` is called with the reference of each key that is not valid any more.
+
+        `tokens_revoked` is called with each revocation of a user's tokens.
+        """
         self._database = database
         self._revoked = revoked
+        self._tokens_revoked = tokens_revoked
+        self._revocations: dict[tuple[str, UUID], datetime] = {}
+        """Of each user the time up to which tokens are void, the oldest first."""
+        self._revocations_of = Counter[str]()
+        """How many of these are of a tenant."""
+        self._revocations_read_until: datetime | None = None
         self._by_hash = {key_hash: ApiKey.of_settings(key_hash, name) for key_hash, name in settings.api_keys.items()}
         self._by_reference = {key.reference: key for key in self._by_hash.values()}
         secret = settings.ticket_secret
@@ -63,6 +82,21 @@ class KeyCache:
         if found is None and self._read_until is None:
             raise KeysUnknown
         return self._valid(found)
+
+    def is_void(self, tenant: str, user_id: UUID, issued_at: float) -> bool:
+        """Say whether the tokens of a user are void that were made at a time, in seconds since 1970.
+
+        Raises:
+            KeysUnknown: the revocations have not been read yet.
+        """
+        if self._read_until is None:
+            raise KeysUnknown
+        revoked_before = self._revocations.get((tenant, user_id))
+        return revoked_before is not None and issued_at <= revoked_before.timestamp()
+
+    def has_room(self, tenant: str, user_id: UUID) -> bool:
+        """Say whether the tokens of one more user of a tenant may be revoked: each process remembers all of them."""
+        return (tenant, user_id) in self._revocations or self._revocations_of[tenant] < MOST_REVOCATIONS
 
     def _valid(self, found: ApiKey | None) -> ApiKey | None:
         if found is None or found.has_expired:
@@ -106,9 +140,29 @@ class KeyCache:
                 self._by_hash[row.key_hash] = self._by_reference[key.reference] = key
             elif self._by_hash.pop(row.key_hash, None) is not None:
                 self._end(key)
+        await self._read_revocations()
         known = [row.changed_at for row in rows]
         self._read_until = max(known, default=self._read_until or datetime.fromtimestamp(0, UTC))
         self.first_read.set()
+
+    async def _read_revocations(self) -> None:
+        rows = await revoked_since(self._database, self._revocations_read_until, OVERLAP_SECONDS)
+        for row in sorted(rows, key=lambda row: row.revoked_before):
+            user = row.tenant, row.user_id
+            if self._revocations.get(user) != row.revoked_before:
+                self._forget(user)
+                self._revocations[user] = row.revoked_before
+                self._revocations_of[row.tenant] += 1
+                self._tokens_revoked(row)
+        times = [row.revoked_before for row in rows]
+        self._revocations_read_until = max(times, default=self._revocations_read_until)
+        expired = now() - timedelta(seconds=KEPT_SECONDS)
+        while self._revocations and next(iter(self._revocations.values())) < expired:
+            self._forget(next(iter(self._revocations)))
+
+    def _forget(self, user: tuple[str, UUID]) -> None:
+        if self._revocations.pop(user, None) is not None:
+            self._revocations_of[user[0]] -= 1
 
     def _end_expired(self) -> None:
         for key_hash, key in [each for each in self._by_hash.items() if each[1].has_expired]:

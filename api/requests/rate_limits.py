@@ -12,10 +12,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+from uuid import UUID
 
 from agent_relay.api.problems import Refused
 from agent_relay.api.requests.identity import Owner
 from agent_relay.shared.settings import Settings, share
+from agent_relay.shared.user_tokens import Revocation
+
+Name = TypeVar("Name")
 
 BURST_SECONDS = 5
 """A caller that was silent may send the requests of this time at once."""
@@ -29,14 +35,17 @@ FULL_RETRY_AFTER_SECONDS = 5
 class OpenCall:
     """A call that stays open; it takes room until it is closed."""
 
-    __slots__ = ("_caller", "_calls", "_open", "revoked")
+    __slots__ = ("_caller", "_calls", "_open", "_timer", "revoked")
 
     def __init__(self, calls: OpenCalls, caller: Owner) -> None:
         self._calls = calls
         self._caller = caller
         self._open = True
         self.revoked: Callable[[], None] | None = None
-        """What ends the call once the key is revoked that it was made with."""
+        """What ends the call once the key or the token is void that it was made with."""
+        self._timer: asyncio.TimerHandle | None = None
+        if caller.token is not None:
+            self._timer = asyncio.get_running_loop().call_later(caller.token.seconds_left, self.end)
 
     @contextmanager
     def kept(self) -> Generator[OpenCall]:
@@ -51,7 +60,18 @@ class OpenCall:
         """Give the room back; a second time, do nothing."""
         if self._open:
             self._open = False
+            if self._timer is not None:
+                self._timer.cancel()
             self._calls.closed(self, self._caller)
+
+    def end(self) -> None:
+        """End what is followed; a call that only waits goes on."""
+        if self.revoked is not None:
+            self.revoked()
+
+    def was_made_with_token_before(self, at: datetime) -> bool:
+        """Say whether it was made with a token that was made up to a time."""
+        return self._caller.token is not None and self._caller.token.issued_at <= at.timestamp()
 
 
 class OpenCalls:
@@ -66,6 +86,8 @@ class OpenCalls:
         )
         self._counts = Counter[str]()
         self._by_key: dict[bytes, set[OpenCall]] = {}
+        self._by_token: dict[tuple[str, UUID], set[OpenCall]] = {}
+        """Those that were made with a token, by its user."""
 
     def __len__(self) -> int:
         return self._counts[""]
@@ -85,6 +107,8 @@ class OpenCalls:
         call = OpenCall(self, caller)
         if caller.key is not None:
             self._by_key.setdefault(caller.key.reference, set()).add(call)
+        if caller.token is not None:
+            self._by_token.setdefault((caller.tenant, caller.user_id), set()).add(call)
         return call
 
     def closed(self, call: OpenCall, caller: Owner) -> None:
@@ -94,16 +118,20 @@ class OpenCalls:
             if not self._counts[name]:
                 del self._counts[name]
         if caller.key is not None:
-            of_key = self._by_key.get(caller.key.reference, set())
-            of_key.discard(call)
-            if not of_key:
-                self._by_key.pop(caller.key.reference, None)
+            _discard(self._by_key, caller.key.reference, call)
+        if caller.token is not None:
+            _discard(self._by_token, (caller.tenant, caller.user_id), call)
 
     def end(self, reference: bytes) -> None:
         """End the calls that were made with a key."""
         for call in list(self._by_key.get(reference, ())):
-            if call.revoked is not None:
-                call.revoked()
+            call.end()
+
+    def end_of_tokens(self, revocation: Revocation) -> None:
+        """End the calls that were made with tokens which are void now."""
+        for call in list(self._by_token.get((revocation.tenant, revocation.user_id), ())):
+            if call.was_made_with_token_before(revocation.revoked_before):
+                call.end()
 
     @contextmanager
     def opened(self, caller: Owner) -> Generator[None]:
@@ -113,6 +141,14 @@ class OpenCalls:
             yield
         finally:
             call.close()
+
+
+def _discard(calls: dict[Name, set[OpenCall]], name: Name, call: OpenCall) -> None:
+    """Take a call out of those of a name."""
+    of_name = calls.get(name, set())
+    of_name.discard(call)
+    if not of_name:
+        calls.pop(name, None)
 
 
 def _names(caller: Owner) -> tuple[str, str, str]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import re
 from uuid import UUID, uuid5
 
-from agent_relay.shared.api_keys import ApiKey
+from agent_relay.api.schemas import USER_NAME
 
-LONGEST_NAME = 128
-NAME = rf"[!-~]([ -~]{{0,{LONGEST_NAME - 2}}}[!-~])?"
-"""Printable ASCII characters; a space at either end would be lost in a header."""
-_NAME = re.compile(NAME, re.ASCII)
+_NAME = re.compile(USER_NAME, re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NAMED = UUID("9f4f0f0b-58a3-4d0c-9a52-1f0b9d6c7e11")
-_OF_KEYS = UUID("6f1f6a0e-0c1d-4b0b-8b7c-52d0a1c7c2ab")
-"""Namespaces of users, never to be changed: who is who depends on them."""
+"""Namespace of users, never to be changed: who is who depends on it."""
 
 
 def user_of(tenant: str, name: str) -> UUID:
@@ -28,8 +24,3 @@ def user_of(tenant: str, name: str) -> UUID:
     if _UUID.fullmatch(name):  # `UUID` takes more for one: braces, signs, dashes anywhere.
         return UUID(name)
     return uuid5(uuid5(_NAMED, tenant), name)
-
-
-def own_user(key: ApiKey) -> UUID:
-    """Say which user a key stands for where none is named."""
-    return uuid5(_OF_KEYS, key.reference.hex())

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 
 from agent_relay.api.problems import HEADERS_OF_CALLER, MOST_ERRORS, FieldError, Refused, pointer_step
 from agent_relay.api.requests.identity import caller_of, identify, identify_by_ticket, identify_operator
+from agent_relay.api.requests.user_tokens import check_token
 from agent_relay.shared import logs
 from agent_relay.shared.api_keys import Scope
 from agent_relay.shared.errors import NotFound
@@ -90,6 +91,13 @@ class StrictRoute(APIRoute):
         """Find out who calls, or refuse."""
         identify(request, self._scopes(request.method))
 
+    async def _check_token(self, request: Request) -> None:
+        """See that the token that was shown, if one was, allows the call."""
+        caller = caller_of(request)
+        if caller is not None and caller.token is not None:
+            reads = Scope.READ in self._scopes(request.method)
+            await check_token(request, caller.token, self.path_format, reads=reads)
+
     def _scopes(self, method: str) -> tuple[Scope, ...]:
         """Say which scopes of a key allow a call of this route."""
         area = next((scope for path, scope in _AREAS.items() if path in self.path_format), Scope.ASK)
@@ -111,6 +119,7 @@ class StrictRoute(APIRoute):
             await self.identify(request)
             rate = await _take_turn(request)
             _check_path(request)
+            await self._check_token(request)
             _check_query(request, known)
             if request.method == "POST" and not takes_key and IDEMPOTENCY_KEY in request.headers:
                 message = "This call creates nothing and takes no key"
@@ -143,6 +152,14 @@ class TicketedRoute(StrictRoute):
             await identify_by_ticket(request)
         else:
             await super().identify(request)
+
+
+class TenantRoute(StrictRoute):
+    """A route for the holder of a key, who need not say a user."""
+
+    async def identify(self, request: Request) -> None:
+        """Find out whose key it is, or refuse."""
+        identify(request, self._scopes(request.method), needs_user=False)
 
 
 class OperatorRoute(StrictRoute):

@@ -211,7 +211,7 @@ async def create_ticket(
     """For clients that cannot send headers, as a browser's `EventSource`: it opens this stream, nothing else."""
     row = await owned_run(database, caller, run_id)
     expires_at = row.deadline_at + timedelta(seconds=settings.log_retention_seconds)
-    ticket = tickets.sign(run_id, shown_key(caller), expires_at)
+    ticket, expires_at = tickets.sign(run_id, shown_key(caller), expires_at, caller.token)
     return StreamTicket(url=f"{url_of('runs', run_id)}/stream?ticket={ticket}", expires_at=expires_at)
 
 

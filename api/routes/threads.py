@@ -99,6 +99,7 @@ _SELECT_PAGE = f"""
     SELECT * FROM threads
     WHERE tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
       AND (created_at, id) < {PLACE}
+      AND (CAST(:threads AS uuid[]) IS NULL OR id = ANY(CAST(:threads AS uuid[])))
       AND (CAST(:agent_type AS text) IS NULL OR agent_type = :agent_type)
       AND (CAST(:has_unfinished AS boolean) IS NULL OR :has_unfinished = EXISTS (
                SELECT FROM runs WHERE thread_id = threads.id AND {IS_UNFINISHED}))
@@ -252,6 +253,7 @@ async def list_threads(
         ThreadRow,
         before=(at, thread_id),
         limit=limit,
+        threads=caller.threads,
         agent_type=agent_type,
         q=q,
         has_unfinished=has_unfinished,

@@ -690,6 +690,8 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     """At most half a minute old."""
+    own_user: Mapped[UUID | None]
+    """The user that a call with it is of that names none, where a former key was that user; null for the key's own."""
     changed_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
@@ -697,6 +699,18 @@ class ApiKeyRow(Base):
         Index("api_keys_changed", "changed_at"),
         Index("api_keys_of_a_tenant", "tenant", "created_at", "id"),
     )
+
+
+class UserTokenRevocation(Base):
+    """A user whose tokens are void that were made up to a time; see `shared/user_tokens.py`."""
+
+    __tablename__ = "user_token_revocations"
+
+    tenant: Mapped[str] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    revoked_before: Mapped[datetime]
+
+    __table_args__ = (Index("user_token_revocations_since", "revoked_before"),)
 
 
 class ServiceSecret(Base):

@@ -57,6 +57,7 @@ GRANTS: Mapping[str, Mapping[str, str]] = {
     # Whoever needs the secret of a tenant first makes it.
     "webhook_secrets": {API: "SELECT, INSERT, DELETE", WORKER: "SELECT, INSERT"},
     "api_keys": {API: "SELECT, INSERT, UPDATE"},
+    "user_token_revocations": {API: "SELECT, INSERT, UPDATE, DELETE"},
     "service_secrets": {API: "SELECT, INSERT, UPDATE"},
     # The figures of each minute, for the operations page.
     "service_minutes": {API: "SELECT, INSERT, DELETE"},

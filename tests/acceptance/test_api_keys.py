@@ -137,6 +137,26 @@ async def test_a_rotated_key_has_a_successor_that_may_do_the_same(
     assert (await operator.post(f"/keys/{former['id']}/rotate", json={})).status_code == 404
 
 
+async def test_the_successor_of_a_key_is_the_same_user_where_none_is_named(
+    operator: httpx.AsyncClient, http: httpx.AsyncClient
+) -> None:
+    key, users = await made(operator), set[str]()
+    other = await made(operator)
+    for _ in range(3):
+        await usable(http, key["key"])
+        async with httpx.AsyncClient(base_url=http.base_url, verify=False) as nameless:
+            bearer = {"Authorization": f"Bearer {key['key']}"}
+            thread = await nameless.post("/threads", headers=bearer, json={"agent_type": "echo"})
+        users.add(thread.json()["user_id"])
+        key = (await operator.post(f"/keys/{key['id']}/rotate", json={})).json()
+    assert len(users) == 1
+    async with httpx.AsyncClient(base_url=http.base_url, verify=False) as nameless:
+        await usable(http, other["key"])
+        bearer = {"Authorization": f"Bearer {other['key']}"}
+        thread = await nameless.post("/threads", headers=bearer, json={"agent_type": "echo"})
+    assert thread.json()["user_id"] not in users
+
+
 SCOPES = {
     "ask": {"threads", "runs", "cancel", "query", "list", "ticket"},
     "batches": {"batches", "list batches"},

@@ -444,6 +444,11 @@ async def keys(client: Client, operator: httpx.AsyncClient, service: Service) ->
     assert (await operator.post(f"/keys/{made.json()['id']}/rotate", json={})).is_success
     assert (await operator.delete(f"/keys/{made.json()['id']}")).is_success
     assert (await operator.get("/keys")).is_success
+    for _ in range(2):
+        token = await client.http.post("/user-tokens", json={"user_id": client.user_id, "ttl_s": 60})
+        assert token.is_success, token.text
+        revoked = await client.http.delete("/user-tokens", params={"user_id": client.user_id})
+        assert revoked.is_success, revoked.text
     assert "ar_" in verb(service, "api", "agent_relay.api.keys", "create", "acme")
     assert "tenant=acme" in verb(service, "api", "agent_relay.api.keys", "list")
 

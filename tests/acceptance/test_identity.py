@@ -64,7 +64,7 @@ async def test_whatever_is_wrong_with_a_key_the_answer_is_the_same(shared_api: R
         "type": "urn:agent-relay:problem:unauthorized",
         "title": "Unauthorized",
         "status": 401,
-        "detail": "A valid key is needed, in X-API-Key or as Authorization: Bearer.",
+        "detail": "A valid key or token is needed, in X-API-Key or as Authorization: Bearer.",
         "instance": "/api/v1/runs",
         "code": "unauthorized",
         "request_id": "the-same",
@@ -226,7 +226,7 @@ def test_a_key_is_found_by_its_bytes() -> None:
     key = new_key()
     keys = {hash_key(b"another"): "other", hash_key(key.encode()): "acme"}
     settings = Settings(database_url="postgresql://no/where", redis_url="redis://nowhere", api_keys=keys)
-    ring = KeyCache(settings, database.connect(settings), lambda _: None)
+    ring = KeyCache(settings, database.connect(settings), lambda _: None, lambda _: None)
 
     found = ring.find(key.encode())
     assert found is not None

@@ -133,12 +133,11 @@ def test_every_call_of_the_api_says_who_may_call(document: Json) -> None:
         "OperatorKey": "X-API-Key",
         "OperatorBearer": "bearer",
     }
-    of_operators, of_users = (
-        [{"OperatorKey"}, {"OperatorBearer"}],
-        [{"ApiKey", "UserId"}, {"Bearer", "UserId"}, {"Bearer"}],
-    )
+    of_operators, of_tenants = [{"OperatorKey"}, {"OperatorBearer"}], [{"ApiKey"}, {"Bearer"}]
+    of_users = [{"ApiKey", "UserId"}, {"Bearer", "UserId"}, {"Bearer"}]
     for name, operation in operations(document):
-        ways = of_operators if "/operator/" in name else of_users if "/api/" in name else []
+        of_callers = of_tenants if name.endswith("/user-tokens") else of_users
+        ways = of_operators if "/operator/" in name else of_callers if "/api/" in name else []
         assert [set(way) for way in operation.get("security", [])] == ways, name
 
 

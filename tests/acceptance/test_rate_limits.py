@@ -206,7 +206,7 @@ async def test_the_pools_know_whom_a_request_is_of() -> None:
     app.include_router(router)
     known = settings(api_keys={hash_key(key.encode()): tenant for tenant, key in KEYS.items()})
     app.state.settings = known
-    app.state.keys = KeyCache(known, connect(known), lambda _: None)
+    app.state.keys = KeyCache(known, connect(known), lambda _: None, lambda _: None)
     app.state.limits = Limits.of(known, 10)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://relay") as client:
         for owner in (ANNE, EVE):

@@ -22,6 +22,7 @@ from tests.support.eventually import DEADLINE_SECONDS, eventually, soon
 from tests.support.problems import problem_of
 from tests.support.service import OPERATOR_KEY, Running, Service, serving
 
+USER = "0198c5a4-7c9e-7000-8000-00000000000a"
 ID = "0198c5a4-7c9e-7000-8000-000000000000"
 QUERY = {"agent_type": "echo", "query": "hello"}
 BODIES = {
@@ -36,6 +37,7 @@ BODIES = {
     "/batches": {"agent_type": "echo", "items": [{"custom_id": "one", "query": "hello"}]},
     "/schedules": {"cron": "@daily", **QUERY},
     "/schedules/{schedule_id}": {"paused": True},
+    "/user-tokens": {"user_id": USER, "ttl_s": 60},
     "/operator/dead-letters/requeue": {"run_ids": [ID]},
     "/operator/keys": {"tenant": "acme"},
     "/operator/keys/{key_id}/rotate": {},
@@ -95,6 +97,7 @@ async def every_call(client: Client) -> list[tuple[str, httpx.Response]]:
         for method in methods:
             body = BODIES.get(path.removeprefix("/api/v1")) if method in {"post", "patch"} else None
             url = root + re.sub(r"\{\w+\}", ID, path)
+            url += f"?user_id={USER}" if method == "delete" and path.endswith("/user-tokens") else ""
             headers = {"X-API-Key": OPERATOR_KEY} if "/operator/" in path else {}
             sent: dict[str, Any] = {"json": body}
             if (method, path) == ("post", "/api/v1/files"):

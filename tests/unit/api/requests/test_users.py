@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_relay.api.requests.users import own_user, user_of
+from agent_relay.api.requests.users import user_of
 from agent_relay.shared.api_keys import ApiKey
 
 PRINTABLE = "".join(map(chr, range(0x20, 0x7F)))
@@ -57,4 +57,4 @@ def test_these_are_no_names(name: str) -> None:
 
 def test_who_is_who_never_changes() -> None:
     assert user_of("acme", "ann@example.com") == UUID("bf4aa8cc-ea8a-5e28-9f9f-6dad34991169")
-    assert own_user(ApiKey("acme", b"0123456789abcdef")) == UUID("55fbda0b-f1b6-5a31-b235-89f38d530105")
+    assert ApiKey("acme", b"0123456789abcdef").own_user == UUID("55fbda0b-f1b6-5a31-b235-89f38d530105")
