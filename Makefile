@@ -31,7 +31,7 @@ test: $(VENV)/development ## Run the tests, three at a time, on real servers of 
 	$(RUN) -m pytest --numprocesses 3 --dist worksteal $(ARGS)
 
 test-unit: $(VENV)/development ## Run the tests that need no server and start no process: seconds (ARGS=… goes to pytest).
-	$(RUN) -m pytest tests/unit $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist worksteal tests/unit $(ARGS)
 
 test-integration: $(VENV)/development ## Run the tests of a few parts on real servers (ARGS=… goes to pytest).
 	$(RUN) -m pytest --numprocesses 3 --dist worksteal tests/integration $(ARGS)
