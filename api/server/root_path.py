@@ -7,9 +7,11 @@ from fastapi.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 FIRST_STEPS = frozenset(
-    {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in", "v1"}
+    {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in"}
 )
 """What the paths of this application begin with; the page at `/` has nothing there."""
+FIRST_TWO_STEPS = frozenset({"v1/chat", "v1/conversations", "v1/models", "v1/responses"})
+"""The same of OpenAI's paths: `/api` as the root path and `/v1` of these are no `/api/v1` of ours."""
 
 
 def canonical_path(request: Request) -> str:
@@ -19,6 +21,11 @@ def canonical_path(request: Request) -> str:
     """
     path: str = request.scope["path"]
     return path.removeprefix(request.scope.get("root_path", "")).lower()
+
+
+def _is_ours(path: str) -> bool:
+    first, *others = path[1:].split("/", 2)
+    return first in FIRST_STEPS or "/".join([first, *others[:1]]) in FIRST_TWO_STEPS
 
 
 class RootPath:
@@ -39,7 +46,7 @@ class RootPath:
                 await RedirectResponse(f"{path}/", 308)(scope, receive, send)
                 return
             rest = path.removeprefix(self._root_path)
-            if rest == path or rest[1:].partition("/")[0] not in FIRST_STEPS:
+            if rest == path or not _is_ours(rest):
                 scope["path"] = self._root_path + path
             scope["root_path"] = self._root_path  # The scope is changed in place: streams leave their rest in it.
         await self._app(scope, receive, send)

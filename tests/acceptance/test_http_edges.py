@@ -20,7 +20,8 @@ from pydantic import ValidationError
 from agent_relay.api.app import create_app
 from agent_relay.api.console import operations
 from agent_relay.api.console import routes as console
-from agent_relay.api.server.root_path import FIRST_STEPS
+from agent_relay.api.protocols.openai import router as openai
+from agent_relay.api.server.root_path import FIRST_STEPS, FIRST_TWO_STEPS
 from agent_relay.shared.settings import Settings
 from tests.support.client import Client
 from tests.support.problems import problem_of
@@ -213,6 +214,8 @@ def test_the_first_steps_of_all_paths_are_known() -> None:
     pages = [route.path for route in routes if isinstance(route, APIRoute)]
     paths = [*app.openapi()["paths"], "/openapi.json", "/docs", *pages]
     assert {path.split("/")[1] for path in paths} == FIRST_STEPS
+    of_openai = [route.path for route in openai.router.routes if isinstance(route, APIRoute)]
+    assert {"/".join(path.split("/")[1:3]) for path in of_openai} == FIRST_TWO_STEPS
 
 
 @pytest.mark.parametrize("path", ["relay", "https://example.com/relay", "/a//b", "/a?b", "/a/../b c"])
@@ -277,6 +280,7 @@ async def test_behind_a_prefix_every_reference_leads_back(service: Service, pref
 
 
 async def _follow_references(client: Client, url: str) -> None:
+    assert (await client.http.get(f"{url}/v1/models")).json()["object"] == "list"
     thread = await client.http.post("/threads", json={"agent_type": "echo"})
     run = await client.http.post("/runs", json={"agent_type": "echo", "query": "hello"})
     batch = await client.http.post(

@@ -67,7 +67,7 @@ MUTATIONS = [
     Mutation(
         "a root path that is taken off wherever a path begins so",
         "api/server/root_path.py",
-        'if rest == path or rest[1:].partition("/")[0] not in FIRST_STEPS:',
+        "if rest == path or not _is_ours(rest):",
         "if rest == path:",
         TESTS + "test_behind_a_prefix_every_reference_leads_back",
     ),
