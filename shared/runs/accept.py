@@ -240,10 +240,7 @@ async def accept_in(
     else:
         agent_type, seq = await _place_in_thread(connection, asked, later=later)
         _check_agent(asked, agent_type)
-        if asked.after_run is not None:
-            last = await connection.scalar(_LAST, {"thread_id": asked.thread_id})
-            if last != asked.after_run:
-                raise NotLast
+        await _check_last(connection, asked)
         if asked.replace_from is not None:
             replaced, superseded = await _replace(connection, asked.thread_id, asked.replace_from)
             if query is None:
@@ -261,7 +258,7 @@ async def accept_in(
                 pass
     values = {
         "id": run_id,
-        "attachments": to_json(attached).decode() if attached else await attachments_of(connection, asked, agent_type),
+        "attachments": await attachments_of(connection, asked, agent_type, attached),
         "tenant": asked.tenant,
         "user_id": asked.user_id,
         "thread_id": asked.thread_id,
@@ -286,12 +283,25 @@ async def accept_in(
     return Accepted(run, None if later else run.queue_entry, superseded)
 
 
-async def attachments_of(connection: AsyncConnection, asked: Query, agent_type: str | None) -> str | None:
-    """Store the files that come with a query; returns what its row keeps of its attachments.
+async def _check_last(connection: AsyncConnection, asked: Query) -> None:
+    """See that nothing came between a query and the run that it goes on from, if it names one."""
+    if asked.after_run is None:
+        return
+    last = await connection.scalar(_LAST, {"thread_id": asked.thread_id})
+    if last != asked.after_run:
+        raise NotLast
+
+
+async def attachments_of(
+    connection: AsyncConnection, asked: Query, agent_type: str | None, attached: list[dict[str, Any]] | None = None
+) -> str | None:
+    """Store the files that come with a query; returns what its row keeps of its attachments, or of those of another.
 
     Raises:
         WrongAttachment, QueueFull: see `attach`.
     """
+    if attached:
+        return to_json(attached).decode()
     if asked.attachments is None:
         return None
     kept = await attach(

@@ -44,8 +44,8 @@ MUTATIONS = [
     Mutation(
         "a response that goes on from another one, and knows what came after that",
         "shared/runs/accept.py",
-        "            if last != asked.after_run:\n",
-        "            if False:\n",
+        "    if last != asked.after_run:\n",
+        "    if False:\n",
         CLIENT + "test_a_response_goes_on_from_another_one_and_forks_where_that_is_not_the_last",
     ),
     Mutation(
