@@ -204,6 +204,10 @@ REFUSED: list[tuple[dict[str, Any], str | None]] = [
         {"messages": [user([{"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}])]},
         "messages[0].content",
     ),
+    (
+        {"messages": [user([{"type": "text", "text": "?", "cache_control": {"type": "ephemeral"}}])]},
+        "messages[0].content",
+    ),
     ({"messages": []}, "messages"),
 ]
 
@@ -439,6 +443,7 @@ async def test_a_response_goes_on_from_another_one_and_forks_where_that_is_not_t
         ]
     )
     after = await ask("then", previous_response_id=held.id)
+    aside_from_held = await ask("else", previous_response_id=held.id)
     alone = await ask("alone", store=False)
 
     assert second.output_text.endswith("Be brief.;two;")
@@ -448,6 +453,7 @@ async def test_a_response_goes_on_from_another_one_and_forks_where_that_is_not_t
     assert aside.output_text == "one;other;"
     assert aside.conversation != first.conversation
     assert (held.output_text, after.output_text) == ("before;?now;", "before;?now;then;")
+    assert aside_from_held.output_text == "before;?now;else;"
     assert alone.conversation is None
     with pytest.raises(BadRequestError) as not_stored:
         await ask("?", previous_response_id=alone.id)

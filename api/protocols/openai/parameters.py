@@ -59,6 +59,8 @@ def _text_of(value: object) -> object:
         kind = named.get("type")
         if kind not in _TEXTS or not isinstance(named.get("text"), str):
             raise PydanticCustomError("unsupported_content", "Only parts with text are taken: agents are asked in text")
+        if any(named[name] for name in named.keys() - {"type", "text"}):
+            raise PydanticCustomError("unsupported_content", "A part has a type and a text, and nothing else")
         texts.append(named["text"])
     return "\n".join(texts)
 
