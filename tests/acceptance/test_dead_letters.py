@@ -46,6 +46,7 @@ async def listed(stage: Stage) -> list[UUID]:
 
 async def test_the_same_is_asked_again_as_a_new_run(stage: Stage) -> None:
     alone: dict[str, Any] = {"thread_id": None, "agent_type": "echo", "lane": Lane.BATCH, "metadata": {"a": [1]}}
+    alone["history"] = [{"role": "user", "content": "Before."}]
     for asked in ({}, alone):
         dead = await stage.row(await failed(stage, query="What?", deadline_seconds=1234, **asked))
         waiting = await stage.query()
@@ -55,7 +56,7 @@ async def test_the_same_is_asked_again_as_a_new_run(stage: Stage) -> None:
         again = await stage.row(requeued.run_id)
         assert requeued.ring is not None
         assert requeued.ring.member == f"{again.id}:1"
-        same = ("tenant", "user_id", "thread_id", "agent_type", "lane", "query", "metadata")
+        same = ("tenant", "user_id", "thread_id", "agent_type", "lane", "query", "metadata", "history")
         assert [getattr(again, name) for name in same] == [getattr(dead, name) for name in same]
         assert (again.status, again.retry_of, again.attempt, again.crashes) == ("queued", dead.id, 0, 0)
         assert again.deadline_at - again.created_at == dead.deadline_at - dead.created_at
