@@ -246,16 +246,7 @@ async def accept_in(
             if query is None:
                 query = replaced.query
                 attached = None if asked.attachments else replaced.attachments
-        # A new statement, which sees what was committed while this one waited for the thread.
-        match asked.strategy:
-            case Strategy.REJECT:
-                if busy := await connection.scalar(_BUSY, {"thread_id": asked.thread_id}):
-                    raise ThreadBusy(busy)
-            case Strategy.INTERRUPT | Strategy.ROLLBACK:
-                roll_back = asked.strategy is Strategy.ROLLBACK
-                superseded += await supersede(connection, asked.thread_id, roll_back=roll_back)
-            case Strategy.ENQUEUE | Strategy.STEER:
-                pass
+        superseded += await _make_way(connection, asked.thread_id, asked.strategy)
     values = {
         "id": run_id,
         "attachments": await attachments_of(connection, asked, agent_type, attached),
@@ -317,6 +308,25 @@ async def _place_in_thread(connection: AsyncConnection, asked: Query, *, later: 
     if found is None:
         raise NotFound("thread")
     return found.agent_type, None if later else found.last_seq
+
+
+async def _make_way(connection: AsyncConnection, thread_id: UUID, strategy: Strategy) -> list[Cancellation]:
+    """Do with the unfinished runs of a thread what the strategy says; returns those that are cancelled.
+
+    It is a new statement, which sees what was committed while the one before waited for the thread.
+
+    Raises:
+        ThreadBusy: there are some, and the strategy is `reject`.
+    """
+    match strategy:
+        case Strategy.REJECT:
+            if busy := await connection.scalar(_BUSY, {"thread_id": thread_id}):
+                raise ThreadBusy(busy)
+            return []
+        case Strategy.INTERRUPT | Strategy.ROLLBACK:
+            return await supersede(connection, thread_id, roll_back=strategy is Strategy.ROLLBACK)
+        case Strategy.ENQUEUE | Strategy.STEER:
+            return []
 
 
 async def _insert(
