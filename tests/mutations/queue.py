@@ -359,8 +359,8 @@ _LET_GO""",
     Mutation(
         "a query that waits although it would not",
         "shared/runs/accept.py",
-        "                    raise ThreadBusy(busy)\n",
-        "                    superseded = []\n",
+        "                raise ThreadBusy(busy)\n",
+        "                return []\n",
         CANCELLING + "test_a_query_that_would_not_wait_is_refused_while_a_run_is_unfinished",
     ),
     Mutation(
