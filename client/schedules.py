@@ -46,6 +46,7 @@ def add_actions(add: Add) -> None:
         choices=["enqueue", "reject", "interrupt", "rollback"],
         help="with --thread: what becomes of it while the conversation is busy",
     )
+    added.add_argument("--options", metavar="JSON", type=json.loads, help="what you choose of the agent, as an object")
     added.add_argument("--webhook", metavar="URL", help="where the service posts how each run has ended")
     added.add_argument("--paused", action="store_true", help="ask nothing before it is resumed")
     added.add_argument("--json", action="store_true", help="print the schedule, as JSON")
@@ -84,6 +85,7 @@ def _create(options: argparse.Namespace, connection: Connection) -> None:
         "thread_id": options.thread,
         "timezone": options.timezone,
         "multitask_strategy": options.strategy,
+        "options": options.options,
         "webhook_url": options.webhook,
         "paused": options.paused,
     }

@@ -11,6 +11,7 @@ from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.dependencies import Database, ServiceSettings, UrlOf, WebhookHosts
+from agent_relay.api.options import check_options
 from agent_relay.api.problems import invalid, responses
 from agent_relay.api.requests.idempotency import REPLAYED, IdempotencyKey, once
 from agent_relay.api.requests.identity import Caller, Owner, shown_key
@@ -51,6 +52,8 @@ async def create_schedule(
     check_deadline(settings, new.deadline_s or settings.run_deadline_seconds)
     if new.webhook_url is not None:
         await resolver.check(new.webhook_url, caller.tenant, seconds=LOOK_UP_SECONDS)
+    if new.options is not None:
+        await check_options(database, caller, new.options, agent_type=new.agent_type, thread_id=new.thread_id)
     try:
         schedule_id = await once(lambda: _create(database, settings, caller, new, times, key))
     except Repeated as repeated:
@@ -92,10 +95,12 @@ async def change_schedule(
 
     From now on it has the rights of the key of this call. To ask another agent or thread, make another schedule.
     """
-    await rows.owned_schedule(database, caller, schedule_id)
+    schedule = await rows.owned_schedule(database, caller, schedule_id)
     check_deadline(settings, changes.deadline_s or settings.run_deadline_seconds)
     if changes.webhook_url is not None:
         await resolver.check(changes.webhook_url, caller.tenant, seconds=LOOK_UP_SECONDS)
+    if changes.options is not None:
+        await check_options(database, caller, changes.options, agent_type=schedule.agent_type)
     async with database.begin() as connection:
         former = await rows.locked(connection, schedule_id)
         if not caller.may_ask(former.agent_type):
@@ -140,6 +145,7 @@ async def _create(
             "query": new.query,
             "multitask_strategy": new.multitask_strategy,
             "metadata": to_json(new.metadata).decode(),
+            "options": _json(new.options),
             "deadline_seconds": new.deadline_s,
             "wait_seconds": new.wait_deadline_s,
             "webhook_url": new.webhook_url,
@@ -170,6 +176,7 @@ def _changed(caller: Owner, former: rows.ScheduleRow, changes: ScheduleChanges) 
         "timezone": timezone,
         "query": now_or_former("query"),
         "metadata": to_json(metadata_of(now_or_former("metadata"))).decode(),
+        "options": _json(now_or_former("options")),
         "deadline_seconds": now_or_former("deadline_s", "deadline_seconds"),
         "wait_seconds": now_or_former("wait_deadline_s", "wait_seconds"),
         "webhook_url": now_or_former("webhook_url"),
@@ -178,6 +185,10 @@ def _changed(caller: Owner, former: rows.ScheduleRow, changes: ScheduleChanges) 
         "retimed": retimed,
         **_ahead([] if paused else times),
     }
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else to_json(value).decode()
 
 
 def _ahead(times: list[datetime]) -> dict[str, Any]:

@@ -40,6 +40,7 @@ class ScheduleRow:
     query: str
     multitask_strategy: str | None
     metadata: JsonValue
+    options: dict[str, Any] | None
     deadline_seconds: float | None
     wait_seconds: float | None
     webhook_url: str | None
@@ -86,9 +87,10 @@ _SELECT_PAGE = f"""
     ORDER BY schedules.created_at DESC, schedules.id DESC LIMIT :limit
 """
 
-_PAGE = text(
-    bounded(_SELECT_PAGE, "octet_length(query) + octet_length(CAST(metadata AS text))", "created_at DESC, id DESC")
-)
+_SIZE = """octet_length(query) + octet_length(CAST(metadata AS text))
+    + coalesce(octet_length(CAST(options AS text)), 0)"""
+
+_PAGE = text(bounded(_SELECT_PAGE, _SIZE, "created_at DESC, id DESC"))
 
 _TAKE_TURNS = text("SELECT pg_advisory_xact_lock(hashtextextended('schedules:' || :tenant || ':' || :user_id, 0))")
 
@@ -103,11 +105,11 @@ _AGENT = text("SELECT agent_type FROM agents WHERE agent_type = :agent_type")
 
 _INSERT = text("""
     INSERT INTO schedules (id, tenant, user_id, key_reference, cron, timezone, thread_id, agent_type, query,
-                           multitask_strategy, metadata, deadline_seconds, wait_seconds, webhook_url, paused,
-                           next_times, due_at)
+                           multitask_strategy, metadata, options, deadline_seconds, wait_seconds, webhook_url,
+                           paused, next_times, due_at)
     VALUES (:id, :tenant, :user_id, :key_reference, :cron, :timezone, CAST(:thread_id AS uuid), :agent_type, :query,
-            CAST(:multitask_strategy AS text), CAST(:metadata AS json), CAST(:deadline_seconds AS float),
-            CAST(:wait_seconds AS float), CAST(:webhook_url AS text), :paused,
+            CAST(:multitask_strategy AS text), CAST(:metadata AS json), CAST(:options AS jsonb),
+            CAST(:deadline_seconds AS float), CAST(:wait_seconds AS float), CAST(:webhook_url AS text), :paused,
             CAST(:next_times AS timestamptz[]), CAST(:due_at AS timestamptz))
 """)
 
@@ -116,7 +118,8 @@ _LOCK = text(f"SELECT {SCHEDULE} FROM schedules WHERE id = :id FOR UPDATE")  # n
 _CHANGE = text("""
     UPDATE schedules
     SET cron = :cron, timezone = :timezone, query = :query, metadata = CAST(:metadata AS json),
-        deadline_seconds = CAST(:deadline_seconds AS float), wait_seconds = CAST(:wait_seconds AS float),
+        options = CAST(:options AS jsonb), deadline_seconds = CAST(:deadline_seconds AS float),
+        wait_seconds = CAST(:wait_seconds AS float),
         webhook_url = CAST(:webhook_url AS text), paused = :paused, key_reference = :key_reference,
         next_times = CASE WHEN :retimed THEN CAST(:next_times AS timestamptz[]) ELSE next_times END,
         due_at = CASE WHEN :retimed THEN CAST(:due_at AS timestamptz) ELSE due_at END,
@@ -218,6 +221,7 @@ def schedule_of(row: ShownSchedule) -> Schedule:
         query=row.query,
         multitask_strategy=row.multitask_strategy,
         metadata=metadata_of(row.metadata),
+        options=row.options,
         deadline_s=row.deadline_seconds,
         wait_deadline_s=row.wait_seconds,
         webhook_url=row.webhook_url,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import Path
@@ -17,6 +17,7 @@ from agent_relay.api.schemas import (
     AgentType,
     DeadlineSeconds,
     Metadata,
+    Options,
     Request,
     WaitSeconds,
     WebhookUrl,
@@ -76,6 +77,8 @@ class NewSchedule(Request):
     """When the thread has unfinished runs at that time, see `POST /runs`. With `reject`, that tick makes no run."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours: that of each run."""
+    options: Options | None = None
+    """What you choose of the agent's options, for each run; see `POST /runs`."""
     deadline_s: DeadlineSeconds | None = None
     """As of `POST /runs`, for each run."""
     wait_deadline_s: WaitSeconds | None = None
@@ -107,6 +110,8 @@ class ScheduleChanges(Request):
     """The query from now on."""
     metadata: Metadata = Field(default_factory=dict)
     """All of the metadata."""
+    options: Options | None = None
+    """All of the options; null chooses none."""
     deadline_s: DeadlineSeconds | None = None
     """As of `POST /runs`; null for what the service says."""
     wait_deadline_s: WaitSeconds | None = None
@@ -151,6 +156,8 @@ class Schedule(Resource):
     """The rule for a thread that has unfinished runs."""
     metadata: Metadata
     """What each run gets."""
+    options: dict[str, Any] | None
+    """What each run chooses of the agent's options."""
     deadline_s: float | None
     """Of each run; null for what the service says."""
     wait_deadline_s: float | None

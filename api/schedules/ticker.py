@@ -169,6 +169,7 @@ class Ticker:
             deadline_seconds=schedule.deadline_seconds or self._settings.run_deadline_seconds,
             strategy=Strategy(schedule.multitask_strategy or Strategy.ENQUEUE),
             metadata=metadata_of(schedule.metadata),
+            options=schedule.options,
             webhook_url=schedule.webhook_url,
             wait_seconds=schedule.wait_seconds,
             allowed_agents=key.agents,

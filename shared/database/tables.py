@@ -520,6 +520,8 @@ class Schedule(Base):
     multitask_strategy: Mapped[str | None]
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
+    options: Mapped[dict[str, Any] | None]
+    """What each run chooses of the agent's options; they fitted its schema when they were given."""
     deadline_seconds: Mapped[float | None]
     wait_seconds: Mapped[float | None]
     webhook_url: Mapped[str | None]

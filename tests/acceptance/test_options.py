@@ -6,10 +6,12 @@ import json
 from collections.abc import AsyncGenerator
 from typing import Any, cast
 
+import psycopg
 import pytest
 
 from tests.support.client import Client
-from tests.support.problems import problem_of
+from tests.support.eventually import soon
+from tests.support.problems import errors_of, problem_of
 from tests.support.service import Service
 
 SERVED = {
@@ -17,6 +19,9 @@ SERVED = {
     "echo=tests.support.agents:echo"
 }
 DEFAULTS = {"model": "own", "instructions": "Answer.\n\nBe kind.", "max_tokens": 5}
+
+
+TICK = "UPDATE schedules SET next_times = ARRAY[now()] || next_times[2:], due_at = now()"
 
 
 @pytest.fixture
@@ -132,6 +137,35 @@ WRONG: list[tuple[Any, set[str]]] = [
     ({"words": None}, {"/words"}),
     ({"words": 5.5}, {"/words"}),
 ]
+
+
+async def test_a_schedule_has_options_for_its_runs(chosen: Client, service: Service) -> None:
+    async def ticked() -> dict[str, Any]:
+        with psycopg.connect(service.database_url) as connection:
+            connection.execute(TICK)
+        before = (await chosen.http.get(url)).json()["last_run_id"]
+
+        async def made() -> str | None:
+            last = (await chosen.http.get(url)).json()["last_run_id"]
+            return None if last == before else last
+
+        run_id = await soon(made)
+        assert run_id is not None
+        return json.loads((await chosen.ended(run_id))["output"])
+
+    daily = {"cron": "0 8 * * *", "query": "?", "agent_type": "chosen", "options": {"words": 9}}
+    schedule = (await chosen.http.post("/schedules", json=daily)).json()
+    url = f"/schedules/{schedule['id']}"
+    assert schedule["options"] == {"words": 9}
+    assert (await ticked())["max_tokens"] == 9
+    assert (await chosen.http.patch(url, json={"query": "again"})).json()["options"] == {"words": 9}
+    assert (await chosen.http.patch(url, json={"options": None})).json()["options"] is None
+    assert await ticked() == DEFAULTS
+    for refused in (
+        await chosen.http.post("/schedules", json={**daily, "options": {"words": 99}}),
+        await chosen.http.patch(url, json={"options": {"words": 99}}),
+    ):
+        assert errors_of(refused) == {("/options/words", "not_of_the_schema")}
 
 
 async def test_what_does_not_fit_the_schema_is_refused(chosen: Client) -> None:

@@ -6,6 +6,13 @@ OPTIONS = "tests/acceptance/test_options.py::"
 
 MUTATIONS = [
     Mutation(
+        "a schedule whose runs have no options",
+        "api/schedules/ticker.py",
+        "            options=schedule.options,\n",
+        "",
+        OPTIONS + "test_a_schedule_has_options_for_its_runs",
+    ),
+    Mutation(
         "options that are not looked at",
         "api/options.py",
         "    check_value(options,",
