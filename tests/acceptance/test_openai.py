@@ -580,3 +580,66 @@ async def test_a_bearer_key_without_a_user_acts_as_its_own(api: Running) -> None
         assert (await own.responses.retrieve(made.id)).output_text == "You said: hello"
         with pytest.raises(NotFoundError):
             await ai.responses.retrieve(made.id)
+
+
+ODD: list[Any] = [
+    None,
+    True,
+    0,
+    -1.5,
+    "",
+    "\u2028",
+    "x" * 5000,
+    [],
+    [None],
+    [[]],
+    {},
+    {"id": 0},
+    [{"type": "text"}],
+    [{"role": "user"}],
+    [{"role": "user", "content": {}}],
+    [{"role": "user", "content": [{"type": "text", "text": 1}]}],
+    [{"type": "function_call_output", "call_id": None, "output": "x"}],
+]
+"""Values that a field may hold by mistake, or by ill will."""
+
+
+async def test_no_value_of_any_field_breaks_the_service(ai: Any, api: Running, user_id: str) -> None:
+    response = await ai.responses.create(model="form", input="?", background=True)
+    conversation = await ai.conversations.create()
+    wholes: dict[str, dict[str, Any]] = {
+        "/chat/completions": {"model": "form", "messages": [user("?")], "metadata": None, "stream_options": None},
+        "/responses": {
+            "model": "form",
+            "input": "?",
+            "instructions": None,
+            "conversation": None,
+            "previous_response_id": None,
+            "store": False,
+            "include": None,
+            "text": None,
+        },
+        "/conversations": {"metadata": None, "items": None},
+        f"/conversations/{conversation.id}": {"metadata": None},
+    }
+    bodies: list[tuple[str, Any]] = [(path, odd) for path in wholes for odd in ODD]
+    bodies += [(path, {**whole, name: odd}) for path, whole in wholes.items() for name in whole for odd in ODD]
+    paths = [
+        f"/responses/{response.id}?stream=true&starting_after={number}"
+        for number in ("-1", "x", "1", "999", "1e3", 2**53, 2**53 - 1, 10**400)
+    ]
+    paths += [
+        f"/conversations/{conversation.id}/items?{query}" for query in ("after=%00", "after=x", "limit=0", "order=x")
+    ]
+    paths += [f"/responses/{response.id}/input_items?after=%00", f"/responses/{response.id}?stream=1", "/models/%00"]
+    paths += [f"/responses/{response.id}%0A", f"/responses/{response.id.upper()}", "/responses/resp_", "/models/a%2Fb"]
+    headers = {"Authorization": f"Bearer {KEYS['acme']}", "X-User-ID": user_id}
+    async with httpx2.AsyncClient(headers=headers, verify=False, timeout=60) as http:
+        answers = [(body, await http.post(f"{api.url}/v1{path}", json=body)) for path, body in bodies]
+        answers += [(path, await http.get(f"{api.url}/v1{path}")) for path in paths]
+
+    assert [each for each in answers if each[1].status_code not in {200, 400, 404, 415}] == []
+    for asked, answer in answers:
+        if answer.status_code != 200:
+            assert answer.json()["error"].keys() == {"message", "type", "param", "code"}, asked
+    assert {answer.status_code for asked, answer in answers if isinstance(asked, str)} == {400, 404}
