@@ -40,9 +40,9 @@ _DISCARD = text("DELETE FROM threads WHERE id = :id AND NOT EXISTS (SELECT FROM 
 
 _BESIDE = text("""
     SELECT history, (
-        SELECT id FROM runs AS earlier
-        WHERE earlier.thread_id = runs.thread_id AND earlier.seq < runs.seq AND NOT earlier.rolled_back
-        ORDER BY earlier.seq DESC LIMIT 1
+        SELECT id FROM runs AS former
+        WHERE former.thread_id = runs.thread_id AND former.seq < runs.seq AND NOT former.rolled_back
+        ORDER BY former.seq DESC LIMIT 1
     ) AS previous
     FROM runs WHERE id = :id
 """)
