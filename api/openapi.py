@@ -56,6 +56,7 @@ NDJSON. Every event is an object `{"id", "event", …}`; ids are opaque and only
 | `tool_call` | `message_id`, `tool_call_id`, `tool_name`, `args`, `native`, `parent_tool_call_id` | the agent calls a tool; `native` is true of the model provider's own, and only said there; `parent_tool_call_id` is only said of another agent's calls: the call in which it was asked |
 | `tool_result` | the same, with `content` instead of `args` | what it returned |
 | `progress` | `message_id`, `tool_call_id` (within a call), `name`, `data` | what the agent's own code tells of its work; `data` is any JSON |
+| `file` | `message_id`, `file_id`, `media_type`, `bytes` | a tool or the model made a file: `GET /files/{file_id}/content` has it |
 | `waiting` | `message_id`, `requests` | the run waits for answers to these, see `requests` of a run |
 | `answered` | `message_id`, `request_id`, `approve` (of an approval) | one of them was answered |
 | `message_enqueued` | `message: {id, role}` | the agent has got a message into the run; a later attempt may tell it again, under the same message id |

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,6 +37,7 @@ _OUTPUT_RESULT = "Final result processed."
 """What pydantic-ai calls the tool by which a model gives its output, and what it answers."""
 
 _RESPONSE = """'"response"'"""
+_REFERENCE = re.compile(r"agent-relay-file-([0-9a-f-]{36})")
 
 _SOURCES = f"""
     WITH asked AS MATERIALIZED (
@@ -294,9 +296,21 @@ def _call(kind: Any, row: Exchange, part: Mapping[str, Any], result: JsonValue, 
         tool_call_id=_text(part.get("tool_call_id")),
         tool_name=_text(part.get("tool_name")),
         args=_value(part.get("args")) if shown else None,
-        result=result if shown else None,
+        result=_without_references(result) if shown else None,
         **times,
     )
+
+
+def _without_references(result: JsonValue) -> JsonValue:
+    """Show what a worker stored of a file: its reference, which `worker/execution/file_references.py` writes."""
+    if isinstance(result, list):
+        return [_without_references(each) for each in result]
+    if not isinstance(result, dict):
+        return result
+    named = _REFERENCE.fullmatch(str(result.get("identifier"))) if result.get("kind") == "binary" else None
+    if named is not None:
+        return {"file_id": named[1], "media_type": result.get("media_type")}
+    return {name: _without_references(value) for name, value in result.items()}
 
 
 def _gives_output(part: Mapping[str, Any], results: Mapping[str, tuple[dict[str, Any], _Entry]]) -> bool:

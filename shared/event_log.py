@@ -256,6 +256,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "tool_call": {"tool_call_id": str, "tool_name": str, "args": _TEXT},
     "tool_result": {"tool_call_id": str, "tool_name": str, "content": _TEXT},
     "progress": {"name": str, "data": _JSON},
+    "file": {"file_id": str, "media_type": str, "bytes": int},
     "waiting": {"requests": list},
     "answered": {"request_id": str},
     "message_enqueued": {"message": dict},

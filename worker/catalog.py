@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from enum import StrEnum
@@ -27,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
-from pydantic_ai import Agent, UsageLimits
+from pydantic_ai import Agent, BinaryContent, UsageLimits
 from pydantic_ai.agent import AbstractAgent
 from pydantic_ai.capabilities import AbstractCapability, DynamicCapability, ModelFallback
 from pydantic_ai.models import Model, infer_model, parse_model_id
@@ -54,6 +55,18 @@ SLOW_IMPORT_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
 MOST_EXAMPLES = 20
 LONGEST_EXAMPLE = 500
+FILE_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "A file, see `GET /files/{file_id}/content`.",
+    "properties": {
+        "file_id": {"type": "string", "format": "uuid"},
+        "media_type": {"type": "string"},
+        "bytes": {"type": "integer"},
+    },
+    "required": ["file_id", "media_type", "bytes"],
+    "additionalProperties": False,
+}
+"""Of an output that is a file."""
 _PATTERN = re.compile(r"\*/\*|[a-z]+/(?:\*|[a-z0-9][a-z0-9.+-]*)")
 _NO_DEPENDENCIES = (object, NoneType)
 """What pydantic-ai calls the dependencies of an agent that takes none."""
@@ -475,7 +488,7 @@ def _offer(
     output_type = without_requests(agent.output_type)
     capabilities = {type(leaf) for leaf in capabilities_of(agent.root_capability)}
     try:
-        schema = agent.output_json_schema(output_type)
+        schema = deepcopy(FILE_SCHEMA) if _is_file(output_type) else agent.output_json_schema(output_type)
         output_text = OutputText(output_type)
     except Exception as error:  # A type that pydantic has no schema for says so in several ways.
         raise _Unservable(f"has an output that no JSON Schema describes: {_said(error)}") from error
@@ -503,6 +516,10 @@ def _offer(
         checkpoints=served.checkpoints,
         version=_version(agent, served.version, schema),
     )
+
+
+def _is_file(output_type: object) -> bool:
+    return isinstance(output_type, type) and issubclass(output_type, BinaryContent)
 
 
 def _options(served: ServedAgent) -> OfferedOptions | None:

@@ -30,6 +30,7 @@ _COPIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tool_call": (("tool_call_id", "tool_name", "args"), ("native", "parent_tool_call_id")),
     "tool_result": (("tool_call_id", "tool_name", "content"), ("native", "parent_tool_call_id")),
     "progress": (("name", "data"), ("tool_call_id",)),
+    "file": (("file_id", "media_type", "bytes"), ()),
     "waiting": (("requests",), ()),
     "answered": (("request_id",), ("approve",)),
     "message_complete": (("usage",), ()),

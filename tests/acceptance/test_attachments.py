@@ -20,7 +20,7 @@ import pytest
 import redis
 from psycopg import sql
 
-from tests.support.attachment_agents import shown
+from tests.support.attachment_agents import PNG, shown
 from tests.support.client import Client
 from tests.support.eventually import eventually
 from tests.support.problems import errors_of, problem_of
@@ -31,7 +31,7 @@ SOME = random.Random(18)
 PDF = b"%PDF-1.7\n" + SOME.randbytes(3 * MEGABYTE)
 IMAGE = b"\x89PNG\r\n\x1a\n" + SOME.randbytes(MEGABYTE)
 SMALL = b"\x89PNG\r\n\x1a\n" + SOME.randbytes(5000)
-NAMES = ("sees", "images_only", "blind", "passes")
+NAMES = ("sees", "images_only", "blind", "passes", "draws")
 ENVIRONMENT = {
     "AGENTS": ",".join(f"{name}=tests.support.attachment_agents:{name}" for name in NAMES),
     "MAX_FILE_BYTES": str(4 * MEGABYTE),
@@ -395,3 +395,40 @@ async def test_a_repeated_call_attaches_once(user: Client) -> None:
     replayed = await user.http.post("/runs", json=named, headers={"Idempotency-Key": "two"})
     assert replayed.json()["id"] == run.json()["id"], "although the file is gone"
     problem_of(await user.http.post("/runs", json=asked, headers={"Idempotency-Key": "two"}), 422)
+
+
+async def test_what_a_tool_makes_is_a_file_of_the_user(user: Client, service: Service) -> None:
+    thread_id = await user.thread("sees")
+    events = await user.stream("call: paint", thread_id=thread_id)
+    [made] = [event for event in events if event["event"] == "file"]
+    later = await seen(user, "again", [], thread_id=thread_id)
+    [step] = [
+        step
+        for step in (await user.http.get(f"/runs/{events[0]['run_id']}/steps")).json()["items"]
+        if step["kind"] == "tool_call"
+    ]
+
+    [file] = (await user.http.get("/files")).json()["items"]
+    assert {"id": made["file_id"], "media_type": made["media_type"], "bytes": made["bytes"]} == {
+        "id": file["id"],
+        "media_type": "image/png",
+        "bytes": len(PNG),
+    }
+    assert (await user.http.get(f"/files/{file['id']}/content")).content == PNG
+    told = json.loads([event["token"] for event in events if "token" in event][-1])
+    assert told == ["call: paint", "painted", shown(PNG, "image/png")]
+    assert later == [*told, "again"]
+    assert step["result"] == ["painted", {"file_id": file["id"], "media_type": "image/png"}]
+    assert base64.b64encode(PNG[:300]).decode() not in json.dumps(events)
+    assert max(stored_bytes(service).values()) < 20_000
+
+
+async def test_an_output_that_is_a_file_is_told_as_one(user: Client) -> None:
+    events = await user.stream("blue, please", agent_type="draws")
+    ended = await user.ended(events[0]["run_id"])
+
+    made = [event for event in events if event["event"] == "file"]
+    assert [event["file_id"] for event in made] == [ended["output"]["file_id"]]
+    assert ended["output"].keys() == {"file_id", "media_type", "bytes"}
+    assert json.loads([event["token"] for event in events if "token" in event][-1]) == ended["output"]
+    assert (await user.http.get(f"/files/{ended['output']['file_id']}/content")).content == PNG + b"blue"

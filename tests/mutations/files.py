@@ -42,4 +42,11 @@ MUTATIONS = [
         "content_of(name, file.data, file.media_type, file)",
         ATTACHMENTS + "test_a_thread_is_given_the_same_bytes_again_and_nothing_else_holds_them",
     ),
+    Mutation(
+        "what a tool makes, kept where no caller learns of it",
+        "worker/execution/answer.py",
+        '                    self._listener.tell({"event": "file", **shown})\n',
+        "                    pass\n",
+        ATTACHMENTS + "test_what_a_tool_makes_is_a_file_of_the_user",
+    ),
 ]

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from pydantic_ai import Agent, BinaryContent, ModelMessage, ModelResponse, UserPromptPart
+from pydantic_ai import Agent, BinaryContent, BinaryImage, ModelMessage, ModelResponse, UserPromptPart
 from pydantic_ai.messages import BaseToolReturnPart, FileUrl
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 
@@ -80,3 +80,17 @@ async def wait_for(path: str) -> str:
 def paint() -> list[Any]:
     """Return a picture."""
     return ["painted", BinaryContent(PNG, media_type="image/png")]
+
+
+def draw(colour: str) -> BinaryImage:
+    """Return a picture as the output."""
+    return BinaryImage(data=PNG + colour.encode(), media_type="image/png")
+
+
+async def _draws(_messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[DeltaToolCalls]:
+    yield {0: DeltaToolCall(name=info.output_tools[0].name)}
+    for piece in ('{"colour"', ': "bl', 'ue"}'):
+        yield {0: DeltaToolCall(json_args=piece)}
+
+
+draws = Agent(FunctionModel(stream_function=_draws, model_name="hands"), name="draws", output_type=draw)

@@ -24,6 +24,7 @@ from pydantic_ai.exceptions import (
     UnexpectedModelBehavior,
 )
 from pydantic_ai.messages import (
+    BinaryContent,
     CustomEvent,
     EnqueuedMessagesEvent,
     FinalResultEvent,
@@ -52,8 +53,9 @@ from pydantic_ai.usage import RunUsage
 from agent_relay.shared.failpoints import Failpoint, reached
 from agent_relay.shared.runs.claim import IntoRun
 from agent_relay.shared.runs.wait import DeferredCall
-from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions
+from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions, ToolEvents
 from agent_relay.worker.deferred_tools import calls_of
+from agent_relay.worker.execution.file_references import file_id_of, files_in
 from agent_relay.worker.execution.inbox import Inbox
 from agent_relay.worker.execution.reasoning import Reasoning
 from agent_relay.worker.execution.shown_events import ShownEvents
@@ -67,7 +69,7 @@ from agent_relay.worker.execution.steps import (
     in_order_of_calls,
 )
 from agent_relay.worker.models.request_policy import RequestPolicy
-from agent_relay.worker.storable import storable
+from agent_relay.worker.storable import as_json, storable
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +146,7 @@ class Answer:
         steps: StepWriter | None = None,
         inbox: Inbox | None = None,
         prompt: Callable[[IntoRun], Awaitable[Prompt]] | None = None,
+        keep_file: Callable[[BinaryContent], Awaitable[dict[str, Any]]] | None = None,
         ids: RunIds = NO_IDS,
         reasoning: Reasoning | None = None,
     ) -> None:
@@ -164,6 +167,9 @@ class Answer:
         self._steps = steps
         self._inbox = inbox
         self._prompt = prompt
+        self._keep_file = keep_file
+        """Stores what was made, and says of it what callers are shown."""
+        self._told_files: set[str] = set()
         self._ids = ids
         self._reasoning = reasoning
         self._given: dict[str, IntoRun] = {}
@@ -261,6 +267,8 @@ class Answer:
                 await self._steps.written()
             tools = {name: tool.tool_def for name, tool in (run.ctx.deps.tool_manager.tools or {}).items()}
             return Asked(calls_of(result.output, result.response, tools), self.whole(result.new_messages()))
+        if isinstance(result.output, BinaryContent):
+            await self._tell_files([UserPromptPart([result.output])])
         text = await self._text_of_output(result.output)
         self._listener.show(text)
         return Answered(text, self.whole(result.new_messages()), result.response.model_name)
@@ -435,6 +443,8 @@ class Answer:
                         await self._budget.check_result(event.part)
                         self._note_result(event)
                     await self._shown.take(event)
+                    if isinstance(event, FunctionToolResultEvent) and self._offer.tool_events is ToolEvents.FULL:
+                        await self._tell_files([event.part, UserPromptPart(event.content or "")])
         except ContentFilterError as error:
             if _is_filtered(error, node.model_response):
                 self.model_error = error
@@ -469,6 +479,16 @@ class Answer:
             if writing and isinstance(event, FinalResultEvent | PartDeltaEvent):
                 await self._show(stream, is_long=written > LONG_CHARACTERS)
         _demand_the_end(stream.response)
+        await self._tell_files(stream.response.parts)
+
+    async def _tell_files(self, parts: Sequence[Any]) -> None:
+        """Store the files that a tool or the model made, and tell of each once."""
+        for file in (file for part in parts for file in files_in(part)):
+            if self._keep_file is not None and file.data and file_id_of(file) is None:
+                shown = await self._keep_file(file)
+                if shown["file_id"] not in self._told_files:
+                    self._told_files.add(shown["file_id"])
+                    self._listener.tell({"event": "file", **shown})
 
     async def _show(self, stream: AgentStream[Any, Any], *, is_long: bool) -> None:
         try:
@@ -479,7 +499,8 @@ class Answer:
             return  # Not valid yet: the next may be. If something else is wrong, the whole output says it.
         if isinstance(partial, DeferredToolRequests):
             return
-        is_as_written = self._offer.text_output or not self._offer.output_text.may_be_endless
+        is_file = isinstance(partial, BinaryContent)
+        is_as_written = not is_file and (self._offer.text_output or not self._offer.output_text.may_be_endless)
         if is_as_written and not is_long:
             text = self._render(partial, partial=True)
             self._budget.check_output(text)
@@ -488,7 +509,12 @@ class Answer:
         self._listener.show(text)
 
     async def _text_of_output(self, output: Any, *, partial: bool = False) -> str:
-        """Say an output of any size as text that can be stored and published; a large one in a thread."""
+        """Say an output of any size as text that can be stored and published; a large one in a thread.
+
+        One that is a file is stored as one: `{"file_id", "media_type", "bytes"}` is said of it.
+        """
+        if isinstance(output, BinaryContent) and self._keep_file is not None:
+            return as_json(await self._keep_file(output))
         output, is_large = await self._budget.finite_output(output)
         if is_large:
             text = await asyncio.to_thread(self._render, output, partial=partial)

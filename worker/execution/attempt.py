@@ -113,6 +113,7 @@ class Attempt:
             steps=self._steps,
             inbox=self.inbox,
             prompt=lambda message: files.prompt(message.query, message.attachments, str(message.place)),
+            keep_file=files.shown,
             ids=_ids_of(claimed),
             reasoning=Reasoning(self.telling.think, settings.reasoning_event_bytes, kept.reasoning)
             if self.shows_reasoning

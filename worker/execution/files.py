@@ -74,11 +74,6 @@ class Made:
     media_type: str
     bytes: int
 
-    @property
-    def shown(self) -> dict[str, Any]:
-        """As callers see it."""
-        return {"file_id": str(self.file_id), "media_type": self.media_type, "bytes": self.bytes}
-
 
 class RunFiles:
     """The files of one attempt at a run."""
@@ -172,6 +167,11 @@ class RunFiles:
             await self._store(file_id, None, media_type, file.data, digest)
             known = self._made[digest, media_type] = Made(file_id, media_type, len(file.data))
         return known
+
+    async def shown(self, file: BinaryContent) -> dict[str, Any]:
+        """Store what the agent made; returns what callers are shown of it."""
+        made = await self.made(file)
+        return {"file_id": str(made.file_id), "media_type": made.media_type, "bytes": made.bytes}
 
     async def _name(self, file: BinaryContent) -> UUID:
         file_id = file_id_of(file)

@@ -82,7 +82,7 @@ def begun(seconds_left: float = 60, batch_id: UUID | None = None) -> attempt.Att
         load(settings)["it"],
         settings,
         Publisher(cast("EventLog", None), cast("Any", None)),
-        cast("RunFiles", SimpleNamespace(referenced=None, prompt=None)),
+        cast("RunFiles", SimpleNamespace(referenced=None, prompt=None, shown=None)),
     )
 
 
