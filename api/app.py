@@ -28,6 +28,7 @@ from agent_relay.api.protocols.openai import router as openai
 from agent_relay.api.request_id import HEADER as REQUEST_ID_HEADER
 from agent_relay.api.request_id import RequestId
 from agent_relay.api.requests.idempotency import REPLAYED_HEADER
+from agent_relay.api.requests.identity_provider import IdentityProvider
 from agent_relay.api.requests.key_cache import KeyCache
 from agent_relay.api.requests.rate_limits import Limits
 from agent_relay.api.requests.sessions import Sessions
@@ -110,6 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     state.database, state.redis, state.queue, state.event_log = engine, client, lanes, event_log
     state.keys, state.tickets, state.sessions = keys, Tickets(keys), Sessions(keys, settings.operator_keys)
     state.user_tokens = UserTokens(keys)
+    provider = state.identity_provider = None if settings.jwt_issuer is None else IdentityProvider(settings)
     state.admission, state.resolver, state.limits = admission, resolver, limits
     state.canceller = canceller
     state.answerer = Answerer(settings, engine, lanes, event_log)
@@ -125,7 +127,10 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     async def work() -> None:
         await until_ready(engine)
         of_pages = [board.run(), recorder.run()] if settings.pages else []
-        await run_together(relay.run(), batch_feeds.run(), sweeper.run(), ticker.run(), keys.run(), *of_pages)
+        of_provider = [] if provider is None else [provider.run()]
+        await run_together(
+            relay.run(), batch_feeds.run(), sweeper.run(), ticker.run(), keys.run(), *of_provider, *of_pages
+        )
 
     background = asyncio.create_task(work())
     background.add_done_callback(_end_process)

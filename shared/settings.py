@@ -147,6 +147,35 @@ def _origin(word: str) -> str:
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{'' if is_usual else f':{port}'}"
 
 
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL names this machine."""
+    host = urlsplit(url).hostname or ""
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _provider_url(url: str | None) -> str | None:
+    """Read the URL of an identity provider: what it says is believed, so nobody may come between."""
+    if url is None:
+        return None
+    try:
+        parts = urlsplit(url)
+        is_whole = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(url))
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        is_whole, host, parts = False, None, urlsplit("")
+    if not is_whole or not host or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("must be a URL such as https://login.example.com/; http is taken of this machine only")
+    return url
+
+
+def _tenant(name: str | None) -> str | None:
+    if name is not None and not TENANT.fullmatch(name):
+        raise ValueError("must be a tenant: 1 to 63 of a-z, 0-9, - and _, a letter or digit first")
+    return name
+
+
 def _log_level(value: object) -> str:
     level = str(value).strip().upper()
     if level not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
@@ -307,6 +336,16 @@ class Settings(Variables):
     """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
     ticket_secret: Annotated[SecretStr | None, BeforeValidator(_set), AfterValidator(_secret)] = None
     """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
+    jwt_issuer: Annotated[str | None, BeforeValidator(_set), AfterValidator(_provider_url)] = None
+    """Identity provider (OIDC) whose tokens are taken, as it calls itself in `iss`; without it, none are."""
+    jwt_audience: Annotated[str | None, BeforeValidator(_set)] = None
+    """What such tokens must be made for: their `aud`."""
+    jwt_tenant: Annotated[str | None, BeforeValidator(_set), AfterValidator(_tenant)] = None
+    """The tenant that all its users belong to."""
+    jwt_tenant_claim: Annotated[str | None, BeforeValidator(_set)] = None
+    """Instead of one tenant for all: the claim of a token that names its tenant."""
+    jwt_jwks_url: Annotated[str | None, BeforeValidator(_set), AfterValidator(_provider_url)] = None
+    """Where the provider publishes its keys; without it, its `/.well-known/openid-configuration` says it."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(default_factory=list)
     """Browser origins that may call the API."""
     pages: bool = True
@@ -530,9 +569,25 @@ def read(**overrides: Any) -> Settings:
         raise WrongSettings(
             ["BEAT_SECONDS must be at most a third of LEASE_SECONDS: a late beat is not a dead worker."]
         )
+    if wrong := _wrong_provider(settings):
+        raise WrongSettings([wrong])
     if settings.api_keys.keys() & settings.operator_keys.keys():
         raise WrongSettings(["OPERATOR_KEYS has a key in common with API_KEYS: a tenant is no operator."])
     return settings
+
+
+def _wrong_provider(settings: Settings) -> str | None:
+    """Say what is wrong with the settings of the identity provider together, if something is."""
+    others = [name for name in Settings.model_fields if name.startswith("jwt_") and getattr(settings, name) is not None]
+    if settings.jwt_issuer is None:
+        return f"{others[0].upper()} has no effect without JWT_ISSUER." if others else None
+    if settings.jwt_audience is None:
+        return "JWT_ISSUER needs JWT_AUDIENCE: without it, tokens for other services would be taken."
+    if (settings.jwt_tenant is None) == (settings.jwt_tenant_claim is None):
+        return (
+            "JWT_ISSUER needs either JWT_TENANT, the tenant of its users, or JWT_TENANT_CLAIM, the claim that names it."
+        )
+    return None
 
 
 def load_file() -> None:

@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from sqlalchemy import text
 
 from agent_relay.api.problems import CHALLENGE, Refused, unavailable
+from agent_relay.api.requests.identity_provider import ProviderAway
 from agent_relay.api.requests.key_cache import KeysUnknown
 from agent_relay.api.requests.tickets import refused
 from agent_relay.api.requests.user_tokens import LONGEST_TOKEN, Token, not_of_threads
@@ -38,7 +39,8 @@ SECURITY_SCHEMES = {
     "Bearer": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The same key, as `Authorization: Bearer`; or a token of a user.",
+        "description": "The same key, as `Authorization: Bearer`; or a token of a user, of this service or of the"
+        " identity provider that it trusts.",
     },
     "UserId": {
         "type": "apiKey",
@@ -103,7 +105,7 @@ class Owner:
             raise NotFound("thread")
 
 
-def identify(request: Request, scopes: Collection[Scope], *, needs_user: bool = True) -> None:
+async def identify(request: Request, scopes: Collection[Scope], *, needs_user: bool = True) -> None:
     """Read who calls, with a key that has one of these scopes, or with a session or a token that was made with one.
 
     Where no user is needed, a key that names none is its own, and a session does not do.
@@ -112,7 +114,7 @@ def identify(request: Request, scopes: Collection[Scope], *, needs_user: bool = 
         Refused: 401 without a valid key or token, 403 with one that lacks the scope or with a session that another site
             uses, 400 without exactly one user.
     """
-    owner = (_in_session(request) if needs_user else None) or _by_headers(request, needs_user=needs_user)
+    owner = (_in_session(request) if needs_user else None) or await _by_headers(request, needs_user=needs_user)
     if not shown_key(owner).allows(scopes):
         wanted = " or ".join(f"`{scope}`" for scope in scopes)
         raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
@@ -134,7 +136,7 @@ def _in_session(request: Request) -> Owner | None:
     return session and Owner(session.key.tenant, session.user_id, session.key)
 
 
-def _by_headers(request: Request, *, needs_user: bool) -> Owner:
+async def _by_headers(request: Request, *, needs_user: bool) -> Owner:
     """Read who calls, from the headers.
 
     Raises:
@@ -144,9 +146,11 @@ def _by_headers(request: Request, *, needs_user: bool) -> Owner:
     shown = _shown(request)
     try:
         key = None if shown is None else request.app.state.keys.find(shown.secret)
-        owner = _by_token(request, shown) if shown is not None and key is None else None
+        owner = await _by_token(request, shown) if shown is not None and key is None else None
     except KeysUnknown:
         raise _keys_unknown() from None
+    except ProviderAway:
+        raise unavailable("The keys of the identity provider cannot be read now.") from None
     if owner is not None:
         return owner
     if shown is None or key is None:
@@ -157,22 +161,26 @@ def _by_headers(request: Request, *, needs_user: bool) -> Owner:
     return Owner(key.tenant, user_id or key.own_user, key)
 
 
-def _by_token(request: Request, shown: _Shown) -> Owner | None:
+async def _by_token(request: Request, shown: _Shown) -> Owner | None:
     """Read whose token the request shows; None where it is not valid.
 
     Raises:
         Refused: 400, X-User-ID names another user; or two.
         KeysUnknown: the keys have not been read yet.
+        ProviderAway: it may be one of the identity provider, which cannot be asked.
     """
     if not shown.as_bearer or len(shown.secret) > LONGEST_TOKEN or shown.secret.count(b".") != _DOTS_IN_TOKEN:
         return None
-    read = request.app.state.user_tokens.read(shown.secret)
+    state, token = request.app.state, shown.secret.decode("latin-1")
+    read = state.user_tokens.read(token)
+    if read is None and state.identity_provider is not None:
+        read = await state.identity_provider.read(token)
     if read is None:
         return None
-    key, user_id, token = read
+    key, user_id, limits = read
     if _user(request, key.tenant) not in {None, user_id}:
         raise Refused(400, "X-User-ID names another user than the token; leave it out.")
-    return Owner(key.tenant, user_id, key, token)
+    return Owner(key.tenant, user_id, key, limits)
 
 
 def _user(request: Request, tenant: str) -> UUID | None:
@@ -259,16 +267,21 @@ async def identify_by_ticket(request: Request) -> None:
     tickets, keys = request.app.state.tickets, request.app.state.keys
     try:
         run_id = UUID(request.path_params["run_id"])
-        key, token = tickets.read(request.query_params["ticket"], run_id)
+        reference, token = tickets.read(request.query_params["ticket"], run_id)
     except KeysUnknown:
         raise _keys_unknown() from None
     except ValueError:
         raise refused() from None
     async with request.app.state.database.connect() as connection:
         run = (await connection.execute(_OWNER, {"id": run_id})).one_or_none()
-    if run is None or run.tenant != key.tenant:
+    if run is None:
         raise refused()
-    if token is not None and keys.is_void(run.tenant, run.user_id, token.issued_at):
+    try:
+        key = keys.find_by_reference(reference, run.tenant)
+        is_void = token is not None and keys.is_void(run.tenant, run.user_id, token.issued_at)
+    except KeysUnknown:
+        raise _keys_unknown() from None
+    if key is None or key.tenant != run.tenant or is_void:
         raise refused()
     _note(request, Owner(run.tenant, run.user_id, key, token))
 

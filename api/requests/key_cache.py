@@ -51,6 +51,7 @@ class KeyCache:
         self._database = database
         self._revoked = revoked
         self._tokens_revoked = tokens_revoked
+        self._issuer = settings.jwt_issuer
         self._revocations: dict[tuple[str, UUID], datetime] = {}
         """Of each user the time up to which tokens are void, the oldest first."""
         self._revocations_of = Counter[str]()
@@ -76,9 +77,15 @@ class KeyCache:
             raise KeysUnknown
         return self._valid(found)
 
-    def find_by_reference(self, reference: bytes) -> ApiKey | None:
-        """Find a valid key by its reference, as tickets carry it; raises as `find` does."""
+    def find_by_reference(self, reference: bytes, tenant: str | None = None) -> ApiKey | None:
+        """Find a valid key by its reference, as tickets carry it; raises as `find` does.
+
+        With a tenant, also what stands for a key of the users that the identity provider knows of it.
+        """
         found = self._by_reference.get(reference)
+        if found is None and tenant is not None and self._issuer is not None:
+            of_issuer = ApiKey.of_issuer(self._issuer, tenant)
+            found = of_issuer if of_issuer.reference == reference else None
         if found is None and self._read_until is None:
             raise KeysUnknown
         return self._valid(found)

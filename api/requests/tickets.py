@@ -43,11 +43,11 @@ class Tickets:
         ticket = base64.urlsafe_b64encode(claims + self._signature(run_id, claims)).decode().rstrip("=")
         return ticket, expires_at
 
-    def read(self, ticket: str, run_id: UUID) -> tuple[ApiKey, Token | None]:
-        """Find the key that a ticket for this run was made with; and of a token, if made with one, what is known.
+    def read(self, ticket: str, run_id: UUID) -> tuple[bytes, Token | None]:
+        """Read the reference of the key that a ticket for this run was made with; and of a token what is known.
 
         Raises:
-            Refused: 401; it is not ours, has expired, is for another run, or its key is not valid any more.
+            Refused: 401; it is not ours, has expired, or is for another run.
             KeysUnknown: the keys have not been read yet.
         """
         if not _FORM.fullmatch(ticket):
@@ -57,13 +57,13 @@ class Tickets:
         if not hmac.compare_digest(signature, self._signature(run_id, claims)):
             raise refused()
         expires_at = datetime.fromtimestamp(int.from_bytes(claims[REFERENCE_BYTES:_OF_KEY]), UTC)
-        key = self._keys.find_by_reference(claims[:REFERENCE_BYTES])
-        if key is None or expires_at <= now():
+        reference = claims[:REFERENCE_BYTES]
+        if expires_at <= now():
             raise refused()
         if len(claims) == _OF_KEY:
-            return key, None
+            return reference, None
         (issued_at,) = struct.unpack(">d", claims[_OF_KEY:])
-        return key, Token(issued_at, expires_at.timestamp(), read_only=True)
+        return reference, Token(issued_at, expires_at.timestamp(), read_only=True)
 
     def _signature(self, run_id: UUID, claims: bytes) -> bytes:
         return hmac.digest(self._keys.ticket_secret, b"stream ticket 2\0" + run_id.bytes + claims, "sha256")

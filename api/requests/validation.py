@@ -89,7 +89,7 @@ class StrictRoute(APIRoute):
 
     async def identify(self, request: Request) -> None:
         """Find out who calls, or refuse."""
-        identify(request, self._scopes(request.method))
+        await identify(request, self._scopes(request.method))
 
     async def _check_token(self, request: Request) -> None:
         """See that the token that was shown, if one was, allows the call."""
@@ -159,7 +159,7 @@ class TenantRoute(StrictRoute):
 
     async def identify(self, request: Request) -> None:
         """Find out whose key it is, or refuse."""
-        identify(request, self._scopes(request.method), needs_user=False)
+        await identify(request, self._scopes(request.method), needs_user=False)
 
 
 class OperatorRoute(StrictRoute):

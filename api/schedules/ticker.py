@@ -188,7 +188,8 @@ class Ticker:
         Raises:
             KeysUnknown: the keys have not been read yet.
         """
-        key = None if schedule.key_reference is None else self._keys.find_by_reference(schedule.key_reference)
+        reference = schedule.key_reference
+        key = None if reference is None else self._keys.find_by_reference(reference, schedule.tenant)
         return key if key is not None and key.tenant == schedule.tenant else None
 
 

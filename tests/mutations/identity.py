@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 IDENTITY = "tests/acceptance/test_identity.py::"
+PROVIDER = "tests/acceptance/test_identity_provider.py::"
 TOKENS = "tests/acceptance/test_user_tokens.py::"
 
 MUTATIONS = [
@@ -89,6 +90,34 @@ MUTATIONS = [
         '        if decoded["header"].get("typ") != _TYPE or key is None',
         "        if key is None",
         TOKENS + "test_a_forged_token_is_as_wrong_as_any_key",
+    ),
+    Mutation(
+        "a token of the provider for another service",
+        "api/requests/identity_provider.py",
+        "                audience=self._audience,\n",
+        '                audience=["https://another.example.com"],\n',
+        PROVIDER + "test_what_is_not_the_providers_is_as_wrong_as_any_key",
+    ),
+    Mutation(
+        "a token of the provider without an end",
+        "api/requests/identity_provider.py",
+        '["exp", "sub", "aud", "iss"]',
+        '["sub", "aud", "iss"]',
+        PROVIDER + "test_what_is_not_the_providers_is_as_wrong_as_any_key",
+    ),
+    Mutation(
+        "callers that have keys fetched",
+        "api/requests/identity_provider.py",
+        "            if time.monotonic() - self._tried_at < AGAIN_SECONDS:",
+        "            if False:",
+        PROVIDER + "test_unknown_keys_make_no_fetches",
+    ),
+    Mutation(
+        "a secret that passes for a public key",
+        "api/requests/identity_provider.py",
+        '            if given.get("use", "sig") != "sig" or not algorithms:',
+        "            if False:",
+        PROVIDER + "test_what_is_no_public_key_is_none",
     ),
     Mutation(
         "one user for all bearer keys",

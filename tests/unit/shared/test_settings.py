@@ -61,6 +61,13 @@ def test_origins_are_written_as_browsers_send_them(
     ("name", "value", "sentence"),
     [
         ("CORS_ORIGINS", "localhost:3000", "'localhost:3000' has no scheme"),
+        ("JWT_ISSUER", "login.example.com", "must be a URL such as https://login.example.com/"),
+        ("JWT_ISSUER", "http://login.example.com", "http is taken of this machine only"),
+        ("JWT_ISSUER", "https://a:b@login.example.com", "must be a URL such as"),
+        ("JWT_ISSUER", "https://login.example.com/", "JWT_ISSUER needs JWT_AUDIENCE"),
+        ("JWT_AUDIENCE", "relay", "JWT_AUDIENCE has no effect without JWT_ISSUER"),
+        ("JWT_TENANT", "Acme, Inc.", "must be a tenant"),
+        ("JWT_JWKS_URL", "file:///etc/passwd", "must be a URL such as"),
         ("CORS_ORIGINS", "app.example.com", "has no scheme"),
         ("CORS_ORIGINS", "//app.example.com", "has no scheme"),
         ("CORS_ORIGINS", "https://app.example.com/app", "without path"),
