@@ -34,6 +34,8 @@ _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x
 CHECKS_A_STALL = 4
 _LOST = "agent_relay.connection_lost"
 """Where a request's scope holds what is called when its connection is lost, and then that it is."""
+BREAK_OFF = "agent_relay.break_off"
+"""The type of a message, instead of more of a body: close the connection, so that the reader sees that more was due."""
 LONGEST_HEAD_BYTES = 64 << 10
 """The parser has no limit of its own, and takes time in the square of a header's length."""
 LONGEST_TRAILERS_BYTES = 64 << 10
@@ -96,6 +98,8 @@ class Cycle(RequestResponseCycle):
         """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
+        if message["type"] == BREAK_OFF:
+            self.transport.close()  # What was sent before arrives.
         if self.transport.is_closing():
             self.disconnected = True
             self.message_event.set()

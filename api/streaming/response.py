@@ -11,7 +11,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from agent_relay.api.requests.rate_limits import OpenCall
-from agent_relay.api.server.http_protocol import tell_of_loss
+from agent_relay.api.server.http_protocol import BREAK_OFF, tell_of_loss
 from agent_relay.api.streaming.relay import Relay
 from agent_relay.api.streaming.run_feed import Event, RunFeed, Text, WakeReason, end_wait
 from agent_relay.shared.away import REDIS_ERRORS
@@ -21,6 +21,8 @@ from agent_relay.shared.rows import RunRow
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 64 << 10
+_LAST_WORDS = {"done", "pause"}
+"""The event that a whole stream ends with."""
 
 _READER = "agent_relay.reader"
 _OF_THE_HANDLING = (_READER, "fastapi_", "starlette.")
@@ -101,15 +103,26 @@ class Renderer(Protocol):
         ...
 
     def render(self, item: Event | Text) -> bytes:
-        """Write an event, or the text as it is now; nothing where the protocol has no word for it."""
+        """Write an event, or the text as it is now; nothing where the protocol has no word for it.
+
+        Raises:
+            CannotRender: the stream has to be cut there.
+        """
         ...
+
+
+class CannotRender(Exception):
+    """What comes cannot be said to a reader that has what came before; a new stream from the start can say it."""
 
 
 class Follower:
     """One reader of a run's stream."""
 
     __slots__ = (
+        "_began_at",
+        "_breaks_off",
         "_call",
+        "_complete",
         "_cursor",
         "_ended",
         "_following",
@@ -130,17 +143,25 @@ class Follower:
         renderer: Renderer,
         *,
         until_waiting: bool = False,
+        breaks_off: bool = False,
         hung_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """Follow a run for one reader.
+
+        With `breaks_off`, a stream that is cut breaks its connection: its readers take every other end for the run's.
+        """
         self._until_waiting = until_waiting
+        self._breaks_off = breaks_off
         self._renderer = renderer
         self._relay = relay
         self._call = call
         call.revoked = self.end
         self._following = relay.follow(run)
-        self._cursor = cursor
+        self._cursor = self._began_at = cursor
         self._hung_up = hung_up
         self._lost = self._ended = False
+        self._complete = False
+        """Whether the reader was told how the run ended, or that it waits."""
         self._waiting: asyncio.Future[WakeReason] | None = None
 
     @property
@@ -187,15 +208,20 @@ class Follower:
                 if frames:
                     await send_frames(send, frames)
                     frames = []
+                    if self._complete:
+                        break
                     continue
                 if self._cursor != before:
                     continue
-                if feed.ended or (self._until_waiting and feed.waits):
+                if feed.ended or (self._until_waiting and feed.waits and feed.top != self._began_at):
                     break
                 self._waiting = feed.wait()
                 if await self._waiting is WakeReason.IN_VAIN:
                     frames = [self._renderer.keepalive]
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if self._complete or not self._breaks_off:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await send({"type": BREAK_OFF})
 
     def _tells(self, item: Event | Text, feed: RunFeed) -> bool:
         """Tell a pause only where the stream ends there: as the last word of a run that waits."""
@@ -205,8 +231,16 @@ class Follower:
         return True
 
     def _render(self, item: Event | Text) -> bytes:
+        if self._ended:
+            return b""
         self._cursor = item.id
-        return self._renderer.render(item)
+        self._complete = isinstance(item, Event) and item.name in _LAST_WORDS
+        try:
+            return self._renderer.render(item)
+        except CannotRender:
+            log.info("stream.cannot_render cursor=%s", item.id)
+            self._ended = True
+            return b""
 
 
 async def send_frames(send: Send, frames: list[bytes]) -> None:
