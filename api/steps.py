@@ -36,6 +36,10 @@ _OUTPUT_TOOL = "final_result"
 _OUTPUT_RESULT = "Final result processed."
 """What pydantic-ai calls the tool by which a model gives its output, and what it answers."""
 
+SIZE_OF_STEPS = """coalesce((SELECT octet_length(messages) FROM transcripts WHERE run_id = steps_of), 0)
+    + coalesce((SELECT sum(octet_length(messages)) FROM run_steps WHERE run_id = steps_of), 0)"""
+"""How many bytes are read for the steps of a row's run `steps_of`."""
+
 _RESPONSE = """'"response"'"""
 _REFERENCE = re.compile(r"agent-relay-file-([0-9a-f-]{36})")
 

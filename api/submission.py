@@ -51,6 +51,15 @@ class Asked:
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
+@dataclass(frozen=True, slots=True)
+class OwnIds:
+    """What a query of a protocol is called whose callers choose the ids of threads and messages."""
+
+    user_message_id: UUID
+    begins_thread_with: str | None = None
+    """The agent that the thread is begun with, where it is not there."""
+
+
 class Submitter:
     """Takes queries in."""
 
@@ -77,11 +86,13 @@ class Submitter:
         key: Key | None,
         history: Sequence[Said] = (),
         after_run: UUID | None = None,
+        ids: OwnIds | None = None,
     ) -> Asked:
         """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
 
         `history` is what was said before, where the caller holds the conversation; `after_run` is the run of the thread
-        that it has to follow directly.
+        that it has to follow directly. With `ids`, the caller's message gets an id that was chosen for it, and the
+        thread may be begun with it.
 
         Raises:
             Refused: 422, the deadline is further away than this service allows; 403, a token allows other threads only.
@@ -89,7 +100,7 @@ class Submitter:
             Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy
                 or has gone on, the queue is full, or a webhook may not go there.
         """
-        asked = replace(await self._query(caller, new), history=history, after_run=after_run)
+        asked = replace(await self._query(caller, new, ids), history=history, after_run=after_run)
         try:
             if asked.strategy is Strategy.STEER and asked.replace_from is None:  # It would take that run out.
                 return await self._steer(caller, asked, key)
@@ -148,21 +159,24 @@ class Submitter:
         log.info("asking.message run_id=%s place=%d", sent.run_id, sent.place)
         await self._canceller.announce_message(sent.run_id, sent.place or 0)
 
-    async def _query(self, caller: Owner, new: NewQuery) -> Query:
+    async def _query(self, caller: Owner, new: NewQuery, ids: OwnIds | None) -> Query:
         caller.check_thread(new.thread_id)
         deadline = new.deadline_s or self._settings.run_deadline_seconds
         check_deadline(self._settings, deadline)
         if new.webhook_url is not None:
             await self._resolver.check(new.webhook_url, caller.tenant, seconds=LOOK_UP_SECONDS)
+        agent_type = new.agent_type if ids is None else ids.begins_thread_with
         if new.options is not None:
-            await check_options(self._database, caller, new.options, agent_type=new.agent_type, thread_id=new.thread_id)
+            await check_options(self._database, caller, new.options, agent_type=agent_type, thread_id=new.thread_id)
         return Query(
             tenant=caller.tenant,
             user_id=caller.user_id,
             thread_id=new.thread_id,
-            agent_type=new.agent_type,
+            agent_type=agent_type,
             query=new.query,
             attachments=await self._attachments(caller, new.attachments),
+            user_message_id=None if ids is None else ids.user_message_id,
+            begins_thread=ids is not None and ids.begins_thread_with is not None,
             replace_from=new.replace_from,
             deadline_seconds=deadline,
             start_at=new.start_at,

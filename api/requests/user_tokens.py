@@ -33,8 +33,13 @@ _ALGORITHM = "HS256"
 
 _OF_TENANT = ("/user-tokens", "/usage", "/webhooks/secret", "/console/")
 """Paths of calls that concern the whole tenant, or make rights that outlive a token: they need an API key."""
-_ABOUT_THREADS = {("GET", "/agents"), ("GET", "/threads"), ("GET", "/runs")} | {
-    ("POST", path) for path in ("/runs", "/agent/query", "/agent/stream")
+_CHAT = "/ai-sdk/chat"
+_ABOUT_THREADS = {
+    *(
+        ("GET", path)
+        for path in ("/agents", "/threads", "/runs", f"{_CHAT}/{{chat}}/stream", f"{_CHAT}/{{chat}}/messages")
+    ),
+    *(("POST", path) for path in ("/runs", "/agent/query", "/agent/stream", _CHAT)),
 }
 """Calls whose path names neither thread nor run, and that look at the threads of a token themselves."""
 _PREFIX = "/api/v1"

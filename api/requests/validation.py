@@ -48,6 +48,9 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 class StrictRequest(Request):
     """A request whose body is read within limits and parsed as JSON means it."""
 
+    most_values = MOST_VALUES
+    """That the body may hold."""
+
     async def body(self) -> bytes:
         """Read the body, counting as it comes."""
         if not hasattr(self, "_body"):
@@ -57,7 +60,7 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """Parse the body."""
         if not hasattr(self, "_json"):
-            self._json = _parse(await self.body())
+            self._json = _parse(await self.body(), self.most_values)
         return self._json
 
 
@@ -86,6 +89,9 @@ _AREAS = {"/batches": Scope.BATCHES, "/webhooks": Scope.WEBHOOKS}
 
 class StrictRoute(APIRoute):
     """A route of the API: identity first, then the query string, then the body."""
+
+    most_values = MOST_VALUES
+    """That a body may hold."""
 
     async def identify(self, request: Request) -> None:
         """Find out who calls, or refuse."""
@@ -125,6 +131,7 @@ class StrictRoute(APIRoute):
                 message = "This call creates nothing and takes no key"
                 raise _invalid([FieldError(pointer=f"header:{IDEMPOTENCY_KEY}", code="not_offered", message=message)])
             strict = StrictRequest(request.scope, request.receive)
+            strict.most_values = self.most_values
             if takes_body:
                 media_type_of(request, "application/json")
                 await strict.json()  # FastAPI would take whatever goes wrong here for a 400 of its own.
@@ -252,23 +259,23 @@ def media_type_of(request: Request, *known: str) -> str:
     return media_type
 
 
-def _parse(body: bytes) -> Any:
+def _parse(body: bytes, most_values: int) -> Any:
     """Read JSON that can be stored."""
-    value = read_json(body)
+    value = read_json(body, most_values=most_values)
     errors = unstorable(value)
     if errors:
         raise _invalid(errors)
     return value
 
 
-def read_json(body: bytes, what: str = "body") -> Any:
+def read_json(body: bytes, what: str = "body", most_values: int = MOST_VALUES) -> Any:
     """Read JSON.
 
     Raises:
-        Refused: 400, it is malformed or nested too deep; 422, it holds more than `MOST_VALUES` values.
+        Refused: 400, it is malformed or nested too deep; 422, it holds more values than `most_values`.
     """
-    if might_hold_many_values(body):
-        _count_values(body, what)
+    if might_hold_many_values(body, most_values):
+        _count_values(body, what, most_values)
     try:
         return _DECODER.decode(body.decode("utf-8-sig"))  # A byte order mark is skipped, as RFC 8259 allows.
     except UnicodeDecodeError:
@@ -285,12 +292,12 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[,\[\]{}]', re.DOTA
 """A string, also one that does not end, or what separates values."""
 
 
-def might_hold_many_values(body: bytes) -> bool:
-    """Tell whether there are more than `MOST_VALUES` values, if all that looks like one is outside of strings."""
-    return body.count(b",") + body.count(b"[") + body.count(b"{") >= MOST_VALUES
+def might_hold_many_values(body: bytes, most_values: int = MOST_VALUES) -> bool:
+    """Tell whether there are more values than that, if all that looks like one is outside of strings."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") >= most_values
 
 
-def _count_values(body: bytes, what: str) -> None:
+def _count_values(body: bytes, what: str, most_values: int) -> None:
     """Count the values before any is made: a megabyte may hold half a million, each of which costs memory and time.
 
     Raises:
@@ -309,9 +316,9 @@ def _count_values(body: bytes, what: str) -> None:
                 values, depth = values + 1, depth + 1
         if depth > MAX_DEPTH:
             raise too_deep()
-        if values >= MOST_VALUES:
-            raise _invalid([FieldError(pointer="", code="too_many_values", message=f"At most {MOST_VALUES} values")])
-        if strings > 2 * MOST_VALUES:
+        if values >= most_values:
+            raise _invalid([FieldError(pointer="", code="too_many_values", message=f"At most {most_values} values")])
+        if strings > 2 * most_values:
             raise malformed(f"The {what} is not JSON.")
 
 

@@ -33,7 +33,7 @@ from agent_relay.api.schemas import (
     ThreadId,
     ThreadWithMessages,
 )
-from agent_relay.api.steps import steps_of_runs
+from agent_relay.api.steps import SIZE_OF_STEPS, steps_of_runs
 from agent_relay.shared.attachments import attached_of
 from agent_relay.shared.clock import new_id
 from agent_relay.shared.database import PLACE
@@ -161,9 +161,6 @@ _BEARS_STEPS = """
 """
 """Of each run one message: the answer, or without one the query."""
 
-_SIZE_OF_STEPS = """coalesce((SELECT octet_length(messages) FROM transcripts WHERE run_id = steps_of), 0)
-    + coalesce((SELECT sum(octet_length(messages)) FROM run_steps WHERE run_id = steps_of), 0)"""
-
 
 def _page_of_messages(*, with_steps: bool) -> TextClause:
     steps_of = f"CASE WHEN {_BEARS_STEPS} THEN run_id END" if with_steps else "CAST(NULL AS uuid)"
@@ -173,7 +170,7 @@ def _page_of_messages(*, with_steps: bool) -> TextClause:
           AND (position, place) > (coalesce(CAST(:position AS bigint), -1), coalesce(CAST(:place AS int), 0))
         ORDER BY position, place LIMIT :limit
     """  # noqa: S608  (constants)
-    return text(bounded(select, f"({_SIZE} + {_SIZE_OF_STEPS})" if with_steps else _SIZE, "position, place"))
+    return text(bounded(select, f"({_SIZE} + {SIZE_OF_STEPS})" if with_steps else _SIZE, "position, place"))
 
 
 _MESSAGES = {with_steps: _page_of_messages(with_steps=with_steps) for with_steps in (False, True)}

@@ -79,6 +79,11 @@ class Query:
     """The run that this one repeats."""
     run_id: UUID | None = None
     """The id that the run is to get; None for a new one."""
+    user_message_id: UUID | None = None
+    """The id that the user's message is to get; None for a new one."""
+    begins_thread: bool = False
+    """Whether the thread is begun, with `agent_type`, where it is not there: its id is made from what its owner calls
+    it."""
     schedule_id: UUID | None = None
     """The schedule that asks it; `start_at` is its tick, which has come."""
     history: Sequence[Said] = ()
@@ -121,6 +126,14 @@ TAKE_SEQ = text("""
     WHERE id = :thread_id AND tenant = :tenant AND user_id = :user_id AND deleted_at IS NULL
     RETURNING last_seq, agent_type
 """)
+
+_BEGIN_THREAD = text("""
+    INSERT INTO threads (id, tenant, user_id, agent_type, metadata)
+    SELECT :thread_id, :tenant, :user_id, agent_type, '{}' FROM agents WHERE agent_type = :agent_type
+    ON CONFLICT (id) DO UPDATE SET id = excluded.id
+    RETURNING id
+""")
+"""Where another call has just begun it, that is waited for."""
 
 _FIND_THREAD = text("""
     SELECT agent_type FROM threads
@@ -262,7 +275,7 @@ async def accept_in(
         "history": to_json(asked.history).decode() if asked.history else None,
         "webhook_url": asked.webhook_url,
         "wait_seconds": asked.wait_seconds,
-        "user_message_id": new_id(),
+        "user_message_id": asked.user_message_id or new_id(),
         "message_id": new_id(),
         "retry_of": asked.retry_of,
         "crashes": int(asked.suspect),
@@ -301,8 +314,18 @@ async def attachments_of(
     return kept[None]
 
 
+async def _begin_thread(connection: AsyncConnection, asked: Query) -> None:
+    """Begin the thread, unless it is there."""
+    _check_agent(asked, asked.agent_type)
+    values = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
+    if await connection.scalar(_BEGIN_THREAD, values | {"agent_type": asked.agent_type}) is None:
+        raise UnknownAgent(str(asked.agent_type), asked.allowed_agents)
+
+
 async def _place_in_thread(connection: AsyncConnection, asked: Query, *, later: bool) -> tuple[str, int | None]:
     """Lock the thread, and take the next place in it; returns its agent and the place, None where it starts later."""
+    if asked.begins_thread:
+        await _begin_thread(connection, asked)
     owner = {"thread_id": asked.thread_id, "tenant": asked.tenant, "user_id": asked.user_id}
     found = (await connection.execute(_FIND_THREAD if later else TAKE_SEQ, owner)).one_or_none()
     if found is None:

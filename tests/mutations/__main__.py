@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.mutations import (
     admission,
+    ai_sdk,
     batches,
     budgets,
     command_line,
@@ -66,6 +67,7 @@ LAWS = (
     usage,
     entered,
     openai,
+    ai_sdk,
     options,
     webhooks,
     command_line,
