@@ -24,6 +24,7 @@ from agent_relay.api.files import FileUploads
 from agent_relay.api.operations.board import Board
 from agent_relay.api.operations.recorder import Recorder
 from agent_relay.api.probes import KnownForAWhile, Probes
+from agent_relay.api.protocols.ag_ui import routes as ag_ui
 from agent_relay.api.protocols.ai_sdk import routes as ai_sdk
 from agent_relay.api.protocols.openai import router as openai
 from agent_relay.api.request_id import HEADER as REQUEST_ID_HEADER
@@ -175,7 +176,7 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     v1 = APIRouter(prefix="/api/v1")
     users = (agents, threads, agent, runs, batches, files, schedules, usage, webhooks, user_tokens)
     routers = (*users, dead_letters, api_keys)
-    for router in (*(routes.router for routes in routers), runs.streams, ai_sdk.router):
+    for router in (*(routes.router for routes in routers), runs.streams, ag_ui.router, ai_sdk.router):
         v1.include_router(router)
     app.include_router(v1)
     app.include_router(openai.router)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.mutations import (
     admission,
+    ag_ui,
     ai_sdk,
     batches,
     budgets,
@@ -68,6 +69,7 @@ LAWS = (
     entered,
     openai,
     ai_sdk,
+    ag_ui,
     options,
     webhooks,
     command_line,
