@@ -43,7 +43,16 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
     for name in ("NewThread", "NewQuery", "AttendedQuery", "NewBatch", "NewApiKey", "NewSchedule", "ScheduleChanges"):
         properties = schemas[name]["properties"]
         properties.update({key: _pin(key, properties[key]) for key in _PINNED if key in properties})
-    for name in ("NewThread", "ThreadChanges", "NewQuery", "AttendedQuery", "NewBatch"):
+    takes_options = (
+        "NewThread",
+        "ThreadChanges",
+        "NewQuery",
+        "AttendedQuery",
+        "NewBatch",
+        "NewSchedule",
+        "ScheduleChanges",
+    )
+    for name in takes_options:
         schemas[name]["properties"]["options"] = {"type": "null"}  # None of the agents has any.
     for name in ("NewQuery", "AttendedQuery", "NewItem", "NewMessage"):
         schemas[name]["properties"]["attachments"] = {"enum": [ATTACHED, None]}
