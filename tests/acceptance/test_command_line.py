@@ -101,7 +101,7 @@ async def test_a_refusal_says_what_is_wrong_where(terminal: Terminal) -> None:
         ({"AGENT_RELAY_URL": "relay.example.com"}, "URL"),
         ({"AGENT_RELAY_API_KEY": ""}, "AGENT_RELAY_API_KEY"),
         ({"AGENT_RELAY_API_KEY": "secret\n"}, "API key"),
-        ({"AGENT_RELAY_USER_ID": "me"}, "UUID"),
+        ({"AGENT_RELAY_USER_ID": "mé"}, "printable ASCII"),
     ],
 )
 async def test_who_calls_whom_must_be_said(terminal: Terminal, changes: dict[str, str], said: str) -> None:
