@@ -21,8 +21,8 @@ async def authorize(page: Page, window: Window) -> None:
     """Give the page a key and a user, as people do in its dialog."""
     await page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
     dialog = page.locator(".dialog-ux")
-    for place, value in ((0, KEYS["acme"]), (1, window.user_id)):
-        field = dialog.locator(".auth-container").nth(place)
+    for header, value in (("X-API-Key", KEYS["acme"]), ("X-User-ID", window.user_id)):
+        field = dialog.locator(".auth-container").filter(has_text=f"Name: {header}").first
         await field.locator("input").fill(value)
         await field.get_by_role("button", name="Apply credentials").click()
         await expect(field.get_by_role("button", name="Remove authorization")).to_be_visible()

@@ -55,7 +55,7 @@ from agent_relay.shared.runs.claim import IntoRun
 from agent_relay.shared.runs.wait import DeferredCall
 from agent_relay.worker.catalog import AS_THE_AGENT_HAS_IT, RegisteredAgent, RunOptions, ToolEvents
 from agent_relay.worker.deferred_tools import calls_of
-from agent_relay.worker.execution.file_references import file_id_of, files_in
+from agent_relay.worker.execution.file_references import all_files_in, file_id_of
 from agent_relay.worker.execution.inbox import Inbox
 from agent_relay.worker.execution.reasoning import Reasoning
 from agent_relay.worker.execution.shown_events import ShownEvents
@@ -483,7 +483,7 @@ class Answer:
 
     async def _tell_files(self, parts: Sequence[Any]) -> None:
         """Store the files that a tool or the model made, and tell of each once."""
-        for file in (file for part in parts for file in files_in(part)):
+        for file in await all_files_in(parts):
             if self._keep_file is not None and file.data and file_id_of(file) is None:
                 shown = await self._keep_file(file)
                 if shown["file_id"] not in self._told_files:

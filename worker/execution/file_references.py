@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -58,6 +59,17 @@ def referring(query: str, attachments: object) -> str | list[UserContent]:
     return said if attached else query
 
 
+async def all_files_in(parts: Sequence[Any]) -> list[BinaryContent]:
+    """List the files of parts of messages; what may be large is searched in a thread."""
+    if not any(isinstance(part, FilePart) or _holds_more_than_text(part) for part in parts):
+        return []
+    return await asyncio.to_thread(lambda: [file for part in parts for file in files_in(part)])
+
+
+def _holds_more_than_text(part: Any) -> bool:
+    return isinstance(part, UserPromptPart | BaseToolReturnPart) and type(cast("Any", part.content)) not in _PLAIN
+
+
 def files_in(part: Any) -> list[BinaryContent]:
     """List the files of a part of a message."""
     if isinstance(part, FilePart):
@@ -71,6 +83,11 @@ def files_in(part: Any) -> list[BinaryContent]:
     if isinstance(part, UserPromptPart | BaseToolReturnPart):
         _walk(cast("Any", part.content), note)
     return found
+
+
+async def all_replaced(messages: Sequence[ModelMessage], by: Replace) -> list[ModelMessage]:
+    """Copy messages with other content in the place of their files, in a thread."""
+    return await asyncio.to_thread(lambda: [replaced(message, by) for message in messages])
 
 
 def replaced(message: ModelMessage, by: Replace) -> ModelMessage:

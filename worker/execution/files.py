@@ -44,7 +44,7 @@ from agent_relay.shared.files import (
 from agent_relay.shared.media_types import MEDIA_TYPES, Sniffer, WrongContent, matches, plain
 from agent_relay.shared.runs.claim import Claim
 from agent_relay.shared.settings import Settings
-from agent_relay.worker.execution.file_references import content_of, file_id_of, files_in, replaced
+from agent_relay.worker.execution.file_references import all_files_in, all_replaced, content_of, file_id_of
 from agent_relay.worker.execution.steps import KeptSteps
 from agent_relay.worker.fetching import Fetcher, NotFetched
 
@@ -127,7 +127,7 @@ class RunFiles:
 
     async def restored(self, messages: Sequence[ModelMessage]) -> list[ModelMessage]:
         """Put bytes back into messages that were stored: into the newest first, as far as there is room."""
-        files = [file for message in messages for part in message.parts for file in files_in(part) if not file.data]
+        files = [file for file in await all_files_in(_parts(messages)) if not file.data]
         references = {file_id: file for file in files if (file_id := file_id_of(file)) is not None}
         if not references:
             return list(messages)
@@ -140,11 +140,11 @@ class RunFiles:
             file_id = None if file.data else file_id_of(file)
             return file if file_id is None else contents[file_id]
 
-        return [replaced(message, put_back) for message in messages]
+        return await all_replaced(messages, put_back)
 
     async def referenced(self, messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
         """Take the bytes out of messages that are to be stored; what is no file yet becomes one."""
-        files = [file for message in messages for part in message.parts for file in files_in(part) if file.data]
+        files = [file for file in await all_files_in(_parts(messages)) if file.data]
         if not files:
             return messages
         names = {id(file): await self._name(file) for file in files}
@@ -153,7 +153,7 @@ class RunFiles:
             name = names.get(id(file))
             return file if name is None else content_of(name, b"", file.media_type, file)
 
-        return [replaced(message, taken_out) for message in messages]
+        return await all_replaced(messages, taken_out)
 
     async def made(self, file: BinaryContent) -> Made:
         """Store what the agent made as a file of the user's, once for each content."""
@@ -273,6 +273,10 @@ class RunFiles:
             await self._patiently(lambda: store(self._database, write))
         except QueueFull as full:
             log.warning("files.not_stored run_id=%s bytes=%d: %s", claimed.run_id, new.size, full)
+
+
+def _parts(messages: Sequence[ModelMessage]) -> list[Any]:
+    return [part for message in messages for part in message.parts]
 
 
 def _address(url: str, media_type: str | None) -> UserContent:
