@@ -28,6 +28,9 @@ AGENTS = {
 }
 
 
+pytestmark = pytest.mark.timeout(300)  # The first test installs the client.
+
+
 @pytest.fixture(scope="module")
 def clients() -> Iterator[Clients]:
     with chatting() as clients:

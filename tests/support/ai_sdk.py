@@ -34,7 +34,8 @@ def install() -> None:
     with lock.open() as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # Several processes of pytest may come at once.
         if not _INSTALLED.exists() or _INSTALLED.read_text() != wanted:
-            options = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+            quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
+            options = (*quiet, "--fetch-timeout=20000", "--fetch-retries=5")  # By default, it waits for minutes.
             assert npm(["ci", *options], cwd=FOLDER) == 0
             _INSTALLED.write_text(wanted)
 
