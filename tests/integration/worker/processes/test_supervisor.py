@@ -40,10 +40,10 @@ async def bereaved(stage: Stage, folder: Path, database_url: str, redis_url: str
     settings = Settings(database_url=database_url, redis_url=redis_url, drain_seconds=0)
     with Spawner(partial(die_once, settings, folder, run_id)) as nursery:
         parent = WorkerSupervisor(settings, 1, nursery)
-        keeping = asyncio.create_task(parent.run())
-        yield run_id
-        parent.stop()
-        await keeping
+        async with asyncio.TaskGroup() as together:  # If the supervisor fails, so does the test.
+            together.create_task(parent.run())
+            yield run_id
+            parent.stop()
 
 
 async def test_a_suspect_does_not_wait_for_a_worker_that_is_only_starting(
