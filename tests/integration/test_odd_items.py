@@ -148,7 +148,7 @@ async def test_an_event_of_a_newer_version_keeps_its_place_and_is_not_shown(redi
     async with relay.follow(run) as feed:
         await wrote(redis, run.id, 3)
         assert await told(feed, "text 3") == ["message_created", "text 3"]
-        await EventLog(redis).append([Append(run.id, Id(1, 3), [Entry(Id(1, 4), {"event": "file"})], TTL)])
+        await EventLog(redis).append([Append(run.id, Id(1, 3), [Entry(Id(1, 4), {"event": "unheard_of"})], TTL)])
         await wrote(redis, run.id, 5)
 
         assert await told(feed, "text 5") == ["message_created", "text 5"]
