@@ -6,6 +6,13 @@ WAITING = "tests/acceptance/test_waiting.py::"
 
 MUTATIONS = [
     Mutation(
+        "a wait that is stored before the calls that have returned beside it",
+        "worker/execution/answer.py",
+        "                await self._steps.written()",
+        "                pass",
+        "tests/unit/worker/execution/test_steps.py::test_a_run_waits_for_a_person_once_its_finished_calls_are_stored",
+    ),
+    Mutation(
         "a run that waits although it is to be cancelled",
         "shared/runs/wait.py",
         "AND status = 'running' AND cancel_requested_at IS NULL",

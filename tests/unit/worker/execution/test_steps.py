@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from pydantic_ai import (
     Agent,
     CancellationToken,
+    DeferredToolRequests,
     DeferredToolResults,
     ModelMessage,
     ModelRetry,
@@ -62,7 +63,7 @@ class Work:
         """Tools that end their attempt, once each."""
         self.gates: dict[str, asyncio.Event] = {}
         self.agent: Agent[object, Any] = Agent(self._model(), output_type=output)
-        for name in {tool for tools in plan for tool in tools}:
+        for name in {tool for tools in plan for tool in tools} - {"asks"}:
             self._add(name)
 
     def _add(self, name: str) -> None:
@@ -121,6 +122,7 @@ class Desk:
         self.offer = offer_of(ServedAgent(agent=work.agent, **served))
         self.steps: list[Step] = []
         self.statements = 0
+        self.turns_to_store = 1
         self.attempts = 0
         self.writer: StepWriter | None = None
         self.answer: Answer | None = None
@@ -155,7 +157,7 @@ class Desk:
 
     async def store(self, finished: FinishedSteps) -> bool:
         """Store as PostgreSQL would."""
-        await asyncio.sleep(0)
+        await turns(self.turns_to_store)
         self.statements += 1
         self.order.append("stored")
         self.steps += finished.steps
@@ -281,6 +283,17 @@ async def test_parallel_calls_are_stored_one_by_one_as_each_returns() -> None:
     assert [part.split(":")[1] for part in shape(heard.messages)][1:] == [
         "slow-0-0", "quick-0-1", "slow-0-0", "quick-0-1", "done",
     ]  # fmt: skip
+
+
+async def test_a_run_waits_for_a_person_once_its_finished_calls_are_stored() -> None:
+    work = Work(["a", "asks"], output=[str, DeferredToolRequests])
+    work.agent.tool_plain(name="asks", requires_approval=True)(lambda word: word)
+    desk = Desk(work)
+    desk.turns_to_store = 100
+    heard = await desk.attempt()
+
+    assert [call.tool_name for call in heard.asked] == ["asks"]
+    assert any("a of it" in step.messages for step in desk.steps)
 
 
 async def test_what_returns_in_the_same_moment_is_one_statement() -> None:
