@@ -97,7 +97,7 @@ MUTATIONS = [
         "worker/models/duplex_http.py",
         "if left := self._kept.recv(max_bytes, socket.MSG_DONTWAIT):",
         "if left := b'':",
-        "tests/unit/worker/models/test_duplex_http.py",
+        "tests/unit/worker/models/test_duplex_http.py::test_an_answer_is_heard_after_a_write_that_failed",
     ),
     Mutation(
         "two hosts taken for one",
