@@ -11,6 +11,7 @@ from uuid import UUID, uuid4
 import httpx2
 import pytest
 from openai import (
+    APIConnectionError,
     APIError,
     APIStatusError,
     AsyncOpenAI,
@@ -276,6 +277,28 @@ async def test_a_completion_whose_caller_hangs_up_is_cancelled(ai: Any, api: Run
         whole.cancel()
         await soon(lambda: are("cancelled"))
     assert first.id
+
+
+@pytest.mark.parametrize("call", ["chat", "response", "response read again"])
+async def test_a_stream_whose_api_process_stops_looks_complete_to_no_client(
+    openai_service: Service, user_id: str, call: str
+) -> None:
+    stopping = openai_service.api()
+    async with client_of(stopping, user_id) as ai:
+        if call == "chat":
+            stream = await ai.chat.completions.create(model="slow", messages=[user("for 60 seconds")], stream=True)
+        elif call == "response":
+            stream = await ai.responses.create(model="slow", input="for 60 seconds", stream=True)
+        else:
+            begun = await ai.responses.create(model="slow", input="for 60 seconds", background=True)
+            stream = await ai.responses.retrieve(begun.id, stream=True)
+        events = aiter(stream)
+        await anext(events)
+        stopped = asyncio.create_task(asyncio.to_thread(stopping.terminate))
+        with pytest.raises((APIConnectionError, httpx2.RemoteProtocolError)):
+            async for _ in events:
+                pass
+        assert await stopped == 0
 
 
 async def test_a_run_that_waits_cannot_be_completed_and_is_cancelled(ai: Any, api: Running, user_id: str) -> None:

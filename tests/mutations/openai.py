@@ -7,6 +7,13 @@ UNIT = "tests/unit/api/protocols/openai/"
 
 MUTATIONS = [
     Mutation(
+        "a completion that is cut and looks complete",
+        "api/protocols/openai/chat.py",
+        "until_waiting=True, breaks_off=True, ",
+        "until_waiting=True, ",
+        CLIENT + "test_a_stream_whose_api_process_stops_looks_complete_to_no_client",
+    ),
+    Mutation(
         "an agent that is not told the conversation that its caller holds",
         "worker/execution/history.py",
         "    history += map(_said, before)\n",

@@ -174,7 +174,9 @@ async def create(
             options = new.stream_options
             renderer = ChatRenderer(row, include_usage=options is not None and bool(options.include_usage))
             hung_up = cancelling(canceller, row.id) if key is None else None
-            follower = Follower(relay, call, row, BEFORE_ALL, renderer, until_waiting=True, hung_up=hung_up)
+            follower = Follower(
+                relay, call, row, BEFORE_ALL, renderer, until_waiting=True, breaks_off=True, hung_up=hung_up
+            )
             return Stream(_Reader(follower, renderer, canceller, row.id), asked.headers)
     with calls.opened(caller):
         asked = await submitter.ask(caller, query, key, history)

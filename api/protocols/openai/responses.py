@@ -175,7 +175,9 @@ async def create(
             seen = _where_it_goes_on(row) if begun.goes_on else FROM_THE_START
             renderer = ResponseRenderer(row, await beside_run(row), seen, created_again=begun.goes_on)
             hung_up = cancelling(canceller, row.id) if is_lost_with_its_caller else None
-            follower = Follower(relay, call, row, seen.id, renderer, until_waiting=True, hung_up=hung_up)
+            follower = Follower(
+                relay, call, row, seen.id, renderer, until_waiting=True, breaks_off=True, hung_up=hung_up
+            )
             return Stream(follower, begun.headers)
     if new.background:
         begun = await begin()
@@ -225,7 +227,7 @@ async def read(
     with calls.open(caller).kept() as call:
         sent = await _sent(event_log, row, seen)
         renderer = ResponseRenderer(row, beside, seen, sent)
-        return Stream(Follower(relay, call, row, seen.cursor, renderer, until_waiting=True), {})
+        return Stream(Follower(relay, call, row, seen.cursor, renderer, until_waiting=True, breaks_off=True), {})
 
 
 @router.post("/{response}/cancel")
