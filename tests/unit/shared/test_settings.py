@@ -347,7 +347,6 @@ def test_a_file_says_what_the_environment_does_not(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MAX_QUEUED", "8")
 
     assert (read().pool, read().max_queued) == ("gpu", 8)
-    monkeypatch.delenv("POOL")
 
 
 def test_the_example_may_be_used_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
