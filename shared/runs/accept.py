@@ -28,14 +28,14 @@ from agent_relay.shared.runs.said import Said
 
 
 class Strategy(StrEnum):
-    """What becomes of a query to a thread that has unfinished runs."""
+    """The treatment of a query to a thread that has unfinished runs."""
 
     ENQUEUE = "enqueue"
     """It waits behind them."""
     REJECT = "reject"
     """It is refused."""
     INTERRUPT = "interrupt"
-    """They are cancelled; what they produced stays."""
+    """They are cancelled; their partial outputs stay."""
     ROLLBACK = "rollback"
     """They are cancelled, and their messages erased."""
     STEER = "steer"
@@ -44,7 +44,7 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """What is asked: of a thread, or of an agent without one."""
+    """A query: to a thread, or to an agent without one."""
 
     tenant: str
     user_id: UUID
@@ -60,21 +60,21 @@ class Query:
     strategy: Strategy = Strategy.ENQUEUE
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     options: dict[str, Any] | None = None
-    """What is chosen of the agent's options; they fit its schema."""
+    """The chosen options of the agent; they fit its schema."""
     attachments: Attachments | None = None
     attached: list[dict[str, Any]] | None = None
-    """Instead of `attachments`: what another run has kept of its own."""
+    """Instead of `attachments`: the stored attachments of another run."""
     webhook_url: str | None = None
-    """Where to tell of the end."""
+    """The URL that receives the webhook of the end."""
     allowed_agents: frozenset[str] | None = None
     """The agents that the caller's key may ask; None for all."""
     wait_seconds: float | None = None
-    """How long the run may wait for answers; None for what its worker's settings say."""
+    """How long the run may wait for answers; None for the setting of its worker."""
     lane: Lane = Lane.INTERACTIVE
     replace_from: UUID | None = None
     """A user's message of the thread: it is taken out of the thread, and all after it."""
     after_run: UUID | None = None
-    """The run of the thread that this one is to follow directly; None for whichever is the last."""
+    """The run of the thread that this one is to follow directly; None for the last one."""
     retry_of: UUID | None = None
     """The run that this one repeats."""
     run_id: UUID | None = None
@@ -87,7 +87,7 @@ class Query:
     schedule_id: UUID | None = None
     """The schedule that asks it; `start_at` is its tick, which has come."""
     history: Sequence[Said] = ()
-    """What was said before, where the caller holds the conversation: after what its thread holds, if it has one."""
+    """Messages before the query, if the caller holds the conversation; they come after those of its thread, if any."""
     suspect: bool = False
     """Whether it may be what kills workers, so that each attempt is made in a process of its own."""
 
@@ -113,7 +113,7 @@ class Accepted:
     run: StoredRun
     ring: QueueEntry | None
     superseded: list[Cancellation]
-    """The runs of the thread that were cancelled for it; those who follow or hold them are still to be told."""
+    """The runs of the thread that were cancelled for it; their readers and workers are still to be notified."""
 
     @property
     def transaction_id(self) -> str:
@@ -207,17 +207,17 @@ async def accept(
 ) -> Accepted:
     """Store the query as a queued run, with its message if it belongs to a thread and the key it was asked under.
 
-    Where the reply to the commit is lost, the database is asked what became of it.
+    If the reply to the commit is lost, the database is asked for the state of the transaction.
 
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.
         NotFound: the thread does not exist for this user.
         NotLast: the thread has gone on since `after_run`.
-        WrongMessage: what is to be replaced is no message of a user in this thread.
+        WrongMessage: the message to replace is no message of a user in this thread.
         UnknownAgent: no worker has registered the agent.
         WrongAttachment: see `attach`.
-        AgentNotServed: no worker has served the agent for a while; without `admission`, that is no reason.
-        ThreadBusy: the thread has an unfinished run and the caller would not wait.
+        AgentNotServed: no worker has served the agent for a while; not raised without `admission`.
+        ThreadBusy: the thread has an unfinished run and the strategy is `reject`.
         QueueFull: the queue limit is reached; without `admission`, there is none.
     """
     return await store(database, lambda connection: accept_in(connection, asked, key, admission))
@@ -334,9 +334,9 @@ async def _place_in_thread(connection: AsyncConnection, asked: Query, *, later: 
 
 
 async def _make_way(connection: AsyncConnection, thread_id: UUID, strategy: Strategy) -> list[Cancellation]:
-    """Do with the unfinished runs of a thread what the strategy says; returns those that are cancelled.
+    """Apply the strategy to the unfinished runs of a thread; returns those that are cancelled.
 
-    It is a new statement, which sees what was committed while the one before waited for the thread.
+    It is a new statement: it sees the commits made while the one before waited for the thread.
 
     Raises:
         ThreadBusy: there are some, and the strategy is `reject`.

@@ -1,4 +1,4 @@
-"""Cancel a run: at once where nobody holds it, else by asking its worker."""
+"""Cancel a run: at once if no worker holds it, else by a request to its worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from agent_relay.shared.runs.sql import CANCELLED_UNLESS_RUNNING, RUN_END
 
 @dataclass(frozen=True, slots=True)
 class Cancellation:
-    """What a request to cancel came to."""
+    """The result of a request to cancel."""
 
     run_id: UUID
     ended: RunEnd | None
@@ -76,9 +76,9 @@ async def supersede(
 
 
 async def take_out(connection: AsyncConnection, thread_id: UUID, first_seq: int) -> list[Cancellation]:
-    """Take a run out of its thread, and all after it: cancel what has not ended, and erase the messages.
+    """Take a run out of its thread, and all after it: cancel the unfinished ones, and erase the messages.
 
-    It happens in the transaction that has locked the thread's row. No later run sees them.
+    It runs in the transaction that has locked the thread's row. No later run sees them.
     """
     values = {"thread_id": thread_id, "first_seq": first_seq}
     rows = await _supersede(connection, values | {"roll_back": True})

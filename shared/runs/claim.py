@@ -44,7 +44,7 @@ class Claim:
     thread_metadata: dict[str, Any]
     message_id: UUID
     usage: dict[str, float]
-    """What earlier attempts used; the row already counts the first request of this one."""
+    """Usage of earlier attempts; the row already counts the first request of this one."""
     seconds_left: float
     """Until the deadline, by the database's clock; of a run of a batch also from here on."""
     batch_id: UUID | None = None
@@ -59,27 +59,27 @@ class Claim:
     heard: int = 0
     """The `place` of the last one that the transcript of its wait holds."""
     options: dict[str, Any] = field(default_factory=dict[str, Any])
-    """What was chosen for it, and for its thread or its batch."""
+    """The chosen options: of the run, and of its thread or its batch."""
     history: Sequence[Said] = ()
-    """What was said before the query, after what the thread holds."""
+    """Messages before the query that its caller held; they come after those of the thread."""
     attachments: Sequence[Attached] = ()
-    """What is attached to its query."""
+    """Attachments of its query."""
     batch_is_capped: bool = False
-    """Whether only so many runs of its batch may run at once."""
+    """Whether its batch has a `max_running`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """An earlier query of the thread and what came of it."""
+    """An earlier query of the thread and its answer."""
 
     query: str
     answer: str | None
     transcript: str | None
     """The model's own messages, where they are known."""
     history: Sequence[Said] = ()
-    """What was said before the query, as its caller held it."""
+    """Messages before the query, as its caller held them."""
     attachments: Sequence[Attached] = ()
-    """What was attached to the query."""
+    """Attachments of the query."""
     steered: Sequence[IntoRun] = ()
     """Without the model's own messages: those into the run that its agent has got."""
 
@@ -224,8 +224,8 @@ _EARLIER = text(f"""
     ) ON fits
     ORDER BY runs.seq
 """)  # noqa: S608  (constants)
-"""The newest exchanges that fit, and how many do not; no large value is read to decide that. A transcript that is too
-large alone is left out: the query, the messages into the run and the answer stand for it."""
+"""The newest exchanges that fit, and the number of the others; no large value is read to decide that. A transcript that
+is too large alone is left out; the query, the messages into the run and the answer are used instead."""
 
 _IS_MINE = text("SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'")
 
@@ -233,10 +233,10 @@ _IS_MINE = text("SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt A
 async def claim(
     database: AsyncEngine, run_id: UUID, worker_id: UUID, *, isolated: bool, quota: Quota = NO_QUOTA
 ) -> Claim | None:
-    """Take a queued run; None where it is not to be had: taken, ended, not due, behind another run of its thread.
+    """Take a queued run; None if it cannot be claimed: taken, ended, not due, behind another run of its thread.
 
-    A run under which a worker died is a suspect: only a process of its own (`isolated`) may take it. One of whose user
-    or tenant as many run as may is passed over, see `running.py`.
+    A run under which a worker died is a suspect: only a process of its own (`isolated`) may take it. A run above the
+    limit of running runs of its user or tenant is throttled, see `concurrency_limits.py`.
     """
     try:
         rows = await _claim(database, {"run_id": run_id, "worker_id": worker_id, "isolated": isolated}, quota)
@@ -248,7 +248,7 @@ async def claim(
 async def claim_many(database: AsyncEngine, asked: Sequence[tuple[UUID, UUID]], *, isolated: bool) -> dict[UUID, Claim]:
     """Take queued runs, each for its worker, in one transaction; returns by id those that were taken.
 
-    It waits for nobody: of the others some may be had, whose rows were locked; `claim` says it for certain.
+    It does not wait for locks: a run whose row was locked is not taken and may still be claimed with `claim`.
     """
     run_ids, worker_ids = zip(*asked, strict=True)
     values = {"run_ids": list(run_ids), "worker_ids": list(worker_ids), "isolated": isolated}
@@ -307,15 +307,15 @@ async def is_suspect(database: AsyncEngine, run_id: UUID) -> bool:
 
 
 async def set_aside(database: AsyncEngine, run_id: UUID, seconds: float) -> bool:
-    """Have nobody else called for a queued run while a process is made for it; False where somebody else is at it."""
+    """Delay the next queue entry of a queued run while a process is made for it; False if it is delayed already."""
     async with database.begin() as connection:
         return (await connection.execute(_SET_ASIDE, {"run_id": run_id, "seconds": seconds})).one_or_none() is not None
 
 
 async def earlier_exchanges(database: AsyncEngine, claimed: Claim, most_bytes: int) -> Sequence[Exchange]:
-    """Read what the thread holds before this run: what succeeded and what was interrupted, never what failed.
+    """Read what the thread holds before this run: runs that succeeded or were interrupted, never those that failed.
 
-    Of that, the newest exchanges that together have no more than so many bytes.
+    Of these, the newest exchanges that together have at most this number of bytes.
     """
     if claimed.thread_id is None or claimed.seq == FIRST_SEQ:
         return []

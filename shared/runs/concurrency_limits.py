@@ -1,7 +1,7 @@
-"""How many runs of a user and of a tenant run at once: one above that is passed over, and holds no slot while it waits.
+"""Limits of the runs of a user and of a tenant that run at once: one above is throttled, and waits without a slot.
 
-Passed over means not due before its deadline: nobody claims it, and no sweeper rings for it. Whoever ends a run makes
-the one due that was accepted first of those that have room now. Runs of batches neither count nor are passed over.
+A throttled run is not due before its deadline: no worker claims it, and no sweeper enqueues it. The process that ends
+a run makes one run due again: the first accepted of those within the limits. Runs of batches neither count nor wait.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _TENANTS = text(f"SELECT DISTINCT tenant FROM runs WHERE {PASSED_OVER}")  # noqa
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """How many may run at once; 0 is no limit. It is exact, because those who claim and end such runs take turns."""
+    """How many runs may run at once; 0 is no limit. It is exact: claims and ends of such runs wait for each other."""
 
     of_user: int = 0
     of_tenant: int = 0
@@ -81,9 +81,9 @@ class Quota:
         return bool(self.of_user or self.of_tenant)
 
     async def pass_over(self, connection: AsyncConnection, run_id: UUID, *, isolated: bool) -> bool:
-        """Pass over a run that could be claimed but for its user or tenant, in the transaction that would claim it.
+        """Throttle a run that is only kept by a limit of its user or tenant, in the transaction that would claim it.
 
-        Who ends a run of theirs waits for that transaction, and sees what was passed over.
+        The end of another run of theirs waits for that transaction, and sees the throttled run.
         """
         if not self:
             return False
@@ -92,9 +92,9 @@ class Quota:
         return (await connection.execute(_PASS_OVER, values)).one_or_none() is not None
 
     async def release(self, database: AsyncEngine, run_id: UUID, tenant: str) -> list[QueueEntry]:
-        """After this run of the tenant has ended: make one due that was passed over; returns the ring for it.
+        """After a run of the tenant has ended: make one throttled run due; returns its queue entry.
 
-        It goes in turn, not first: a tenant whose runs are passed over would else keep the slots from all others.
+        It goes in turn, not first: otherwise a tenant with throttled runs would keep the slots from all others.
         """
         if not self:
             return []
@@ -103,9 +103,9 @@ class Quota:
             return await self._release(connection, tenant, 1)
 
     async def release_forgotten(self, database: AsyncEngine) -> list[QueueEntry]:
-        """Make due what has room although nobody ended a run, or died before it came to this: one a tenant.
+        """Make throttled runs due that are within the limits, one for each tenant, if no process did so at an end.
 
-        All of them, where there is no limit any more.
+        If there is no limit any more, make all of them due.
         """
         rings: list[QueueEntry] = []
         async with database.begin() as connection:

@@ -1,6 +1,6 @@
-"""Dead letters: failed runs that could succeed if the same were asked again, until an operator has that done.
+"""Dead letters: failed runs that could succeed if asked again, until an operator requeues them.
 
-It is done by a new run, with `retry_of`; the failed one stays as it ended.
+A requeued query is a new run, with `retry_of`; the failed one stays as it ended.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DeadLetterRow:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """What a dead letter was asked, and the run that it was requeued as."""
+    """The query of a dead letter, and the run that it was requeued as."""
 
     tenant: str
     user_id: UUID
@@ -67,7 +67,7 @@ _DEAD = """
     WHERE status = 'failed' AND error->>'code' = {code}
       AND cancel_requested_at IS NULL AND NOT rolled_back AND threads.deleted_at IS NULL
 """
-"""What nobody wants any more is not among them: it was to be cancelled, was replaced, or its thread was deleted."""
+"""Left out: runs with a requested cancel, replaced runs, and runs of deleted threads."""
 
 _GIVEN_SECONDS = "extract(epoch FROM deadline_at - coalesce(start_at, runs.created_at)) - waited_seconds"
 
@@ -94,12 +94,12 @@ _REQUEUE = text("UPDATE runs SET requeued_as = :new_id WHERE id = :id AND requeu
 
 @dataclass(frozen=True, slots=True)
 class Requeued:
-    """What has become of a dead letter."""
+    """The result of requeueing a dead letter."""
 
     run_id: UUID
     """The new run."""
     ring: QueueEntry | None
-    """Calls a worker for it; None where somebody had requeued the dead letter before."""
+    """The queue entry to push; None if the dead letter had been requeued before."""
 
 
 class _TooLate(Exception):
@@ -121,10 +121,10 @@ async def dead_letters(
 
 
 async def requeue(database: AsyncEngine, run_id: UUID, deadline_seconds: float | None = None) -> Requeued:
-    """Have the same asked again, once however often this is called: as a new run, in its thread behind all others.
+    """Requeue a dead letter as a new run, behind all others of its thread; another call makes no second run.
 
-    Without a deadline of its own, it has as much time as the one before had. If that one killed workers, it is a
-    suspect from the beginning. Ring after this returns.
+    Without a deadline of its own, it has as much time as the one before had. If workers died under that one, it is a
+    suspect from the beginning. Enqueue it after this returns.
 
     Raises:
         NotFound: there is no such dead letter.

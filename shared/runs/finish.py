@@ -23,11 +23,11 @@ from agent_relay.shared.schemas import whole_usage
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """How an attempt ended its run, and what is kept of it."""
+    """How an attempt ended its run, and what is stored of it."""
 
     status: RunStatus
     text: str | None
-    """The validated output, or the last valid partial; what the event log ends with."""
+    """The validated output, or the last valid partial; the event log ends with it."""
     last_entry: int
     """The `n` of the last entry of this attempt in the event log."""
     usage: dict[str, float]
@@ -46,14 +46,14 @@ INTERRUPTED = """
     FROM touched
     WHERE thread_id IS NOT NULL AND NOT rolled_back AND status = 'cancelled' AND partial_output IS NOT NULL
 """
-"""Keeps what was produced of runs that were cancelled while nobody held them."""
+"""Keeps the partial outputs of runs that were cancelled without a worker."""
 
 LOCKED_BATCHES = """
     SELECT id FROM batches WHERE id IN (SELECT batch_id FROM {touched} WHERE finished_at IS NOT NULL)
     ORDER BY id FOR NO KEY UPDATE
 """
-"""At the commit, each end locks its batch. Where runs of several batches may end together, these are locked before and
-in order: two who end some would else wait for each other."""
+"""At the commit, each end locks its batch. If runs of several batches may end together, these are locked before and in
+order, to avoid deadlocks."""
 
 _END = """
     SET status = asked.status, finished_at = now(), last_entry = asked.last_entry,
@@ -179,7 +179,7 @@ _NEXT_IN_THREADS = text(f"""
 async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> RunEnd | None:
     """Store the end of the run and everything that comes with it, in one transaction.
 
-    Returns what the end of the event log is written from; None where the run is no longer this attempt's.
+    Returns the data for the end of the event log; None if the run is no longer this attempt's.
     """
     rows = await transact(database, _FINISH, _values(claimed, ending), RunEnd)
     return rows[0] if rows else None
@@ -188,7 +188,7 @@ async def finish(database: AsyncEngine, claimed: Claim, ending: Ending) -> RunEn
 async def finish_many(database: AsyncEngine, asked: Sequence[tuple[Claim, Ending]]) -> dict[UUID, RunEnd]:
     """Store the ends of runs, all in one transaction; returns by id the rows of those that were stored.
 
-    It waits for nobody: of the others some may be had, whose rows were locked; `finish` says it for certain.
+    It does not wait for locks: a run whose row was locked is left out; `finish` gives a certain answer for it.
     """
     each = [_values(claimed, ending) for claimed, ending in asked]
     values = {name: [values[name] for values in each] for name in each[0]}
@@ -213,9 +213,9 @@ def _values(claimed: Claim, ending: Ending) -> dict[str, Any]:
 async def give_back(
     database: AsyncEngine, claimed: Claim, usage: dict[str, float], begun: AttemptReason, *, delay_seconds: float = 0
 ) -> QueueEntry | None:
-    """Let the run wait again, first in line and without counting as a crash; returns the ring that calls for the next.
+    """Return a run to the queue, before all positions and without a crash; returns the next queue entry.
 
-    None where the run is no longer this attempt's, or is to be cancelled: then finish it so.
+    None if the run is no longer this attempt's, or a cancel was requested: then finish it as cancelled.
     """
     rows = await transact(
         database,
@@ -235,10 +235,10 @@ async def give_back(
 async def let_go(
     database: AsyncEngine, run_id: UUID, attempt: int, *, max_crashes: int | None = None
 ) -> QueueEntry | None:
-    """Requeue an orphaned claim, which its worker does not know of; None if it is over, or if this ends the run.
+    """Release an orphaned run, which its worker does not know; None if it is over, or if this ends the run.
 
-    With `max_crashes` this counts as a crash, and the run ends where that is the last that it may have. It also ends
-    where it was to be cancelled. A sweeper tells the end, and calls for the thread's next.
+    With `max_crashes` this counts as a crash, and the run ends if that is its last one. It also ends if a cancel was
+    requested. A sweeper publishes the end, and enqueues the thread's next run.
     """
     values = {
         "run_id": run_id,
@@ -258,10 +258,10 @@ async def ended_row(database: AsyncEngine, claimed: Claim) -> RunEnd | None:
 
 
 async def next_in_thread(database: AsyncEngine, thread_id: UUID) -> QueueEntry | None:
-    """After a run of the thread has ended: note the time, and call for the next one, if it waits.
+    """After a run of the thread has ended: store the time, and return the queue entry of the next one, if it waits.
 
-    A transaction after that of the end: a thread's row is never locked by somebody who holds a run's. Who accepted a
-    run while this waited for the thread rings for it, and that it does not see.
+    It is a transaction after that of the end: a transaction that holds a run's row never locks a thread's row. It does
+    not see a run that is accepted while it waits for the thread; the process that accepts that run enqueues it.
     """
     rows = await transact(database, _NEXT_IN_THREAD, {"thread_id": thread_id}, QueueEntry)
     return rows[0] if rows else None

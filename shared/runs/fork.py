@@ -1,4 +1,4 @@
-"""Fork a thread: a new one begins with copies of its messages, and with what the model knows of them."""
+"""Fork a thread: a new one begins with copies of its messages, and of the messages of its model."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ _EXCHANGES = text("""
         metadata || jsonb_build_object('run_id', new_id), created_at
     FROM said
 """)
-"""Usage, webhooks and event logs stay with the old runs. What failed gave the model nothing: its copy is `cancelled`,
-so that it is no dead letter. A message into a run is one that its agent has got: all others are runs of their own."""
+"""Usage, webhooks and event logs stay with the old runs. A failed run gave the model nothing: its copy is `cancelled`,
+so that it is no dead letter. Only messages into a run that its agent has got are copied: all others are runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fork:
-    """The thread to copy, by its owner, and what the copy is called."""
+    """The thread to copy, by its owner, and the attributes of the copy."""
 
     tenant: str
     user_id: UUID

@@ -1,4 +1,4 @@
-"""What a heartbeat writes and reads of the runs that its worker holds.
+"""Statements of the heartbeat: it stores and reads data of the runs that its worker holds.
 
 A heartbeat has a thread and a connection of its own, so these are statements for psycopg, with its parameters.
 """

@@ -1,8 +1,8 @@
-"""Messages into a run that has not ended: stored, given to its agent, and queued as runs where that came too late.
+"""Messages into a run that has not ended: stored, given to its agent, or queued as runs if they came too late.
 
-A message is stored under the lock of its run's row, which counts them (`last_message`); what the model was told of is
-a number, too (`heard`): of each step that is stored, of a wait, and of the end. A trigger of `runs` queues what is left
-at the end, whatever statement ends the run, as runs of the thread. Their places in it are kept from the beginning.
+A message is stored under the lock of its run's row, which counts them (`last_message`). The number of messages that the
+model has received is stored, too (`heard`): with each step, with a wait, and with the end. A trigger of `runs` queues
+the others as runs of the thread at the end, in any statement. Their places in it are kept from the beginning.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_MESSAGES = 1000
 
 
 class MessageStatus(StrEnum):
-    """What has become of a message into a run."""
+    """The state of a message into a run."""
 
     PENDING = "pending"
     """The agent gets it before its next request to the model."""
@@ -74,7 +74,7 @@ class _Stored:
 
 @dataclass(frozen=True, slots=True)
 class MessageState:
-    """A message, and what has become of it."""
+    """A message, and its state."""
 
     message_id: UUID
     run_id: UUID
@@ -139,9 +139,9 @@ _STATE = text("""
 
 
 async def send(database: AsyncEngine, run_id: UUID, asked: Query, key: Key | None, admission: Admission) -> Sent:
-    """Store a message into a run; where the run has ended, as its thread's next run.
+    """Store a message into a run; if the run has ended, as its thread's next run.
 
-    `asked` is the query that it is, whose thread and agent are the run's. Ring, or tell the worker, after this returns.
+    `asked` is the message as a query to the run's thread and agent. Enqueue it, or notify the worker, afterwards.
 
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`. The key creates the id of the
@@ -150,7 +150,7 @@ async def send(database: AsyncEngine, run_id: UUID, asked: Query, key: Key | Non
         UnknownAgent: the caller's key may not ask its agent.
         NotStarted: it starts later.
         RunEnded: it has ended, and is in no thread.
-        TooManyMessages: it has had as many as a run may have.
+        TooManyMessages: it has as many messages as a run may have.
         WrongAttachment: see `attach`.
         AgentNotServed, QueueFull: see `accept`.
     """
@@ -249,13 +249,13 @@ async def _accept(connection: AsyncConnection, asked: Query, admission: Admissio
 
 
 async def messages_into(database: AsyncEngine, claimed: Claim, heard: int) -> Sequence[IntoRun]:
-    """Read what was sent into a run after those that its agent has got; nothing where the run is another attempt's."""
+    """Read the messages into a run that its agent has not got yet; none if the run is another attempt's."""
     values = {"run_id": claimed.run_id, "attempt": claimed.attempt, "heard": heard}
     return await transact(database, _NEW, values, IntoRun)
 
 
 async def state_of_message(database: AsyncEngine, message_id: UUID) -> MessageState:
-    """Say what has become of what a key has created: a message, or a run whose query it is.
+    """Return the state of a key's result: a message, or a run whose query it is.
 
     Raises:
         NotFound: it is gone.

@@ -24,7 +24,7 @@ class DueRuns:
     """Runs of one pool and lane that wait for a worker, the oldest first."""
 
     members: list[str] | None
-    """Their queue entries as `<run>:<ring>`; None where no run waits."""
+    """Their queue entries as `<run>:<ring>`; None if no run waits."""
     at: datetime | None
     id: UUID | None
     """The place of the last one: the next list begins after it."""

@@ -1,7 +1,7 @@
-"""Admission: how many runs may wait, of a user, of a tenant and in all, and for how long the oldest may have waited.
+"""Queue limits: how many runs may wait, of a user, of a tenant and in all, and how long the oldest may have waited.
 
-What waits is counted where a run is stored, in the same statement, and never further than to the limit. A limit of 0 is
-none, and is not counted. Runs of batches count against limits of their own, by the counts of the batches. Runs that
+Waiting runs are counted in the statement that stores a run, and never further than to the limit. A limit of 0 is none,
+and is not counted. Runs of batches count against limits of their own, by the counts of the batches. Runs that
 start later are counted apart, against the same limits; once one has started, it counts among those that wait.
 """
 
@@ -24,15 +24,15 @@ from agent_relay.shared.served_agents import not_served_for_long, served
 from agent_relay.shared.settings import Settings
 
 NEAR = 50
-"""So near to a limit of a user or a tenant, those who store a run of theirs take turns."""
+"""If a user or a tenant is within this number of its limit, its runs are stored one after the other."""
 LOOK_SECONDS = 1.0
-"""For so long a process believes in the room that it saw in the queue."""
+"""Seconds for which a process uses the free room of the queue that it has read."""
 LARGE = 1000
-"""A limit of a user or a tenant from which on a process believes, too, in the room that it saw: while half is left."""
+"""For limits of a user or a tenant from this on, a process also uses the room that it has read, while half is left."""
 REMEMBERED = 10_000
-"""Users and tenants whose room is known."""
+"""Users and tenants whose room is kept in memory."""
 OLDEST = 1000
-"""Among so many of the runs that were accepted first, one is looked for that has waited for too long."""
+"""How many of the first accepted runs are searched for one that has waited for too long."""
 
 _QUEUED = "status = 'queued' AND lane = 'interactive' AND NOT starts_later"
 _LATER = "status = 'queued' AND lane = 'interactive' AND starts_later"
@@ -70,10 +70,10 @@ def _full(counted: str) -> str:
 
 
 FULL = _full(_QUEUED)
-"""Which limits are reached, each a column of its name; null where there is none. And whether the agent is served.
+"""The limits that are reached, each a column of its name; null if there is none. And whether the agent is served.
 
-The age is that of a run that waits for nothing but a slot, since it was rung: it is due, the first of its thread, and
-needs no process of its own. Only those of the asked agent's pool count: others do not take its slots.
+The age is that of a run that waits for nothing but a slot, since it was enqueued: it is due, the first of its thread,
+and needs no process of its own. Only runs of the asked agent's pool count: others do not take its slots.
 """
 FULL_OF_LATER = _full(_LATER)
 """The same of runs that start later."""
@@ -81,7 +81,7 @@ FULL_OF_LATER = _full(_LATER)
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What a statement that is guarded by `FULL` has counted: a limit is reached where its column says so."""
+    """The counts of a statement that is guarded by `FULL`: a limit is reached if its column is set."""
 
     queued: int
     of_user: int
@@ -129,7 +129,7 @@ class _Rooms:
         self._rooms: dict[str, tuple[int, float]] = {}
 
     def counted(self, name: str, most: int) -> int:
-        """Say up to which limit to count now; 0 where what was seen leaves so much room that there is no need."""
+        """Return the limit up to which to count now; 0 if there is so much room that no count is needed."""
         room, seen_at = self._rooms.get(name, (0, 0.0))
         if most < LARGE or room <= most // 2 or time.monotonic() - seen_at > LOOK_SECONDS:
             return most
@@ -137,24 +137,24 @@ class _Rooms:
         return 0
 
     def saw(self, name: str, room: int) -> None:
-        """Note what was counted."""
+        """Store the counts."""
         if len(self._rooms) >= REMEMBERED:
             self._rooms.clear()
         self._rooms[name] = (room, time.monotonic())
 
 
 class Admission:
-    """The limits that are set, and what this process saw of the queue last.
+    """The limits that are set, and the last counts that this process has read.
 
-    Those of a user and of a tenant are exact, as long as fewer than `NEAR` runs of theirs are stored while one is. That
-    of the whole queue can be exceeded by what is stored at the same moment, and by what other processes store within
+    Those of a user and of a tenant are exact, as long as fewer than `NEAR` runs of theirs are stored at once. That of
+    the whole queue can be exceeded by runs that are stored at the same moment, and by runs of other processes within
     `LOOK_SECONDS`. Those of batches are exact: if there are any, batches are committed one after the other.
     """
 
     def __init__(self, settings: Settings, spending: SpendLimit | None = None) -> None:
         self._settings = settings
         self._spending = spending
-        """None where what is accepted is not to be paid for today."""
+        """None if accepting does not depend on today's budget."""
         self._rooms = _Rooms()
         self._room = 0
         """In the queue, by what this process has seen of it and stored since."""
@@ -173,7 +173,7 @@ class Admission:
         user_id: UUID,
         store: Callable[[dict[str, Any]], Awaitable[tuple[Room, Stored]]],
     ) -> Stored:
-        """Have a run stored by a statement that is guarded by `FULL`; returns what storing it returned beside the room.
+        """Store a run by a statement that is guarded by `FULL`; returns the statement's columns beside the room.
 
         Raises:
             BudgetExhausted: the tenant may spend nothing more today.
@@ -239,10 +239,10 @@ class Admission:
     async def admit_batch(
         self, connection: AsyncConnection, tenant: str, items: int, store: Callable[[], Awaitable[Stored]]
     ) -> Stored:
-        """Have a batch of so many runs stored, in the caller's transaction; returns what storing it returned.
+        """Store a batch of this number of runs, in the caller's transaction; returns the result of `store`.
 
-        It is looked at before it is stored, for nothing may come of that, and again afterwards, in turn with others:
-        those who store at the same time wait for each other's commit only, and not while runs are copied.
+        The limits are checked before it is stored, to refuse early, and again afterwards, one batch after the other:
+        batches wait for each other's commit only, and not while runs are copied.
 
         Raises:
             BudgetExhausted: the tenant may spend nothing more today.

@@ -1,4 +1,4 @@
-"""What happens to runs that nobody answers any more: their worker died, or their time is over."""
+"""Recovery of runs without a living worker: their worker died, or their deadline has passed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 1000
 """Runs that one statement takes, so that no transaction grows long."""
 
 OVERDUE_SECONDS = 30
-"""A worker ends its runs at their deadline; one that is so late does not count any more."""
+"""A worker ends its runs at their deadline; after this delay it does not count as alive any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +109,19 @@ _EXPIRE_WAITING = text(f"""
 
 
 async def judge_workers(database: AsyncEngine) -> Sequence[UUID]:
-    """Declare dead whoever let its lease run out; see the sweeper for when this may be asked at all."""
+    """Declare dead all workers whose lease has run out; see `liveness.py` for when this may be called."""
     return [row.id for row in await transact(database, _JUDGE)]
 
 
 async def declare_dead(database: AsyncEngine, worker_id: UUID) -> None:
-    """End the incarnation, whichever it is, of a process that was seen to die, without waiting for its lease."""
+    """End the registration of a process that was seen to die, under its latest id, without waiting for its lease."""
     await transact(database, _DECLARE_DEAD, {"worker_id": worker_id})
 
 
 async def take_back(
     database: AsyncEngine, max_crashes: int, aside: Aside | None = None
 ) -> tuple[list[RunEnd], list[QueueEntry]]:
-    """Take the runs of dead workers: back to wait, or to their end where budget, time or a wish to cancel says so.
+    """Recover the runs of dead workers: to the queue, or to their end by crashes, deadline or a requested cancel.
 
     Returns the ends of those that ended, and the queue entries of those that wait again.
     """
@@ -148,7 +148,7 @@ async def expire(database: AsyncEngine, aside: Aside | None = None) -> Sequence[
 
 
 async def expire_waiting(database: AsyncEngine, aside: Aside | None = None) -> Sequence[RunEnd]:
-    """End the runs that have waited for answers as long as they may; returns their ends."""
+    """End the runs whose time to wait for answers is over; returns their ends."""
     values = {"error": _json(FailureCode.ANSWER_OVERDUE)}
     return await (aside or Aside()).run(database, _EXPIRE_WAITING, text(_WAITED_TOO_LONG), values, _Touched)
 

@@ -1,7 +1,7 @@
 """The spend limit: what the runs of a tenant may cost on a day (UTC), as far as the prices of their models are known.
 
-It is looked at as a run or a batch is accepted and as an attempt begins. What runs already is not stopped, and neither
-is what begins within the seconds for which a process believes in the sum that it saw.
+It is checked when a run or a batch is accepted and when an attempt begins. Running attempts are not stopped, and
+neither are those that begin while a process still uses a sum that it has read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from agent_relay.shared.settings import Settings
 
 DAY_SECONDS = 86_400
 LOOK_SECONDS = 2.0
-"""A process believes in a sum for at least so long."""
+"""Seconds for which a process uses a sum, at least."""
 MOST_OF_THE_TIME = 20
-"""It looks for at most one part in so many of its time."""
+"""The inverse of the share of its time that it reads sums, at most."""
 REMEMBERED = 10_000
 """Tenants whose sums are known."""
 
@@ -40,7 +40,7 @@ _SPENT = text(f"""
         SELECT cost_usd FROM past_usage WHERE tenant = :tenant AND day = CAST(now() AT TIME ZONE 'UTC' AS date)
     ) AS spent
 """)  # noqa: S608  (constants)
-"""What has ended today, what has not ended, and what has ended today and was erased."""
+"""The cost of runs that ended today, of runs that have not ended, and of runs that ended today and were erased."""
 
 
 class SpendLimit:
@@ -49,7 +49,7 @@ class SpendLimit:
     def __init__(self, settings: Settings) -> None:
         self._most = settings.max_cost_usd_per_tenant_day
         self._seen: dict[str, tuple[bool, float]] = {}
-        """Whether a tenant may spend nothing more, and until when that is believed."""
+        """Whether a tenant may spend nothing more, and the time until which that holds."""
 
     async def check(self, connection: AsyncConnection, tenant: str) -> None:
         """See that a tenant may still spend something today.

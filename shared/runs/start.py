@@ -1,7 +1,7 @@
 """Start the runs that start later, once their time has come: from then on they wait for a worker as all others do.
 
-A run of a thread gets its place there, and its message, when it starts: what was asked before it, while it waited for
-its time, comes first. Whoever starts runs adds their queue entries after the commit.
+A run of a thread gets its place there, and its message, when it starts: queries that were asked while it waited for its
+time come first. The process that starts runs adds their queue entries after the commit.
 """
 
 from __future__ import annotations

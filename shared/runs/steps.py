@@ -22,13 +22,13 @@ class Step:
     """What a finished step adds to a run."""
 
     agent: str
-    """Says which version of the agent finished it."""
+    """The version of the agent that finished it."""
     messages: str
     """A JSON array in the format of pydantic-ai's `ModelMessagesTypeAdapter`."""
     usage: dict[str, float]
-    """What the run had used by then, all its attempts together."""
+    """The usage of the run by then, of all its attempts."""
     heard: int = 0
-    """The `place` of the last message into the run that the model was told by then."""
+    """The `place` of the last message into the run that the model had received by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ async def keep_steps(database: AsyncEngine, finished: FinishedSteps) -> bool:
 async def keep_steps_of_many(database: AsyncEngine, finished: Sequence[FinishedSteps]) -> dict[UUID, bool]:
     """Store steps of several runs in one transaction; returns the runs whose steps were stored.
 
-    It waits for nobody: of the others some may be had, whose rows were locked; `keep_steps` says it for certain.
+    It does not wait for locks: a run whose row was locked is left out and may be tried with `keep_steps`.
     """
     return {row.id: True for row in await transact(database, _KEEP_STEPS_OF_MANY, _values(finished))}
 

@@ -1,7 +1,7 @@
-"""A run comes to wait for answers, is answered, and goes on. It waits as a row: no process, slot or lease is held.
+"""A run waits for answers, is answered, and goes on. It waits as a row: no process, slot or lease is held.
 
-What it waits for stands in `run_requests`, one row a tool call; what the model and its tools said so far, in
-`transcripts`. The events of a wait have ids that the rows fix, whoever writes them: `waiting` at `wait_entry`, each
+Its requests are in `run_requests`, one row for each tool call; the messages of the model and its tools so far are in
+`transcripts`. The rows fix the ids of a wait's events, whichever process writes them: `waiting` at `wait_entry`, each
 answer at its `answer_entry`, and `pause` wherever nothing else stands up to `last_entry`. A `pause` is where a stream
 that is followed until the run waits may end.
 """
@@ -30,12 +30,12 @@ from agent_relay.shared.runs.sql import NEW_ENTRY
 from agent_relay.shared.schemas import RunRequest, requests_of
 
 LARGEST_EVENT_BYTES = 256 << 10
-"""Requests whose arguments and schemas are larger together are told without them; the run's own field has them."""
+"""Requests whose arguments and schemas are larger together are published without them; the run's row has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeferredCall:
-    """A tool call that waits for an answer, as its worker stores it. What is JSON is text."""
+    """A tool call that waits for an answer, as its worker stores it. JSON values are text."""
 
     request_id: str
     kind: RequestKind
@@ -48,7 +48,7 @@ class DeferredCall:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
-    """What an attempt leaves behind as its run comes to wait."""
+    """The data that an attempt stores when its run begins to wait."""
 
     text: str | None
     """The last valid partial."""
@@ -82,7 +82,7 @@ class WaitRow:
 
 
 class HasEntries(Protocol):
-    """What the events of a wait are numbered by."""
+    """The numbers of the events of a wait."""
 
     @property
     def attempt(self) -> int: ...  # noqa: D102
@@ -105,7 +105,7 @@ class _WaitedFor:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What calls to answer came to."""
+    """The result of calls to answer."""
 
     row: WaitRow
     """Of the run, as it is now."""
@@ -114,11 +114,11 @@ class Answers:
     requests: list[RunRequest]
     """Everything of this wait, with its answers."""
     ring: QueueEntry | None
-    """Calls a worker, where nothing is open any more."""
+    """The queue entry, if no request is open any more."""
 
     @property
     def changed(self) -> bool:
-        """Whether anything was answered that was not before."""
+        """Whether this call stored an answer."""
         return self.row.last_entry != self.before
 
 
@@ -201,10 +201,10 @@ _GO_ON = text(f"""
 
 
 async def wait(database: AsyncEngine, claimed: Claim, left: Wait, wait_seconds: float) -> WaitRow | None:
-    """Have the run wait, with everything that it goes on from, in one transaction.
+    """Store the run as waiting, with all that it needs to go on, in one transaction.
 
-    Returns the row that the events of the wait are written from; None where the run is no longer this attempt's, or is
-    to be cancelled: then finish it so. `wait_seconds` is how long it may wait where neither it nor its batch says that.
+    Returns the row for the events of the wait; None if the run is no longer this attempt's, or a cancel was requested:
+    then finish it so. `wait_seconds` holds unless the run or its batch has a time to wait of its own.
     """
     values = {
         "run_id": claimed.run_id,
@@ -232,7 +232,7 @@ async def waiting_row(database: AsyncEngine, claimed: Claim) -> WaitRow | None:
 
 
 async def waited_for(database: AsyncEngine, claimed: Claim) -> Sequence[_WaitedFor]:
-    """Read what a run that has waited goes on from: a row each request, with its answer, and all with `messages`."""
+    """Read the data with which a run goes on: a row for each request, with its answer, and all with `messages`."""
     if claimed.wait_attempt is None:
         return []
     values = {"run_id": claimed.run_id, "wait_attempt": claimed.wait_attempt}
@@ -246,14 +246,14 @@ async def answer(
     answered_by: str,
     check: Callable[[int, RunRequest, Mapping[str, Any]], None],
 ) -> Answers:
-    """Store answers, all or none, each once; where nothing is open any more, the run is queued before all turns.
+    """Store answers, all or none, each once; if no request is open any more, queue the run before all positions.
 
-    `check` raises where an answer does not fit its request; the number is its place among those given. Ring and tell
+    `check` raises if an answer does not fit its request; the number is its place among those given. Enqueue and publish
     after this returns.
 
     Raises:
         NotFound: there is no such run.
-        UnknownRequest: the run waits, and never asked for that.
+        UnknownRequest: the run waits, and has no such request.
         AlreadyAnswered: another answer was given before.
         NotWaiting: the run does not wait, and this was not answered before.
     """
@@ -326,7 +326,7 @@ def shown_calls(calls: Sequence[DeferredCall], row: WaitRow) -> list[RunRequest]
 
 
 def wait_entries(row: HasEntries, requests: Sequence[RunRequest], after: int = 0) -> list[Entry]:
-    """Write the events of a wait from its rows, those behind an `n`: whoever writes them, they are the same."""
+    """Write the events of a wait from its rows, those after an `n`; they are the same in every process."""
     answers = {request.answer_entry: request for request in requests if request.answer_entry is not None}
     entries: list[Entry] = []
     for n in range(max(row.wait_entry or 1, after + 1), row.last_entry + 1):
@@ -352,7 +352,7 @@ def _told(requests: Sequence[RunRequest]) -> list[dict[str, Any]]:
 
 
 async def tell_answers(event_log: EventLog, answered: Answers, ttl_seconds: int) -> None:
-    """Append what was answered to the log of the run; where the log has not what was told before, all of the wait.
+    """Append answers to the log of the run; if the log lacks earlier events of the wait, append all of the wait.
 
     Raises:
         redis.exceptions.RedisError, OSError: readers see it in the rows.
