@@ -1,6 +1,6 @@
-"""Drive an agent through one query and tell what comes of it: tool calls, and every partial output that validates.
+"""Drive an agent through one query and publish its progress: tool calls, and every partial output that validates.
 
-It knows pydantic-ai and no queue, no database, no Redis; whoever asks gives it a place to tell things to.
+It knows pydantic-ai and no queue, no database, no Redis; the caller passes functions that publish and store.
 """
 
 from __future__ import annotations
@@ -75,17 +75,17 @@ log = logging.getLogger(__name__)
 
 _COUNTED = ("requests", "input_tokens", "output_tokens", "cache_read_tokens", "cache_write_tokens", "tool_calls")
 _SHOWN = (CustomEvent, PartStartEvent, PartEndEvent)
-"""What may be shown of a model's stream, besides its text and its reasoning."""
+"""The parts of a model's stream that may be shown, besides its text and its reasoning."""
 LONG_CHARACTERS = 64 << 10
 """A partial output of which the model wrote more is looked at before it is written; a large one is in a thread."""
 
 
 Prompt = str | Sequence[UserContent]
-"""What an agent is told of a query: the text alone, or with what is attached to it."""
+"""A query as an agent receives it: the text alone, or with its attachments."""
 
 
 class Listener(Protocol):
-    """Whom an answer is told to while it is written."""
+    """Receives an answer while it is written."""
 
     def tell(self, event: dict[str, Any]) -> None:
         """Hear of an event; none is left out."""
@@ -96,7 +96,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunIds:
-    """What an agent, its tools and its traces call a run, and the conversation that it belongs to."""
+    """The ids of a run and of its conversation for an agent, its tools and its traces."""
 
     run_id: str | None
     conversation_id: str | None
@@ -113,17 +113,17 @@ class Answered:
     text: str
     """The validated output as JSON text; of a text agent, the text."""
     messages: Sequence[ModelMessage]
-    """What this run adds to the conversation."""
+    """The messages that this run adds to the conversation."""
     model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What an agent's tools ask for, before there can be an answer."""
+    """The requests of an agent's tools, before there are answers."""
 
     calls: Sequence[DeferredCall]
     messages: Sequence[ModelMessage]
-    """What this run has added to the conversation so far; the last calls are open."""
+    """The messages that this run has added to the conversation so far; the last calls are open."""
 
 
 class Answer:
@@ -168,33 +168,33 @@ class Answer:
         self._inbox = inbox
         self._prompt = prompt
         self._keep_file = keep_file
-        """Stores what was made, and says of it what callers are shown."""
+        """Stores a file, and returns what callers are shown of it."""
         self._told_files: set[str] = set()
         self._ids = ids
         self._reasoning = reasoning
         self._given: dict[str, IntoRun] = {}
         """Messages into the run that the agent gets with its next request, by the ids that pydantic-ai calls them."""
         self._unstored: list[ModelMessage] = []
-        """What was said since the last response that is a step."""
+        """Messages since the last response that is a step."""
         self._stored_results: set[int] | None = None
         """The parts that were noted as steps since the last response; None where that was none."""
         self._before: list[ModelMessage] = []
-        """What earlier attempts have added to the conversation."""
+        """Messages that earlier attempts have added to the conversation."""
         self._finished: Sequence[Any] = ()
-        """The results of kept calls, until they are in the request that tells the model."""
+        """The results of kept calls, until they are in the next request to the model."""
         self._said: list[ModelMessage] = []
-        """What this attempt adds to the conversation, but for the results of tools after its last response."""
+        """Messages that this attempt adds to the conversation, without the results of tools after its last response."""
         self.model_error: BaseException | None = None
         """How the model's own request failed; a tool, a factory or a function of the agent's may raise the like."""
         self.tools_failed = False
-        """Whether a call has failed, or what was no request to a model: what a toolset has open may be broken."""
+        """Whether a call, or a step that is no request to a model, has failed: sessions of a toolset may be broken."""
         self._run: AgentRun[Any, Any] | None = None
         self._requests = self._used_before.requests
         """Requests that were begun, by earlier attempts, too."""
 
     @property
     def usage(self) -> RunUsage:
-        """What was used so far, by earlier attempts, too; may be read from any thread.
+        """The usage so far, with that of earlier attempts; may be read from any thread.
 
         A request counts once it has begun; pydantic-ai counts it once it is answered.
         """
@@ -205,16 +205,16 @@ class Answer:
     async def write(
         self, query: Prompt, history: Sequence[ModelMessage], deps: Any, chosen: RunOptions = AS_THE_AGENT_HAS_IT
     ) -> Answered | Asked:
-        """Run the agent to its end, or until its tools ask for something; after a wait, go on from there.
+        """Run the agent to its end, or until its tools have requests; after a wait, go on from there.
 
-        `chosen` is what is different for this run.
+        `chosen` overrides settings of the agent for this run.
 
         Raises:
             RunCancelled: the token was cancelled; it carries the messages so far.
-            LeftAtStep: the run is to be given back, and all of its steps are stored.
-            ModelAPIError: the model cannot be had, or broke off.
+            LeftAtStep: the run is to be returned to the queue, and all of its steps are stored.
+            ModelAPIError: the model is unavailable, or its response broke off.
             OverBudget: the output, or the result of a tool, is too large.
-            Exception: whatever pydantic-ai, the model or a tool raises.
+            Exception: any exception of pydantic-ai, the model or a tool.
         """
         try:
             return await self._write(query, history, deps, chosen)
@@ -230,7 +230,7 @@ class Answer:
         self._offer = self._offer.with_output(chosen.output_type)
         agent, kept = self._offer.agent, self._kept.messages
         goes_on = bool(kept) and isinstance(kept[-1], ModelRequest) and self._kept.results is None
-        self._before = list(kept[:-1] if goes_on else kept)  # A request is told by the node that makes it.
+        self._before = list(kept[:-1] if goes_on else kept)  # The node that makes a request publishes it.
         self._finished = self._kept.finished
         for message in kept:  # To pydantic-ai, a run of this id only begins.
             message.run_id, message.conversation_id = None, self._ids.conversation_id
@@ -298,12 +298,12 @@ class Answer:
     def whole(self, messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
         """Add to the messages of this run what a history processor of the agent's took out of them.
 
-        It shortens what the model is told; but a thread whose query or calls are gone could not go on.
+        It shortens the messages for the model; but a thread without its query or calls could not go on.
         """
         known = max((place for place, message in enumerate(messages) if message in self._said), default=-1)
         later = [*self._said, *messages[known + 1 :]]
         added = list(later if len(later) > len(messages) else messages)
-        if self._finished:  # The request that would tell them was never made.
+        if self._finished:  # The request with these results was never made.
             first = added[0] if added else None
             request = first if isinstance(first, ModelRequest) else ModelRequest(parts=[])
             self._take_in_finished(request)
@@ -313,12 +313,12 @@ class Answer:
         return [*self._before, *added]
 
     def _seconds_left(self) -> float | None:
-        """Say how long the run may take, where there is a limit; the agent and its tools know it as the deadline."""
+        """Return how long the run may take, if there is a limit; it is the deadline for the agent and its tools."""
         left = self._policy.give_up_at - asyncio.get_running_loop().time()
         return left if math.isfinite(left) else None
 
     async def _is_left_after(self, response: ModelResponse, run: AgentRun[Any, Any]) -> bool:
-        """Store a response that calls tools, before they are called; tell whether the run is left there."""
+        """Store a response that calls tools, before they are called; return whether the run is left there."""
         if self._steps is None:
             return False
         self._unstored.append(response)
@@ -334,7 +334,7 @@ class Answer:
         return self._may_leave
 
     async def _is_left_before(self, request: ModelRequest, *, is_stored: bool) -> bool:
-        """Wait until the results that the model is told next are stored; tell whether the run is left there."""
+        """Wait until the results in the next request are stored; return whether the run is left there."""
         if self._steps is None:
             return False
         stored, self._stored_results = self._stored_results, None
@@ -353,7 +353,7 @@ class Answer:
         return self._steps is not None and self._steps.leaving and self._steps.is_whole
 
     def _take_in_finished(self, request: ModelRequest) -> None:
-        """Put the results of kept calls into the request that tells the model those of the others."""
+        """Put the results of kept calls into the request that has the results of the others."""
         response = self._before[-1] if self._before else None
         if self._finished and isinstance(response, ModelResponse):
             request.parts = in_order_of_calls(response, [*self._finished, *request.parts])
@@ -400,14 +400,14 @@ class Answer:
         return needed
 
     async def _give_messages(self, run: AgentRun[Any, Any]) -> None:
-        """Give the agent what was sent into the run: it is told with the request that comes next."""
+        """Give the agent the messages into the run: they go with the next request."""
         for message in () if self._inbox is None else await self._inbox.new():
             said = message.query if self._prompt is None else await self._prompt(message)
             if enqueue_id := run.enqueue(ModelRequest(parts=[UserPromptPart(said)])):
                 self._given[enqueue_id] = message
 
     def _take_in_message(self, event: EnqueuedMessagesEvent) -> None:
-        """Note what was added to a request, so that it is stored with it; tell of what was sent into the run."""
+        """Store the additions to a request with it, and publish the messages into the run among them."""
         message = self._given.pop(event.enqueue_id, None)
         if message is None or self._inbox is None:  # The agent's own code sends it.
             self._unstored += event.messages
@@ -451,7 +451,7 @@ class Answer:
             raise
 
     def _note_result(self, event: FunctionToolResultEvent) -> None:
-        """Have the result of a call stored, while others still run."""
+        """Store the result of a call, while others still run."""
         if self._steps is None or self._stored_results is None:
             return
         parts: list[Any] = [event.part, *([UserPromptPart(event.content)] if event.content else [])]
@@ -482,7 +482,7 @@ class Answer:
         await self._tell_files(stream.response.parts)
 
     async def _tell_files(self, parts: Sequence[Any]) -> None:
-        """Store the files that a tool or the model made, and tell of each once."""
+        """Store the files that a tool or the model made, and publish each once."""
         for file in await all_files_in(parts):
             if self._keep_file is not None and file.data and file_id_of(file) is None:
                 shown = await self._keep_file(file)
@@ -496,7 +496,7 @@ class Answer:
         except RunCancelled:
             raise
         except Exception:  # noqa: BLE001  (validators and output functions may expect nothing but a whole output)
-            return  # Not valid yet: the next may be. If something else is wrong, the whole output says it.
+            return  # Not valid yet: the next may be. Any other error occurs again with the whole output.
         if isinstance(partial, DeferredToolRequests):
             return
         is_file = isinstance(partial, BinaryContent)
@@ -532,14 +532,14 @@ def _has_failed(part: Any) -> bool:
 
 
 def _is_filtered(error: BaseException, response: ModelResponse) -> bool:
-    """Tell whether an error says that the provider's filter stopped this response."""
+    """Return whether an error means that the provider's filter stopped this response."""
     return isinstance(error, ContentFilterError) and response.finish_reason == "content_filter"
 
 
 def _let_it_ask(run: AgentRun[Any, Any]) -> None:
-    """Let a run end with what its tools ask for, also where the agent does not name that among its output types.
+    """Let a run end with requests of its tools, also if these are not among the agent's output types.
 
-    An agent's tools may ask whatever its type says, and a type that is given with a run would be built for each.
+    Tools may have requests whatever the agent's type is, and a type that is given with a run would be built for each.
     """
     schema = copy(run.ctx.deps.output_schema)
     schema.allows_deferred_tools = True
@@ -547,7 +547,7 @@ def _let_it_ask(run: AgentRun[Any, Any]) -> None:
 
 
 def counts_of(used: RunUsage) -> dict[str, float]:
-    """Say what callers are told of what was used; counts that are none are zero, and a cost that is none is left out.
+    """Convert the usage for callers; missing counts are zero, and a missing cost is left out.
 
     The cost is in US dollars, summed over the requests whose price pydantic-ai knows.
     """
@@ -558,7 +558,7 @@ def counts_of(used: RunUsage) -> dict[str, float]:
 
 
 def _identity(part: Any) -> int:
-    """Tell parts apart; pydantic-ai makes prompts anew from what a tool returns with its result."""
+    """Identify a part; pydantic-ai makes new prompts from the content that a tool returns with its result."""
     return id(part.content) if isinstance(part, UserPromptPart) else id(part)
 
 
@@ -574,10 +574,10 @@ def _length_of(event: Any) -> int:
 
 
 def _demand_the_end(response: ModelResponse) -> None:
-    """See that a provider has said why its stream ended: one that was cut may end as properly as a whole one.
+    """Check that a provider has sent a finish reason: a stream that was cut may end as properly as a whole one.
 
-    Models without a provider's address, as scripts, need not say it. Those that speak OpenAI's Chat Completions raise
-    by themselves, as `catalog.py` has them do.
+    Models without a provider's address, as scripts, need no reason. Those of OpenAI's Chat Completions raise by
+    themselves, by a flag that `catalog.py` sets.
     """
     said = response.finish_reason or (response.provider_details or {}).get("finish_reason")
     if response.provider_url and not said and response.state == "complete":

@@ -32,11 +32,11 @@ from agent_relay.worker.execution.steps import NOTHING_KEPT, KeptSteps, StepWrit
 from agent_relay.worker.storable import storable
 
 UNWIND_SECONDS = 5.0
-"""How long an agent that was told to stop may take; after that the run ends without it."""
+"""Time for a stopped agent to end; after that the run ends without it."""
 
 
 CLOCK_SECONDS = 0.5
-"""What the clocks that a deadline is measured with may differ by."""
+"""The largest difference between the clocks that measure a deadline."""
 
 
 class Stop(Enum):
@@ -49,7 +49,7 @@ class Stop(Enum):
     STOPPING = auto()
     """The worker stops: another one is to answer."""
     NOT_MINE = auto()
-    """The run is somebody else's by now, or may be."""
+    """The run is another attempt's by now, or may be."""
     DATABASE_AWAY = auto()
     """The service's own database was away when its agent needed it: that is no failure of the run's."""
 
@@ -80,7 +80,7 @@ class Attempt:
         self.stopped: Stop | None = None
         self._began_at = time.monotonic()
         self.unwound: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once an agent that was told to stop has had its time."""
+        """Done once the time for a stopped agent to end is over."""
         self._token = CancellationToken()
         self.telling: EventWriter = publisher.begin(
             claimed.run_id,
@@ -121,7 +121,7 @@ class Attempt:
         )
 
     def begin(self) -> None:
-        """Tell that the attempt begins, what it goes on from, and what of that readers have been shown."""
+        """Publish that the attempt begins, with the steps that it goes on from and the parts that readers have."""
         claimed, kept = self.claimed, self.kept
         started: dict[str, Any] = {"event": "message_started", "reason": claimed.begun}
         if claimed.begun is AttemptReason.ANSWERED:  # So that readers miss it where the log was lost.
@@ -133,19 +133,19 @@ class Attempt:
         self.telling.tell(started)
 
     def leave(self) -> None:
-        """Have the run given back once the step in hand has finished, if its steps are stored."""
+        """Return the run to the queue once the step in hand has finished, if its steps are stored."""
         if self._steps is not None:
             self._steps.leaving = True
 
     def stop(self, reason: Stop) -> None:
-        """Have the agent stop; asked again, the first reason stays."""
+        """Stop the agent; a second call does not change the reason."""
         if self.stopped is None:
             self.stopped = reason
             self._token.cancel()
             asyncio.get_running_loop().call_later(UNWIND_SECONDS, _done, self.unwound)
 
     def note_deadline(self, error: BaseException) -> None:
-        """Note that the agent was stopped because its time was over: it knows the deadline, and may be the first to."""
+        """Note that the agent was stopped by its deadline, which it knows and may notice first."""
         elapsed = time.monotonic() - self._began_at
         if (
             isinstance(error, RunTimedOut)
@@ -172,7 +172,7 @@ class Attempt:
 
     @property
     def held(self) -> Held:
-        """What the next beat stores of it; read from the beat's thread."""
+        """The data for the next heartbeat; read from the heartbeat's thread."""
         return Held(self.claimed.run_id, self.claimed.attempt, *self.telling.known, self.usage)
 
     def count(self) -> None:
@@ -187,7 +187,7 @@ class Attempt:
             FIRST_PARTIAL_SECONDS.labels(agent).observe(self.telling.first_shown_at - self._began_at)
 
     def ending(self, status: RunStatus, text: str | None, **kept: Any) -> Ending:
-        """Say how the run ended, with what is known in any case."""
+        """Return the end of the run, with the data that are known in any case."""
         return Ending(
             status=status,
             text=text,
@@ -202,7 +202,7 @@ class Attempt:
         return self.ending(RunStatus.FAILED, self.telling.text, error=failure(code, message))
 
     def cancelled(self, transcript: str | None = None) -> Ending:
-        """Say that the run was cancelled; what was produced is kept."""
+        """Return the end of a cancelled run; its partial output is kept."""
         return self.ending(RunStatus.CANCELLED, self.telling.text, transcript=transcript)
 
 

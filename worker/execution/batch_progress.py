@@ -1,6 +1,6 @@
-"""After runs of batches have ended here: tell the news, and where only so many may run at once, call for more.
+"""After runs of batches have ended here: notify readers, and enqueue more runs of batches with a `max_running`.
 
-What is missed here, a sweeper and the readers' own looks make good.
+If this is missed, a sweeper and the readers' own polls replace it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent_relay.shared.queue import RunQueue
 log = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 0.1
-"""Many runs of a batch may end at once: what comes within a pause is told together."""
+"""Many runs of a batch may end at once: the ends within a pause make one notification."""
 
 
 class BatchEndNotifier:
@@ -40,7 +40,7 @@ class BatchEndNotifier:
         self._any.set()
 
     async def run(self) -> None:
-        """See to what was noted, for ever; the first end at once."""
+        """Process the noted ends, for ever; the first at once."""
         while await self._any.wait():
             self._any.clear()
             ended, self._ended = self._ended, {}

@@ -1,7 +1,7 @@
-"""Group commit: what many ask of the database in the same moment is done in one transaction.
+"""Group commit: requests of many runs to the database in one moment are one transaction.
 
-Nobody waits for a group to fill: it is who asks in the same turn of the event loop, and who asked while the one before
-was under way. So a worker with little to do is as quick as ever, and one with much asks less often.
+No request waits for a group to fill: a group is the requests of one turn of the event loop, and those made while the
+group before was under way. So an idle worker is as quick as ever, and a busy one makes fewer transactions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Answered = TypeVar("Answered")
 HELD_UP_SECONDS = 0.05
 """A transaction that takes longer (it waits for a lock) does not block the next batch."""
 MOST = 100
-"""What one transaction takes, so that none grows long."""
+"""The size limit of a transaction, so that none grows long."""
 
 
 class Batcher(Generic[Asked, Answered]):
@@ -80,7 +80,7 @@ class Batcher(Generic[Asked, Answered]):
                 ids = [self._id_of(asked) for asked, _ in group]
                 answers = [(found[asked_id],) if asked_id in found else None for asked_id in ids]
         except Exception as error:  # noqa: BLE001  (it is raised to who asked)
-            spoilt = len(group) > 1 and not is_away(error)  # By one of them: alone, each gets what is its own.
+            spoilt = len(group) > 1 and not is_away(error)  # By one member: alone, each gets its own result.
             if len(group) > 1 and not spoilt:
                 self._apart.update(self._id_of(asked) for asked, future in group if not future.done())
             for _, future in group:

@@ -1,4 +1,4 @@
-"""Learn at once that a run is to be cancelled, or of a message into it; what is missed here, the heartbeat brings."""
+"""Receive cancels of runs, and messages into them, at once; the heartbeat brings those that are missed here."""
 
 from __future__ import annotations
 

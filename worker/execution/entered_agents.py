@@ -1,7 +1,7 @@
 """Agents are entered once a process: all runs share their MCP sessions and HTTP clients, which live as long as it.
 
-An agent is entered with its first run, so that what its entering does counts as that run's. After a run whose tools
-failed, the sessions are looked at before the next run begins: one that does not answer any more is opened anew.
+An agent is entered with its first run, so that effects of entering it count as that run's. After a run whose tools
+failed, the sessions are checked before the next run begins: one that does not answer is opened again.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from agent_relay.worker.guests.context import EnteredFor, guest_context
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 10.0
-"""After so long, an MCP server that was asked for its tools counts as broken."""
+"""After this time, an MCP server that was asked for its tools counts as broken."""
 LEAVE_SECONDS = 2.0
-"""How long the agents of a worker that stops may take to close what they have open."""
+"""Time in which the agents of a worker that stops have to close their sessions."""
 
 _Waiter = asyncio.Future[str | None]
-"""Done once the agent can be used; or with the rest of a sentence that says why it cannot."""
+"""Done once the agent can be used; or with the rest of a sentence with the reason why it cannot."""
 
 
 class NotEntered(Exception):
-    """A sentence that says why an agent cannot be used now; the next run tries again."""
+    """The message is a sentence with the reason why an agent cannot be used now; the next run tries again."""
 
     code = FailureCode.AGENT_ERROR
 
@@ -39,15 +39,15 @@ class EnteredAgents:
     """The agents of this process that are entered, by the names that callers know them by."""
 
     def __init__(self, seconds: float) -> None:
-        """Enter nothing yet. To enter an agent, or to look at its sessions, may take so many seconds."""
+        """Enter nothing yet. To enter an agent, or to check its sessions, may take this number of seconds."""
         self._seconds = seconds
         self._agents: dict[str, _EnteredAgent] = {}
         self._surroundings = copy_context()
-        """The worker's own: what an agent opens belongs to no run."""
+        """The worker's own context: the sessions of an agent belong to no run."""
 
     @asynccontextmanager
     async def use(self, offer: RegisteredAgent, tools_failed: Callable[[], bool]) -> AsyncGenerator[None]:
-        """Have the agent entered for a run; asked after it, the run says whether tools of its own failed.
+        """Enter the agent for a run, unless it is entered; the run reports after it whether tools of its own failed.
 
         Raises:
             NotEntered: it cannot be.
@@ -64,7 +64,7 @@ class EnteredAgents:
             agent.is_doubted |= tools_failed()
 
     async def close(self) -> None:
-        """Have all agents close what they have open; those that take too long are left behind."""
+        """Close the sessions of all agents; those that take too long are left behind."""
         leaving = [task for agent in self._agents.values() if (task := agent.leave()) is not None]
         if leaving:
             await asyncio.wait(leaving, timeout=LEAVE_SECONDS)
@@ -73,7 +73,7 @@ class EnteredAgents:
 
 
 class _EnteredAgent:
-    """An agent, and the task that has entered it: what is opened by a task is closed by the same."""
+    """An agent, and the task that has entered it: the task that opens a session also closes it."""
 
     def __init__(self, offer: RegisteredAgent, seconds: float, surroundings: Context) -> None:
         self._offer = offer
@@ -83,7 +83,7 @@ class _EnteredAgent:
         self._looks: asyncio.Queue[_Waiter | None] = asyncio.Queue()
         """Who waits until the sessions were looked at; None ends the holder."""
         self._waiter: _Waiter | None = None
-        """What all runs that come now wait for."""
+        """The future for which all new runs wait."""
         self._is_open = False
         self.is_doubted = False
         """Whether the sessions are to be looked at before the next run begins."""
@@ -148,7 +148,7 @@ class _EnteredAgent:
                 self._tell(left, None)  # It sees that the agent is not entered any more.
 
     async def _look_after(self, looks: asyncio.Queue[_Waiter | None]) -> _Waiter | None:
-        """Look at the sessions each time somebody wants that; return who waits for the agent to be entered anew."""
+        """Check the sessions on each request; return the waiter for whom the agent is to be entered again."""
         while (waiter := await looks.get()) is not None:
             sessions, others = _toolsets(self._offer)
             if others and not self.users:
@@ -172,7 +172,7 @@ class _EnteredAgent:
 
 
 def _toolsets(offer: RegisteredAgent) -> tuple[list[Any], bool]:
-    """List the MCP sessions that runs share, and tell whether other toolsets are entered that cannot be looked at."""
+    """List the MCP sessions that runs share, and whether other toolsets are entered that cannot be checked."""
     leaves: list[Any] = []
     for toolset in offer.agent.toolsets:
         toolset.apply(leaves.append)
@@ -183,9 +183,9 @@ def _toolsets(offer: RegisteredAgent) -> tuple[list[Any], bool]:
 
 
 async def _open_if_broken(session: Any, agent_type: str) -> None:
-    """Ask an MCP server for its tools; where it does not answer, open the session anew.
+    """Ask an MCP server for its tools; if it does not answer, open the session again.
 
-    The toolset does not open it by itself while runs, or this process, have it entered.
+    The toolset does not open it by itself while it is entered by runs or by this process.
     """
     try:
         async with asyncio.timeout(LOOK_SECONDS):

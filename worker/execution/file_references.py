@@ -42,13 +42,13 @@ def content_of(file_id: UUID, data: bytes, media_type: str, like: BinaryContent 
 
 
 def file_id_of(content: BinaryContent) -> UUID | None:
-    """Name the file that a content is of, where it says that it is of one."""
+    """Return the file to which a content refers, if any."""
     found = _REFERENCE.fullmatch(content.identifier)
     return None if found is None else UUID(found[1])
 
 
 def referring(query: str, attachments: object) -> str | list[UserContent]:
-    """Make what an agent is told of a query, with references in the place of files."""
+    """Make the agent's form of a query, with references in the place of files."""
     attached = attached_of(attachments)
     said: list[UserContent] = [query]
     for each in attached:
@@ -113,7 +113,7 @@ def _replaced_in(part: Any, by: Replace) -> Any:
 
 
 def _walk(value: Any, by: Replace, depth: int = 0) -> Any:
-    """Copy a value with other content in the place of files; what holds none is not copied."""
+    """Copy a value with other content in the place of files; a value without files is not copied."""
     if isinstance(value, BinaryContent):
         return by(value)
     if depth >= DEEPEST:

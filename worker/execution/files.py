@@ -105,7 +105,7 @@ class RunFiles:
         """Files that the agent made, by their hash and type."""
 
     async def prompt(self, query: str, attachments: object, number: str) -> str | list[UserContent]:
-        """Make what the agent is told of a query; `number` tells it from the other queries of the run."""
+        """Make the agent's form of a query; `number` distinguishes it from the other queries of the run."""
         attached = attached_of(attachments)
         if not attached:
             return query
@@ -143,7 +143,7 @@ class RunFiles:
         return await all_replaced(messages, put_back)
 
     async def referenced(self, messages: Sequence[ModelMessage]) -> Sequence[ModelMessage]:
-        """Take the bytes out of messages that are to be stored; what is no file yet becomes one."""
+        """Take the bytes out of messages that are to be stored; new content becomes a file."""
         files = [file for file in await all_files_in(_parts(messages)) if file.data]
         if not files:
             return messages
@@ -156,7 +156,7 @@ class RunFiles:
         return await all_replaced(messages, taken_out)
 
     async def made(self, file: BinaryContent) -> Made:
-        """Store what the agent made as a file of the user's, once for each content."""
+        """Store content that the agent made as a file of the user's, once for each content."""
         digest = hashlib.sha256(file.data).digest()
         media_type = plain(file.media_type)
         if not _MEDIA_TYPE.fullmatch(media_type):
@@ -169,7 +169,7 @@ class RunFiles:
         return known
 
     async def shown(self, file: BinaryContent) -> dict[str, Any]:
-        """Store what the agent made; returns what callers are shown of it."""
+        """Store content that the agent made; returns what callers are shown of it."""
         made = await self.made(file)
         return {"file_id": str(made.file_id), "media_type": made.media_type, "bytes": made.bytes}
 
@@ -208,7 +208,7 @@ class RunFiles:
         self._given[file_id] = data
 
     async def _of_url(self, attached: Attached, number: str) -> UserContent:
-        """Fetch what is attached by its address, once for all attempts; a sentence stands for what cannot be had."""
+        """Fetch an attachment by its address, once for all attempts; a sentence replaces one that cannot be fetched."""
         url, media_type = str(attached["url"]), attached.get("media_type")
         if self._urls == "pass":
             return _address(url, media_type)
@@ -228,7 +228,7 @@ class RunFiles:
         return content_of(file_id, data, media_type)
 
     def _check(self, data: bytes, media_type: str) -> None:
-        """See that what was fetched may be given to the agent.
+        """Check that a fetched attachment may be given to the agent.
 
         Raises:
             NotFetched: it may not.

@@ -1,4 +1,4 @@
-"""What the model is told of the thread so far: its own messages of the earlier runs, as it gave and got them."""
+"""The model's history of the thread: its own messages of the earlier runs, as it sent and received them."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ log = logging.getLogger(__name__)
 SHORT = 128 << 10
 """Characters of messages that are written without a thread."""
 LARGE_METADATA = 500_000
-"""Size of the metadata of one run that is kept as lists and dicts; what is larger is kept as text. Python takes half a
-second for as much, and as long when the thread's next run reads it."""
+"""Size of the metadata of one run that is kept as lists and dicts; larger metadata is kept as text. Python takes half a
+second for this size, and as long when the thread's next run reads it."""
 SENTENCE_BYTES = 100
-"""About what the sentence takes that stands for a result."""
+"""The approximate size of the sentence that replaces a result."""
 INSTRUCTED = "The application that calls you on behalf of the user gives these instructions:"
 _ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 async def history_of(exchanges: Sequence[Exchange], before: Sequence[Said] = ()) -> list[ModelMessage]:
-    """Join the transcripts; where one is missing or cannot be read, the query and the answer stand for it.
+    """Join the transcripts; the query and the answer replace one that is missing or cannot be read.
 
-    Between these is what was sent into the run. Calls that were left open are closed, so that the thread can go on.
-    What the caller's own conversation held stands before its query; `before` is that of the run that begins.
-    Others may use the event loop meanwhile.
+    Between these are the messages into the run. Calls that were left open are closed, so that the thread can go on.
+    The messages of the caller's own conversation come before its query; `before` is those of the run that begins.
+    Other tasks may use the event loop meanwhile.
     """
     history: list[ModelMessage] = []
     for exchange in exchanges:
@@ -66,7 +66,7 @@ async def history_of(exchanges: Sequence[Exchange], before: Sequence[Said] = ())
 
 
 def _said(said: Said) -> ModelMessage:
-    """Tell the model what a caller's conversation held. Instructions of a caller have no more weight than a query."""
+    """Convert a caller's conversation for the model. Instructions of a caller have no more weight than a query."""
     if said["role"] == "assistant":
         return ModelResponse(parts=[TextPart(said["content"])])
     from_user = said["role"] == "user"
@@ -77,9 +77,9 @@ def _said(said: Said) -> ModelMessage:
 async def transcript_of(messages: Sequence[ModelMessage], most_bytes: int) -> str | None:
     """Write the model's messages of one run as JSON that `ModelMessagesTypeAdapter` reads again.
 
-    Lossless where JSON can say everything in them; else as `storable` says it. Large metadata becomes its JSON as text.
-    Where it all has more bytes than it may, a sentence stands for each of the largest results of tools. None where it
-    cannot be read again, or is too large even so: the query and the answer stand for such a run in its thread.
+    Lossless if JSON can represent all values in them; else as `storable` converts them. Large metadata becomes its JSON
+    as text. If the whole is above the limit, a sentence replaces each of the largest results of tools. None if it
+    cannot be read again, or is too large even so: its thread then has the query and the answer of such a run only.
     """
     if _is_short(messages):
         return _transcript_of(messages, most_bytes)

@@ -1,4 +1,4 @@
-"""The runs that this process has in hand, and what a beat stores of them and brings back about them."""
+"""The runs in hand of this process, and the data that a heartbeat stores of them and fetches about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 REMEMBERED = 1000
 """Orphans that are remembered."""
 JUST_ENDED_SECONDS = 2.0
-"""What a run did to its process is seen within so long after its end."""
+"""Changes of a run to its process are found within this time after its end."""
 MOST_NAMED = 100
 
 
@@ -64,14 +64,14 @@ class RunsInFlight:
             attempt.stop(Stop.STOPPING)
 
     def end_told(self, run_id: UUID) -> None:
-        """Note that a run's end stands in its log; the next beat stores that."""
+        """Store that a run's end is in its log; the next heartbeat writes that to PostgreSQL."""
         self._told.append(run_id)
 
     def __contains__(self, run_id: object) -> bool:
         return run_id in self._attempts
 
     def held(self) -> list[Held]:
-        """Say what the next beat is to store; called from the beat's thread."""
+        """Return the data for the next heartbeat; called from the heartbeat's thread."""
         held: list[Held] = []
         for attempt in list(self._attempts.values()):
             if attempt is not None:
@@ -90,13 +90,13 @@ class RunsInFlight:
         return ",".join(names) or "none"
 
     def told(self) -> list[UUID]:
-        """Take the runs whose ends were told since the last beat; called from the beat's thread."""
+        """Take the runs whose ends were published since the last heartbeat; called from the heartbeat's thread."""
         return [self._told.popleft() for _ in range(len(self._told))]
 
     def beat(self, rows: Sequence[Row]) -> None:
-        """Hear what a beat brought back: the runs that this worker holds in the database's eyes.
+        """Process the rows of a heartbeat: the runs that this worker holds in the database.
 
-        One that is not in hand, and was not a beat ago, came from a claim whose reply was lost: it is given back.
+        If one is not in hand, and was not at the last heartbeat, the reply to its claim was lost: it is released.
         """
         unknown: set[tuple[UUID, int]] = set()
         for row in rows:
@@ -125,7 +125,7 @@ class RunsInFlight:
             await self._lanes.ring([ring])
 
     def expect_messages(self, run_id: UUID, last: int) -> None:
-        """Learn that there are so many messages into a run, if it is in hand."""
+        """Store the number of messages into a run, if it is in hand."""
         if (attempt := self._attempts.get(run_id)) is not None:
             attempt.inbox.expect(last)
 
@@ -141,7 +141,7 @@ class RunsInFlight:
             self.stop(run_id, reason)
 
     def leave_all(self) -> None:
-        """Have each run given back once the step in hand has finished."""
+        """Return each run to the queue once the step in hand has finished."""
         self._leaving = True
         for attempt in list(self._attempts.values()):
             if attempt is not None:

@@ -8,7 +8,7 @@ from agent_relay.shared.runs.claim import IntoRun
 
 
 class Inbox:
-    """What one attempt knows of the messages into its run. It reads them only where it has learnt of new ones."""
+    """The messages into its run that one attempt knows. It reads them only after a notification of new ones."""
 
     def __init__(
         self,
@@ -17,7 +17,7 @@ class Inbox:
         read: Callable[[int], Awaitable[Sequence[IntoRun]]],
         flushed: Callable[[], Awaitable[None]],
     ) -> None:
-        """`read` reads those after a place; `flushed` returns once everything told stands in the log."""
+        """`read` reads those after a place; `flushed` returns once all events are in the log."""
         self.heard = heard
         """The `place` of the last one that was part of a request to the model."""
         self._last_message = last_message
@@ -26,7 +26,7 @@ class Inbox:
         self._flushed = flushed
 
     def expect(self, last_message: int) -> None:
-        """Learn how many there are."""
+        """Store how many there are."""
         self._last_message = max(self._last_message, last_message)
 
     async def new(self) -> Sequence[IntoRun]:
@@ -34,7 +34,7 @@ class Inbox:
         return await self._read(self.heard) if self._last_message > self.heard else []
 
     async def confirmed(self) -> int:
-        """Return what the model has been told of, once its readers have been told, too: then it may be stored so."""
+        """Return how many messages the model has received, once readers have been notified; then it is stored."""
         if self._kept != self.heard:
             await self._flushed()
             self._kept = self.heard

@@ -1,4 +1,4 @@
-"""The one job there is: answer a run. Claim, equip, announce, answer, store, tell the end. Start reading here."""
+"""The one job: answer a run. Claim, prepare, announce, answer, store, publish the end. Start reading here."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ PASS_ON_SECONDS = 1.0
 
 
 class Stopped(Exception):
-    """The attempt was stopped; what there is of the answer stays."""
+    """The attempt was stopped; its partial answer is kept."""
 
 
 class Job:
@@ -214,9 +214,9 @@ class Job:
             return {}
 
     async def _kept(self, claimed: Claim, offer: RegisteredAgent) -> KeptSteps:
-        """Read what earlier attempts have finished, and what was answered since.
+        """Read the finished steps of earlier attempts, and the answers since.
 
-        What cannot be continued is forgotten: then the run begins with its query again, or after its last wait.
+        Steps that cannot be continued are deleted: then the run begins with its query again, or after its last wait.
         """
         if claimed.attempt == 1:
             return NOTHING_KEPT
@@ -266,14 +266,14 @@ class Job:
         )
 
     async def _outcome(self, attempt: Attempt) -> Ending | Wait | None:
-        """Have the agent answer, and say how that ended; None where the run is not to end here."""
+        """Run the agent, and return how that ended; None if the run does not end here."""
         try:
             answered = await self._ask(attempt)
             most_bytes = self._settings.max_history_bytes
             transcript = await transcript_of(await attempt.files.referenced(answered.messages), most_bytes)
             if isinstance(answered, Asked):
                 return self._asked(attempt, answered, transcript)
-            if transcript is None and attempt.claimed.wait_attempt is not None:  # What was kept before is not all.
+            if transcript is None and attempt.claimed.wait_attempt is not None:  # What was stored before is not all.
                 claimed, steered = attempt.claimed, await self._steered(attempt)
                 exchange = Exchange(
                     claimed.query, answered.text, None, attachments=claimed.attachments, steered=steered
@@ -316,7 +316,7 @@ class Job:
         return await transcript_of(messages, self._settings.max_history_bytes)
 
     def _broken_off(self, attempt: Attempt, error: BaseException, transcript: str | None) -> Ending | None:
-        """Say what becomes of a run whose agent did not answer."""
+        """Return how a run ends whose agent did not answer."""
         match error:
             case RunCancelled() | Stopped():
                 return self._cut(attempt, transcript)
@@ -335,13 +335,13 @@ class Job:
                 return self._raised(attempt, error)
 
     def _refused(self, attempt: Attempt, error: ModelAPIError | FallbackExceptionGroup | ContentFilterError) -> Ending:
-        """Say that the run failed for what its provider said; the log says more."""
+        """Return the failure of a run that its provider refused; the log has the provider's words."""
         claimed = attempt.claimed
         log.warning("job.refused run_id=%s agent=%s error=%s", claimed.run_id, claimed.agent_type, for_operator(error))
         return attempt.failed(*failure_of(error))
 
     def _raised(self, attempt: Attempt, error: BaseException) -> Ending | None:
-        """Say what becomes of a run whose agent raised: it failed, unless it was our own database that broke."""
+        """Return how a run ends whose agent raised: it failed, unless our own database was away."""
         if is_ours(error) and attempt.claimed.attempt < AWAY_ATTEMPTS:
             log.warning("job.database_away run_id=%s", attempt.claimed.run_id)
             attempt.stopped = attempt.stopped or Stop.DATABASE_AWAY
@@ -351,7 +351,7 @@ class Job:
         return attempt.failed(FailureCode.AGENT_ERROR, f"The agent raised {type(error).__name__}.")
 
     async def _ask(self, attempt: Attempt) -> Answered | Asked:
-        """Equip the agent and have it answer; one that will not stop when it is told to is left behind."""
+        """Prepare and run the agent; if it does not stop after it was cancelled, it is left behind."""
         asking = asyncio.create_task(self._equip_and_ask(attempt), context=guest_context(attempt.claimed.run_id))
         deadline = asyncio.get_running_loop().call_later(attempt.claimed.seconds_left, attempt.stop, Stop.DEADLINE)
         await asyncio.wait([asking, attempt.unwound], return_when=asyncio.FIRST_COMPLETED)
@@ -394,7 +394,7 @@ class Job:
             raise Stopped from None
 
     async def _continuation(self, claimed: Claim) -> Continuation | None:
-        """Read what a run that has waited goes on from; None where it begins with its query."""
+        """Read the data with which a waiting run goes on; None if it begins with its query."""
         if claimed.wait_attempt is None:
             return None
         rows = await self._while_it_lasts(claimed, lambda: waited_for(self._database, claimed))
@@ -405,7 +405,7 @@ class Job:
             return None
 
     def _cut(self, attempt: Attempt, transcript: str | None = None) -> Ending | None:
-        """Say what becomes of a run whose attempt was stopped: what there is is kept, or it is left to the next."""
+        """Return how a stopped attempt ends its run: with the partial answer, or not at all."""
         match attempt.stopped:
             case Stop.CANCELLED:
                 return attempt.cancelled(transcript)
@@ -417,12 +417,12 @@ class Job:
                 return attempt.failed(FailureCode.AGENT_ERROR, "The agent cancelled its own run.")
 
     async def _conclude(self, attempt: Attempt, ending: Ending | Wait | None) -> None:
-        """Store the end, or have the run wait, or give it back; what is not this attempt's any more is left alone."""
+        """Store the end, or the wait, or return the run to the queue; a run of another attempt is left alone."""
         if isinstance(ending, Wait):
-            last_entry = attempt.telling.last_entry  # It has its number only now that everything was told.
+            last_entry = attempt.telling.last_entry  # It has its number only now that all events are published.
             if await self._wait(attempt.claimed, replace(ending, last_entry=last_entry)):
                 return
-            ending = attempt.cancelled(ending.transcript)  # It would wait, had nobody asked to cancel it.
+            ending = attempt.cancelled(ending.transcript)  # A cancel was requested: it does not wait.
         if ending is None and (begun := attempt.begun_next) is not None:
             ring = await self._while_it_lasts(
                 attempt.claimed, lambda: give_back(self._database, attempt.claimed, attempt.usage, begun)
@@ -431,12 +431,12 @@ class Job:
                 reached(Failpoint.RUN_GIVEN_BACK)
                 await self._lanes.ring([ring])
                 return
-            ending = attempt.cancelled()  # It would have been given back, had nobody asked to cancel it.
-        if ending is not None:  # What came last has its number only now that everything was told.
+            ending = attempt.cancelled()  # A cancel was requested: it is not returned to the queue.
+        if ending is not None:  # The last entry has its number only now that all events are published.
             await self._store(attempt.claimed, replace(ending, last_entry=attempt.telling.last_entry))
 
     async def _wait(self, claimed: Claim, left: Wait) -> bool:
-        """Have the run wait, and tell it; False where it is to be cancelled, or is not this attempt's any more."""
+        """Store the wait, and publish it; False if a cancel was requested, or the run is another attempt's."""
         seconds = self._settings.wait_deadline_seconds
         row = await self._while_it_lasts(claimed, lambda: wait(self._database, claimed, left, seconds))
         if row is None:
@@ -451,7 +451,7 @@ class Job:
         return True
 
     async def _make_room(self, claimed: Claim) -> None:
-        """After a run holds no slot any more: have its batch looked at, and call for a run that was passed over."""
+        """After a run has left its slot: notify its batch, and enqueue a throttled run."""
         if claimed.batch_id:
             self._batch_ends.note(claimed.batch_id, capped=claimed.batch_is_capped)
         passed_over = await self._while_it_lasts(
@@ -460,7 +460,7 @@ class Job:
         await self._lanes.ring(passed_over)
 
     async def _store(self, claimed: Claim, ending: Ending) -> None:
-        """Store the end, tell it, and call for the thread's next run."""
+        """Store the end, publish it, and enqueue the thread's next run."""
         row = await self._finish(claimed, ending)
         if row is None:
             log.warning("job.fenced run_id=%s attempt=%d", claimed.run_id, claimed.attempt)
@@ -472,7 +472,7 @@ class Job:
                 await self._publisher.tell_end(row, self._settings.log_retention_seconds)
                 reached(Failpoint.END_TOLD)
                 self._roster.end_told(claimed.run_id)
-        except Exception:  # The run has ended: what follows is done all the same.
+        except Exception:  # The run has ended: the next steps are done all the same.
             log.exception("job.end_untold run_id=%s", claimed.run_id)
         await self._make_room(claimed)
         if (thread_id := claimed.thread_id) is not None:
@@ -480,9 +480,9 @@ class Job:
             await self._lanes.ring([] if ring is None else [ring])
 
     async def _finish(self, claimed: Claim, ending: Ending) -> RunEnd | None:
-        """Offer the end until it is stored or refused; whether a commit whose reply was lost came through is read.
+        """Try to store the end until it is stored or refused; after a lost reply, read whether the commit succeeded.
 
-        What the database will not take is left out: then the run ends with nothing but the fact.
+        If the database refuses the data of the end, the run ends without them.
         """
         try:
             row = await self._while_it_lasts(claimed, lambda: self._end(claimed, ending))
@@ -518,7 +518,7 @@ class Job:
 
 
 def _bare(ending: Ending, error: Exception) -> Ending:
-    """Say that a run ended, with nothing of what its agent, its model or its tools said."""
+    """Return the end of a run without any data of its agent, its model or its tools."""
     if ending.status is RunStatus.CANCELLED:
         return replace(ending, text=None, transcript=None, model=None)
     message = f"The end of the run could not be stored: {type(error).__name__}."

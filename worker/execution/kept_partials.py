@@ -19,7 +19,7 @@ KEEP_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """What a heartbeat stores of a run in hand."""
+    """The data that a heartbeat stores of a run in hand."""
 
     run_id: UUID
     attempt: int
@@ -30,7 +30,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a row holds once a heartbeat has stored it."""
+    """The content of a row once a heartbeat has stored it."""
 
     run: Held
     with_text: bool
@@ -38,7 +38,7 @@ class Kept:
 
 
 class PartialsToKeep:
-    """Chooses what each heartbeat stores, and remembers what the rows hold."""
+    """Chooses the data of each heartbeat, and keeps the content of the rows."""
 
     def __init__(self) -> None:
         self._heartbeat = 0
@@ -61,7 +61,7 @@ class PartialsToKeep:
         return [each for each in kept if each.with_text or self._rows.get(each.run.run_id) != each.run]
 
     def stored(self, kept: Iterable[Kept]) -> None:
-        """Note what the rows hold now."""
+        """Note the new content of the rows."""
         self._rows |= {each.run.run_id: each.run for each in kept}
 
     def _holds_text_of(self, run: Held) -> bool:

@@ -1,7 +1,7 @@
-"""The worker's lease and the beat that renews it, in a thread with a connection of its own.
+"""The worker's lease and the heartbeat that renews it, in a thread with a connection of its own.
 
-A blocked event loop does not lose the lease; a database that is away does, once the last beat is a lease ago: from then
-on nobody may rely on this process, and it stops what it does. It never goes on under an id that was declared dead.
+A blocked event loop does not lose the lease. If the database is away, the lease is lost once the last heartbeat is a
+lease ago: then the worker stops its attempts. It never goes on under an id that was declared dead.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.5
 _LIMIT = "SELECT set_config('statement_timeout', %s, true)"
-"""A pooler takes no parameter for it, and hands a connection on with what is set for a session."""
+"""A pooler takes no parameter for it, and passes a connection on with the settings of a session."""
 STATEMENT_SECONDS = 2.0
-"""Time that a statement may take. What the lease does not depend on has a sixth of the lease at most: three such
+"""Time limit of a statement. A statement that the lease does not depend on has a sixth of the lease at most: three such
 statements, however slow, leave time for the next renewal."""
 UNREGISTERED_SECONDS = 1.0
 HANGING_SECONDS = 3.0
@@ -43,7 +43,7 @@ HANGING_SECONDS = 3.0
 
 
 class _Connection(psycopg.Connection[Any]):
-    """A connection on which the beat never waits for long."""
+    """A connection on which the heartbeat never waits for long."""
 
     hanging_seconds = HANGING_SECONDS
 
@@ -66,7 +66,7 @@ class _Connection(psycopg.Connection[Any]):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a beat brings back of a run that this worker holds."""
+    """The data that a heartbeat fetches of a run that this worker holds."""
 
     run_id: UUID
     attempt: int
@@ -127,25 +127,25 @@ class Lease:
 
     @property
     def worker_id(self) -> UUID | None:
-        """The id to claim under; None while nobody may rely on this process."""
+        """The id to claim under; None while the lease has lapsed."""
         return self._worker_id if monotonic() < self._trusted_until else None
 
     async def acquire(self) -> None:
-        """Start the beat, and wait until the worker is registered."""
+        """Start the heartbeat, and wait until the worker is registered."""
         self._thread.start()
         await self._registered.wait()
 
     async def release(self) -> None:
-        """Stop the beat; the incarnation ends here and not when its lease runs out, and holds nothing any more.
+        """Stop the heartbeat, and end the registration now instead of when the lease runs out; its runs are returned.
 
-        A beat that has not registered the worker by then is waited for only a moment: the database may be away.
+        If the worker is not registered by then, this waits for the heartbeat only a moment: the database may be away.
         """
         self._stop.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join, None if self._worker_id else UNREGISTERED_SECONDS)
 
     def _run(self) -> None:
-        """Beat until told to stop; a beat that breaks in a way that is not foreseen ends the process."""
+        """Send heartbeats until stopped; an unforeseen error ends the process."""
         try:
             self._beat_until_told()
         except BaseException:
@@ -198,7 +198,7 @@ class Lease:
         return connection
 
     def _renew(self, connection: _Connection) -> None:
-        """Renew the lease, or begin an incarnation."""
+        """Renew the lease, or register."""
         lease = self._settings.lease_seconds
         renewal = {"id": self._worker_id, "lease": lease, "draining": self.draining}
         if self._worker_id is None or not connection.ask(_BEAT, renewal):
@@ -212,7 +212,7 @@ class Lease:
             except psycopg.Error as error:
                 if connection.closed or connection.info.transaction_status is not TransactionStatus.IDLE:
                     raise
-                log.warning("lease.step_failed step=%s error=%r", step.__name__, error)  # The next beat tries again.
+                log.warning("lease.step_failed step=%s error=%r", step.__name__, error)  # The next one tries again.
 
     def _mark_told(self, connection: _Connection) -> None:
         self._untold += self._told()
@@ -225,7 +225,7 @@ class Lease:
         self._call(self._on_beat, [Row(*cast("tuple[UUID, int, bool, int]", row)) for row in rows])
 
     def _register(self, connection: _Connection) -> None:
-        """Begin an incarnation; the one before, if any, was declared dead while this process was away."""
+        """Register; an earlier registration was declared dead while this process was away."""
         worker_id = self._first_id
         if self._worker_id is not None:
             log.error("lease.declared_dead worker_id=%s", self._worker_id)
@@ -251,7 +251,7 @@ class Lease:
         log.info("lease.registered worker_id=%s", worker_id)
 
     def _keep(self, connection: _Connection) -> None:
-        """Store the partials and the usage whose turn it is; one that cannot be stored is left out."""
+        """Store the partials and the usage that are due; one that cannot be stored is left out."""
         kept = self._keeping.choose(self._held())
         try:
             self._store(connection, kept)
@@ -300,7 +300,7 @@ class Lease:
             end_process("lease.loop_blocked", self._in_flight())
 
     def _watch_the_loop(self) -> None:
-        """End a process whose loop is stuck: its runs are worth more elsewhere than its lease is here."""
+        """End a process whose loop is stuck, so that its runs go on elsewhere before its lease has run out."""
         now = monotonic()
         if self._answered.is_set():
             self._answered.clear()
@@ -312,5 +312,5 @@ class Lease:
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # The loop has closed: the process is on its way out.
+        except RuntimeError:  # The loop has closed: the process is about to end.
             self._stop.set()

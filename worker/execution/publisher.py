@@ -1,10 +1,10 @@
-"""Publish what attempts tell into their event logs: coalesced a run, and many runs a round trip.
+"""Publish the events of attempts into their event logs: coalesced for each run, and many runs in a round trip.
 
 Nothing here waits for a reader, and an agent never waits for Redis: while a round trip is under way, newer texts
-replace those that wait. Without Redis an attempt goes on; what could not be told is told from the row at the end.
+replace those that wait. Without Redis an attempt goes on; its unpublished events are read from the row at the end.
 
-A run whose log cannot be written is set aside: its attempt goes on without a log, and the others are served. A round
-trip carries a few MiB, so that large texts hold the others up for one round trip at most.
+If the log of a run cannot be written, its attempt goes on without a log, and the others are served. A round trip
+carries a few MiB, so that large texts delay the others by one round trip at most.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ ROUND_TRIP_LENGTH = 4 << 20
 """Characters that one round trip carries; a text that is longer goes alone."""
 BACK_OFF_SECONDS = 0.5
 GIVE_UP_SECONDS = 2.0
-"""How long the end of a run waits for what was told before; the row tells it if Redis is away for longer."""
+"""How long the end of a run waits for earlier events; if Redis is away for longer, the end is read from the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ _Told = dict[str, Any] | str | _Thought
 
 
 class EventWriter:
-    """What one attempt tells, on its way into the log."""
+    """The events of one attempt, on their way into the log."""
 
     def __init__(
         self,
@@ -75,9 +75,9 @@ class EventWriter:
         self.run_id = run_id
         self.attempt = attempt
         self.text: str | None = None
-        """The newest text told."""
+        """The newest text."""
         self.first_shown_at: float | None = None
-        """When the first text was told, by the monotonic clock."""
+        """When the first text was published, by the monotonic clock."""
         self.last_entry = 0
         """The `n` of the last entry made, whether it stands in the log yet or not."""
         self.stuck = False
@@ -85,13 +85,13 @@ class EventWriter:
         self._entered: tuple[str | None, int] = (None, 0)
         """The newest text that is an entry, and `last_entry`."""
         self._closed = False
-        """Whether nothing more is written: the attempt is fenced, or its log was set aside."""
+        """Whether nothing more is written: the attempt is fenced, or its log cannot be written."""
         self._on_fenced = fenced
         self._ttl_seconds = ttl_seconds
         self._changed = changed
         self._waiting: list[_Told] = []
         self._numbered: list[_Told] = []
-        """What the entries that are sent now were made of."""
+        """The events from which the entries in flight were made."""
         self._sending: Append | None = None
         self._wrote = BEFORE_ALL
         self._base: str | None = None
@@ -102,7 +102,7 @@ class EventWriter:
         self._quiet.set()
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Tell an event, whose names are plain text; events keep their order and none is left out."""
+        """Publish an event, whose names are plain text; events keep their order and none is left out."""
         self._waiting.append({name: storable(value) for name, value in event.items()})
         self._stir()
 
@@ -130,7 +130,7 @@ class EventWriter:
         self._stir()
 
     async def flushed(self) -> None:
-        """Wait until everything told stands in the log, nothing more is written, or Redis is away for too long."""
+        """Wait until all events are in the log, nothing more is written, or Redis is away for too long."""
         try:
             async with asyncio.timeout(GIVE_UP_SECONDS):
                 await self._quiet.wait()
@@ -140,9 +140,9 @@ class EventWriter:
 
     @property
     def known(self) -> tuple[str | None, int]:
-        """Say what the row may show, and as which entry: what that entry says in the log, unless there is no Redis.
+        """Return the text that the row may show and its entry: the text of that entry in the log, if there is Redis.
 
-        Then it is the newest text. Read from the beat's thread.
+        Without Redis it is the newest text. Read from the heartbeat's thread.
         """
         return (self.text, self.last_entry) if self.stuck else self._entered
 
@@ -152,13 +152,13 @@ class EventWriter:
         return bool(self._waiting)
 
     def next(self) -> Append | None:
-        """Take what is to be sent now: what was sent before and not answered for, or what waits."""
+        """Return what is to be sent now: entries without a reply, or the waiting ones."""
         if self._sending is None and self._waiting and not self._closed:
             self._sending = self._number()
         return self._sending
 
     def sent(self, outcome: Outcome) -> None:
-        """Take note of what became of it."""
+        """Process the outcome of what was sent."""
         self.stuck = False
         if outcome is Outcome.FENCED:
             self._close()
@@ -170,15 +170,15 @@ class EventWriter:
             self._quiet.set()
 
     def set_aside(self) -> None:
-        """Write nothing more: this log cannot be written. The row shows what there is, and tells the end."""
+        """Write nothing more: this log cannot be written. The end is read from the row."""
         self._sending = None
         self._close()
         self._quiet.set()
 
     def start_over(self) -> None:
-        """Send again what the log lost the beginning of, with the whole text and under new ids.
+        """After the log was lost: send its events again, with the whole text and under new ids.
 
-        Somebody may have read the entries under their old ids before they were lost.
+        Readers may have received entries under their old ids before these were lost.
         """
         if self._sending is None:
             return
@@ -216,7 +216,7 @@ class EventWriter:
 
     def _stir(self) -> None:
         if self._closed:
-            self._number()  # The row says which entry its text would be.
+            self._number()  # The row names the entry of its text.
             return
         self._quiet.clear()
         self._changed(self)
@@ -224,7 +224,7 @@ class EventWriter:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The end of a run, and who waits until it is told."""
+    """The end of a run, and the future that waits until it is published."""
 
     append: Append
     told: asyncio.Future[None]
@@ -241,17 +241,17 @@ class Publisher:
         self._stirred = asyncio.Event()
         self._oldest_first = False
         self._in_doubt: dict[EventWriter, asyncio.Task[None]] = {}
-        """Questions to PostgreSQL about runs whose logs do not say what they should; the others do not wait for it."""
+        """Questions to PostgreSQL about runs whose logs are lost or fenced; other runs do not wait for them."""
 
     def begin(self, run_id: UUID, attempt: int, ttl_seconds: int, fenced: Callable[[], None]) -> EventWriter:
-        """Open the telling of an attempt; `fenced` is called once the run is no longer this attempt's."""
+        """Open the event writer of an attempt; `fenced` is called once the run is no longer this attempt's."""
         return EventWriter(run_id, attempt, ttl_seconds, changed=self._note, fenced=fenced)
 
     async def tell_end(self, run: RunEnd, ttl_seconds: int) -> None:
-        """Tell the end of a run from its row, together with whatever is told in that moment.
+        """Publish the end of a run from its row, in one round trip with other events of that moment.
 
         Raises:
-            RedisError, OSError: it is not tried again; a sweeper tells it.
+            RedisError, OSError: it is not tried again; a sweeper publishes it.
         """
         end = _End(end_of(run, ttl_seconds), asyncio.get_running_loop().create_future())
         self._ends.append(end)
@@ -288,7 +288,7 @@ class Publisher:
                 await self._publish_one_by_one(tellings, ends)
 
     async def _publish_one_by_one(self, tellings: Collection[EventWriter], ends: Collection[_End]) -> None:
-        """Publish what failed together, and set aside what fails alone, too."""
+        """Publish one by one what failed together, and give up the logs that fail alone, too."""
         try:
             for telling in tellings:
                 try:
@@ -340,9 +340,9 @@ class Publisher:
                 self._note(telling)
 
     def _in_turn(self, waiting: list[tuple[EventWriter, Append]]) -> list[tuple[EventWriter, Append]]:
-        """Choose what the next round trip carries: the smallest first, every second time that which waits longest.
+        """Choose the appends of the next round trip: the smallest first, every second time the one that waits longest.
 
-        What does not fit waits for the next one. A text that may not be written sets its run aside.
+        Others wait for the next one. The log of a run whose text is too large is given up.
         """
         sending: dict[EventWriter, Append] = {}
         left: set[EventWriter] = set()
@@ -364,7 +364,7 @@ class Publisher:
         return list(sending.items())
 
     async def _settle(self, telling: EventWriter, outcome: Outcome) -> None:
-        """After the log was lost, or fenced, only PostgreSQL knows whether the run is still this attempt's."""
+        """After the log was lost, or fenced, ask PostgreSQL whether the run is still this attempt's."""
         try:
             is_mine = await self._ask(telling, outcome)
         except Exception:

@@ -1,4 +1,4 @@
-"""What a model thinks before it speaks, as events show it: part by part, and cut where it is too long."""
+"""A model's reasoning in events: part by part, and cut if it is too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic_ai.messages import PartDeltaEvent, PartStartEvent, ThinkingPart, T
 from agent_relay.worker.storable import storable
 
 MOST_PARTS = 256
-"""Later parts of a run are not shown: whoever follows it holds all that are."""
+"""Later parts of a run are not shown, because a reader of the run holds all shown parts in memory."""
 
 
 @dataclass(slots=True)
@@ -21,7 +21,7 @@ class _Part:
     number: int
     shown: str = ""
     length: int = 0
-    """In bytes, what is not shown included."""
+    """In bytes, with those that are not shown."""
     is_cut: bool = False
 
 
@@ -40,7 +40,7 @@ class Reasoning:
         self._parts = {}
 
     def hear(self, event: Any) -> None:
-        """Take in what the model's stream tells."""
+        """Process a part of the model's stream."""
         if isinstance(event, PartDeltaEvent):
             part = self._parts.get(event.index)
             if part is not None and isinstance(event.delta, ThinkingPartDelta) and event.delta.content_delta:

@@ -1,4 +1,4 @@
-"""What streams show of an agent's work besides its answer: tool calls, the provider's own tools, and progress."""
+"""The events of an agent's work besides its answer: tool calls, the provider's own tools, and progress."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from agent_relay.worker.sub_agents import SubAgentEvent
 log = logging.getLogger(__name__)
 
 MOST_PROGRESS = 1000
-"""Later events of progress of an attempt are told one a second at most: whoever comes late reads all of them."""
+"""Later progress events of an attempt are published one a second at most, since a late reader reads all of them."""
 PROGRESS_PAUSE_SECONDS = 1.0
 LARGEST_PROGRESS = 16
 """Times that progress may be larger than an event carries, and is still shown in part."""
@@ -42,10 +42,10 @@ class ShownEvents:
         self._setting = setting
         self._longest = longest_bytes
         self._told = set(told)
-        """The calls that readers know of from before the run came to wait."""
+        """The calls that readers have received before the run began to wait."""
         self._progress = 0
         self._may_tell_at = 0.0
-        """On the loop's clock: when progress may be told again."""
+        """On the loop's clock: when progress may be published again."""
 
     async def take(self, event: Any) -> None:
         """Tell an event of pydantic-ai's, if it is one that readers are shown."""
@@ -85,7 +85,7 @@ class ShownEvents:
         return self._capped(say()) if self._setting is ToolEvents.FULL else None
 
     async def _tell_progress(self, event: CustomEvent) -> None:
-        """Tell what the agent's own code emits, unless it says that it is not for people."""
+        """Publish an event of the agent's own code, unless it has `ui=False`."""
         now = asyncio.get_running_loop().time()
         if not event.ui or now < self._may_tell_at:
             return
@@ -98,7 +98,7 @@ class ShownEvents:
         self._tell(told)
 
     async def _data_of(self, event: CustomEvent) -> Any:
-        """Return what an event carries as a value of JSON; of one that is too large, a part of it as text."""
+        """Return the data of an event as a JSON value; if it is too large, its beginning as text."""
         most = self._longest * LARGEST_PROGRESS
         try:
             payload, _ = await finite(event.to_payload(), most)
@@ -112,7 +112,7 @@ class ShownEvents:
         return from_json(text) if capped == text else capped
 
     def _capped(self, text: str) -> str:
-        """Cut what is too long for an event, and say so."""
+        """Cut a text that is too long for an event, and mark the cut."""
         data = text.encode()
         if len(data) <= self._longest:
             return data.decode()
@@ -124,7 +124,7 @@ def _names(part: Any) -> dict[str, Any]:
 
 
 def _text_of(say: Callable[[], str], value: Any) -> str:
-    """Say a tool's arguments or result as pydantic-ai does; what it cannot say is mended or left out."""
+    """Write a tool's arguments or result as pydantic-ai does; values that it cannot write are repaired or left out."""
     try:
         return storable(say())
     except BaseException:  # noqa: BLE001  (serializers of foreign classes raise anything)

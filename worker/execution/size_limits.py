@@ -1,4 +1,4 @@
-"""How much a run may produce: its output, and what a tool gives to the model. A run that exceeds it ends."""
+"""Limits of what a run may produce: its output, and the results of tools. A run that exceeds one ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LONGEST_NAME = 100
 
 
 class OverBudget(Exception):
-    """A run produced more than it may; `code` says how it fails, and the message, which is for callers, why."""
+    """A run exceeded a limit; `code` is its failure code, and the message is for callers."""
 
     def __init__(self, code: FailureCode, message: str) -> None:
         super().__init__(message)
@@ -58,10 +58,10 @@ class Budget:
             raise _output_too_large(f"The output is larger than {most} bytes, the limit of an output.")
 
     def check_written(self, characters: int) -> None:
-        """Check how much the model has written in one response, whether any of it is a valid output or not.
+        """Check the length of a model's response, whether it is a valid output or not.
 
         Raises:
-            OverBudget: no output within the limit is so long, however it is escaped.
+            OverBudget: it is longer than any output within the limit, with all its escapes.
         """
         if characters > self.output_bytes * ESCAPED:
             raise _output_too_large(
@@ -83,9 +83,9 @@ class Budget:
         return finite_output, sizes.get(id(finite_output), 0) > LARGE
 
     async def check_result(self, part: Any) -> None:
-        """Check that what a tool returned ends when it is written, before anything writes it; see `finite`.
+        """Check that a tool's result has an end before it is written; see `finite`.
 
-        A large one becomes the text that the model is given of it: pydantic-ai would write it again and again.
+        A large one becomes the text that the model receives: pydantic-ai would write it again and again.
 
         Raises:
             OverBudget: it does not.
@@ -117,10 +117,10 @@ class Budget:
             return value
 
     def check_results(self, request: ModelRequest) -> None:
-        """Check what tools give to the model before it is sent.
+        """Check results of tools before they are sent to the model.
 
         Raises:
-            OverBudget: what one of them gives is too large.
+            OverBudget: one of them is too large.
         """
         for part in request.parts:
             content = getattr(part, "content", None)
@@ -142,7 +142,7 @@ def _write(value: Any) -> bytes:
 
 
 def _holds_files(content: Any) -> bool:
-    """Tell whether a file is among what a tool returned; `part.files` takes a second for a million numbers."""
+    """Return whether there is a file in a tool's result; `part.files` takes a second for a million numbers."""
     items = cast("list[Any]", content) if isinstance(content, list | tuple) else [content]
     kinds: set[type] = set(map(type, items))
     return any(issubclass(kind, MULTI_MODAL_CONTENT_TYPES) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Finished steps of a run: stored while its agent works on, and read again by the attempt that goes on from them.
+"""Finished steps of a run: stored while its agent works on, and read again by a later attempt.
 
 A step is a response of the model that calls tools, or the call of a tool. It knows pydantic-ai's messages and no
 database: the writer is given a function that stores.
@@ -33,27 +33,27 @@ log = logging.getLogger(__name__)
 
 
 class CannotContinue(Exception):
-    """The steps cannot be gone on from; the message says why."""
+    """The attempt cannot go on from the steps; the message has the reason."""
 
 
 class LeftAtStep(Exception):
-    """The run is given back after a step, so that another worker goes on from there."""
+    """The run is returned to the queue after a step, so that another worker goes on from there."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeptSteps:
-    """What earlier attempts of a run have finished."""
+    """The finished steps of a run's earlier attempts."""
 
     messages: Sequence[ModelMessage] = ()
     """All of the run so far; the last is a response with calls that are still to be made, or a request."""
     finished: Sequence[Any] = ()
     """The results of calls of the last response that have returned already, where no answers are given to others."""
     results: DeferredToolResults | None = None
-    """What was answered to calls of the last response; its other calls have their results in the last request."""
+    """Results of calls of the last response; its other calls have their results in the last request."""
     unfinished_calls: frozenset[str] = frozenset()
     """The ids of calls that may have begun, and have not returned."""
     told: frozenset[str] = frozenset()
-    """The ids of calls that readers know of from before a wait."""
+    """The ids of calls that readers have received before a wait."""
     count: int = 0
     """Responses that call tools, and calls that have returned."""
     tool_calls: int = 0
@@ -118,7 +118,7 @@ def kept_of(steps: Sequence[Step], agent: str, waited: Continuation | None = Non
 
 
 def _left_of(results: DeferredToolResults, calls: frozenset[str]) -> DeferredToolResults | None:
-    """Leave out what was answered to calls that have returned since; None where nothing is left."""
+    """Leave out results of calls that have returned since; None if nothing is left."""
     left = DeferredToolResults(
         approvals={call: results.approvals[call] for call in calls & results.approvals.keys()},
         calls={call: results.calls[call] for call in calls & results.calls.keys()},
@@ -196,10 +196,10 @@ class StepWriter:
         self.is_whole = True
         """Whether every step that was noted is stored, or will be."""
         self.leaving = False
-        """Whether the run is to be given back once the step in hand has finished."""
+        """Whether the run is to be returned to the queue once the step in hand has finished."""
 
     def note(self, messages: Sequence[ModelMessage], usage: dict[str, float], heard: int = 0) -> None:
-        """Note what a finished step adds; it is stored while the agent works on."""
+        """Note a finished step; it is stored while the agent works on."""
         if not self.is_whole:
             return
         self._noted.append((messages, usage, heard))
@@ -218,7 +218,7 @@ class StepWriter:
                 noted, self._noted = self._noted, []
                 await self._write_some(noted)
                 reached(Failpoint.STEP_STORED)
-        except Exception:  # Whatever the database says: the run goes on, and its next attempt from the step before.
+        except Exception:  # Any error of the database: the run goes on, and its next attempt from the step before.
             self.is_whole = False
             log.exception("steps.not_stored run_id=%s attempt=%d", self._claimed.run_id, self._claimed.attempt)
         finally:
