@@ -1,3 +1,3 @@
-"""What the API and the worker must agree on: settings, tables, the life of a run, lanes, the event log, the sweeper."""
+"""The common ground of API and worker: settings, tables, the life of a run, the queue, the event log, the sweeper."""
 
 VERSION = "0.1.0"

@@ -26,11 +26,11 @@ PREFIX_CHARACTERS = 11
 """Of a key that is shown wherever it is listed: `ar_` and eight more."""
 REFERENCE_BYTES = 16
 _USERS_OF_KEYS = UUID("6f1f6a0e-0c1d-4b0b-8b7c-52d0a1c7c2ab")
-"""Namespace of the users that keys stand for, never to be changed: who is who depends on it."""
+"""Namespace of the users that keys stand for. Never change it: the ids of users depend on it."""
 
 
 class Scope(StrEnum):
-    """What a key may be used for."""
+    """The rights of a key."""
 
     ASK = "ask"
     """Threads and runs: everything but batches and webhooks."""
@@ -74,7 +74,7 @@ class ApiKey:
 
     tenant: str
     reference: bytes
-    """16 bytes by which the key is known without being told."""
+    """16 bytes that identify the key and do not reveal it."""
     scopes: frozenset[Scope] | None = None
     agents: frozenset[str] | None = None
     """The agents that may be asked with it."""

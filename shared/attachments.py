@@ -1,4 +1,4 @@
-"""What is attached to queries and messages: files of the user, new ones that came with the call, and addresses.
+"""Attachments of queries and messages: files of the user, new ones that came with the call, and addresses.
 
 A row keeps a list of `{"file_id", "filename", "media_type", "bytes"}` and `{"url", "media_type"}`, never bytes.
 """
@@ -65,13 +65,13 @@ async def attach(
     user_id: UUID,
     agent_type: str | None,
 ) -> dict[int | None, str]:
-    """Store the new files of queries to one agent, and return what the row of each keeps, as JSON text.
+    """Store the new files of queries to one agent, and return the attachments of each row, as JSON text.
 
-    The queries have numbers; None is that of a query which is asked alone.
+    The queries have numbers; None is the number of a query that is asked alone.
 
     Raises:
         WrongAttachment: a file is not there, or not this user's; the agent takes none of its type; they are too large.
-        QueueFull: the user or the tenant stores as much as they may.
+        QueueFull: the limit of stored files of the user or the tenant is reached.
     """
     if not attachments:
         return {}
@@ -136,6 +136,6 @@ def _file(file_id: UUID, filename: str | None, media_type: str, size: int) -> At
 
 
 def attached_of(stored: object) -> list[Attached]:
-    """Read the attachments of a row; what is none, as it should be, is left out."""
+    """Read the attachments of a row; malformed ones are left out."""
     found = cast("list[object]", stored) if isinstance(stored, list) else []
     return [cast("Attached", each) for each in found if isinstance(each, dict) and ("file_id" in each or "url" in each)]

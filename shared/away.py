@@ -25,9 +25,9 @@ Result = TypeVar("Result")
 Matches = Callable[[BaseException], bool]
 
 REDIS_ERRORS = (RedisError, OSError)
-"""What a command raises where Redis is away, or refuses it."""
+"""The exceptions of a command if Redis is away, or refuses it."""
 DATABASE_ERRORS = (SQLAlchemyError, OSError)
-"""What a statement raises where PostgreSQL is away, or refuses it; `is_away` tells which of the two."""
+"""The exceptions of a statement if PostgreSQL is away, or refuses it; `is_away` distinguishes the two."""
 
 
 class Skip:

@@ -1,7 +1,7 @@
-"""What stands in Redis or PostgreSQL is input: an item that cannot be read is refused, and spoils no other.
+"""Data in Redis and PostgreSQL are input: an item that cannot be read is refused, and does not affect others.
 
-It is counted, and said in a line of the log: one a minute for each kind at most, with how many went without one. So is
-a step of a background loop that fails.
+It is counted, and logged once a minute at most for each kind, with the number of items that were not logged. The same
+holds for a step of a background loop that fails.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ log = logging.getLogger(__name__)
 
 
 class BadInput(StrEnum):
-    """What was refused."""
+    """The kinds of refused items."""
 
     CANCEL = "cancel"
     """A message on the channel of cancels that is no id of a run."""
     QUEUE_ENTRY = "queue_entry"
-    """A member of a lane that is not `<run>:<ring>`."""
+    """A member of a queue that is not `<run>:<ring>`."""
     QUEUE_KEY = "queue_key"
     """A key of a lane that holds something other than a lane."""
     JOB = "job"
@@ -32,7 +32,7 @@ class BadInput(StrEnum):
     LOG_ENTRY = "log_entry"
     """An entry of an event log, or of its announcement, that cannot be read."""
     ANNOUNCEMENT = "announcement"
-    """A message on a followed channel that whoever follows could not take."""
+    """A message on a followed channel that its subscriber could not process."""
     LOG_KEY = "log_key"
     """The key of an event log that holds something other than this run's log."""
     UNKNOWN_EVENT = "unknown_event"
@@ -48,7 +48,7 @@ _said: dict[str, tuple[float, int]] = {}
 
 
 def refuse(kind: BadInput, where: str, what: object) -> None:
-    """Count an item that is refused, and say it unless its kind was said within the last minute.
+    """Count an item that is refused, and log it unless its kind was logged within the last minute.
 
     `where` names the key, channel or row, and `what` is the item or the error; both are quoted and cut.
     """
@@ -58,7 +58,7 @@ def refuse(kind: BadInput, where: str, what: object) -> None:
 
 
 def failed(part: str, step: str, error: BaseException) -> None:
-    """Count a step of a loop that raised what nobody foresaw, and say it, as rarely, with its traceback.
+    """Count a step of a loop that raised an unforeseen error, and log it, as rarely, with its traceback.
 
     The loop goes on, and so do its other steps.
     """

@@ -28,6 +28,6 @@ def new_id() -> UUID:
 
 
 def new_ids(count: int) -> range:
-    """Make so many ids at once, as the numbers that UUIDs are: one after the other, with the same first 80 bits."""
+    """Make a number of ids at once, as integers: one after the other, with the same first 80 bits."""
     first = new_id().int & ~(1 << 47)
     return range(first, first + count)

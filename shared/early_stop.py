@@ -1,6 +1,6 @@
-"""A process that is told to stop before it has begun to work: there is nothing to end in order, so it ends at once.
+"""SIGTERM and SIGINT before a process has begun its work: there is nothing to finish, so it ends at once.
 
-This module imports next to nothing, because what a process imports takes seconds in which it can be told.
+This module imports next to nothing: imports take seconds, and the signal may come meanwhile.
 """
 
 import os
@@ -11,7 +11,7 @@ TOLD = (signal.SIGTERM, signal.SIGINT)
 
 
 def exit_when_told(status: int = 0) -> None:
-    """End the process with that status, without a word, when it is told to stop; until others handle its signals."""
+    """On SIGTERM or SIGINT, end the process with this status and no output; until other handlers are set."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         os._exit(status)  # No `SystemExit`, which a module that is being imported could catch.

@@ -1,4 +1,4 @@
-"""What can be refused, in the words of the domain; `api/problems.py` tells which HTTP status each has."""
+"""Domain errors: the reasons for which a call is refused; `api/problems.py` maps them to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Refusal(Exception):
 
 
 class NotFound(Refusal):
-    """It does not exist, or it is somebody else's, which is the same."""
+    """It does not exist, or it belongs to another user; both get the same response."""
 
     def __init__(self, what: str) -> None:
         super().__init__(f"There is no such {what}.")
@@ -58,7 +58,7 @@ class NotWaiting(Refusal):
 
 
 class RunEnded(Refusal):
-    """The run has ended, and there is no thread whose next run a message could be."""
+    """The run has ended, and has no thread in which the message could be the next run."""
 
     def __init__(self) -> None:
         super().__init__("The run has ended, and has no thread: ask a run of its own.")
@@ -192,7 +192,7 @@ class KeyInUse(Refusal):
 
 
 class BatchUnfinished(Refusal):
-    """The batch has runs that have not ended; until then nobody knows which of them fail."""
+    """The batch has runs that have not ended; it is not known yet which of them fail."""
 
     def __init__(self) -> None:
         super().__init__("The batch has not ended; what fails can be retried then.")

@@ -1,9 +1,9 @@
-"""The event log: one Redis stream a run, which refuses what must not be written, and the channel that announces it.
+"""The event log: one Redis stream a run, which refuses late writes, and the channel that announces its entries.
 
 Entries have ids `<attempt>-<n>`, `n` from 1 without holes; the end of a run whose last attempt was A stands at
 `(A+1)-0`. A write and its announcement are one atomic act.
 
-What others put into Redis spoils nothing: an entry that cannot be read is left out, so that it is a hole to readers; an
+Foreign data in Redis does no harm: an entry that cannot be read is left out, so that readers see a missing entry; an
 event of a kind that only a newer version knows keeps its place, and is not shown; a key that holds no log of ours, or
 ids that no attempt can have, is removed by the next append.
 """
@@ -66,7 +66,7 @@ CREATED = Id(0, 1)
 
 
 class Entry(NamedTuple):
-    """One entry: a text, what the text grew by, or an event of another kind. Reasoning is an event with a text."""
+    """One entry: a text, a text delta, or an event of another kind. Reasoning is an event with a text."""
 
     id: Id
     body: Mapping[str, Any]
@@ -83,7 +83,7 @@ class Entry(NamedTuple):
 
     @property
     def growth(self) -> Growth | None:
-        """What the text grew by, where the entry says it so."""
+        """The text delta, if the entry has one."""
         return Growth(self.body["drop"], self.body["append"]) if "drop" in self.body else None
 
     @property
@@ -102,12 +102,12 @@ def text_body(text: str, grown: Growth | None = None) -> dict[str, Any]:
 
 
 def digest(text: str) -> str:
-    """Fingerprint a text, so that a reader knows whether it has the true one."""
+    """Fingerprint a text, so that a reader can check that it has the right one."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def end_entry(run: RunEnd) -> Entry:
-    """Write the end of a run from its row: whoever writes it, it is the same.
+    """Write the end of a run from its row; it is the same in every process.
 
     Raises:
         ValueError: the run has not ended.
@@ -134,12 +134,12 @@ def final_text(run: RunEnd) -> str | None:
 
 
 class Outcome(StrEnum):
-    """What happened when I tried to append."""
+    """The outcome of an append."""
 
     APPENDED = "appended"
     """It stands in the log and has been announced."""
     DUPLICATE = "duplicate"
-    """It stood there already: an earlier try whose reply was lost."""
+    """It was there already: the reply to an earlier try was lost."""
     FENCED = "fenced"
     """A later attempt, or the end, stands there: this one may write nothing any more."""
     LOST = "lost"
@@ -198,7 +198,7 @@ end
 return outcomes
 """
 LARGEST_TEXT_BYTES = 32 << 20
-"""A larger text is not written: Redis cuts a subscriber off that has more than so much to read, with all it follows."""
+"""A larger text is not written: Redis disconnects a subscriber with more unread bytes, and with it all its channels."""
 APPENDS_A_CALL = 50
 """A script holds up everybody; a call each costs the worker three times as much."""
 _APPEND_SHA = hashlib.sha1(_APPEND.encode(), usedforsecurity=False).hexdigest()
@@ -210,7 +210,7 @@ class Append:
 
     run_id: UUID
     wrote: Id
-    """The last id that this attempt knows to stand in the log."""
+    """The last id of this attempt that is known to be in the log."""
     entries: Sequence[Entry]
     ttl_seconds: int
 
@@ -221,18 +221,18 @@ class Append:
 
 
 def end_of(run: RunEnd, ttl_seconds: int) -> Append:
-    """Say what is to be appended at the end of a run, from its row."""
+    """Make the append of a run's end, from its row."""
     return Append(run.id, BEFORE_ALL, [end_entry(run)], ttl_seconds)
 
 
 def parse_announcement(message: bytes) -> list[Entry]:
-    """Read what one append announced; lines that are no entries are left out."""
+    """Read the entries of an announcement; lines that are no entries are left out."""
     lines = (line.partition(b" ") for line in message.split(b"\n"))
     return _entries("announcement", ((entry_id, body) for entry_id, _, body in lines))
 
 
 def _entries(where: str, items: Iterable[tuple[bytes, bytes | None]]) -> list[Entry]:
-    """Read entries, and leave out what is none."""
+    """Read entries; malformed ones are left out."""
     entries: list[Entry] = []
     for entry_id, body in items:
         try:
@@ -272,12 +272,12 @@ _MISSING = object()
 
 
 def knows(event: str | None) -> bool:
-    """Tell whether this version knows what to do with an event of that kind, or whether a newer one wrote it."""
+    """Return whether this version knows an event of that kind; a newer one may have written it."""
     return event in _FIELDS
 
 
 def _demand_shape(entry: Entry) -> None:
-    """See that an entry has what is read of it.
+    """Check that an entry has the fields that are read of it.
 
     Raises:
         ValueError: it has not.
@@ -326,7 +326,7 @@ class EventLog:
         """Append to many logs in one round trip; each is decided for itself.
 
         Raises:
-            redis.exceptions.RedisError: what became of them is unknown; try the very same again.
+            redis.exceptions.RedisError: the state of the logs is unknown; try the very same again.
         """
         calls = [appends[first : first + APPENDS_A_CALL] for first in range(0, len(appends), APPENDS_A_CALL)]
         replies = await self._try(calls)
@@ -376,7 +376,7 @@ class EventLog:
         await self._redis.unlink(self.names.log(run_id))
 
     async def tell_ends(self, runs: Sequence[RunEnd], ttl_seconds: int) -> None:
-        """Append the ends of these runs, from their rows; those that stand there already are left as they are.
+        """Append the ends of these runs, from their rows; ends that are in the log already stay as they are.
 
         A row whose end this version cannot write is left out.
         """
@@ -390,7 +390,7 @@ class EventLog:
 
 
 def _read(where: str, log: Any) -> list[Entry]:
-    """Read a log's entries; what holds no log is as good as empty."""
+    """Read a log's entries; a key that holds no log counts as empty."""
     if is_wrong_type(log):
         refuse(BadInput.LOG_KEY, where, log)
         return []

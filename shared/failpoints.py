@@ -1,7 +1,6 @@
-"""Places where a process dies, freezes or notes the time if it is told to: between two steps, where no signal hits.
+"""Failpoints: a process dies, freezes or logs the time between two steps, where no signal would hit.
 
-Tests and benchmarks tell it through `FAILPOINTS`. Off, as in every other life, each costs a look at an empty
-dictionary.
+Tests and benchmarks set them with `FAILPOINTS`. Without it, each costs a look-up in an empty dictionary.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class Failpoint(StrEnum):
-    """The windows, each named after what has just been done."""
+    """The windows, each named after the step before it."""
 
     RUN_ACCEPTED = "run_accepted"
-    """Its row is committed; no worker was rung, and the caller knows nothing."""
+    """Its row is committed; it is not enqueued, and the caller has no reply."""
     RUN_RUNG = "run_rung"
-    """A worker was rung; the caller knows nothing."""
+    """It is enqueued; the caller has no reply."""
     CANCEL_STORED = "cancel_stored"
-    """The wish to cancel is committed, or the end that it was; nobody was told."""
+    """The requested cancel, or the end by it, is committed; no process was notified."""
     RUN_POPPED = "run_popped"
-    """The ring is gone from its lane; the run is not claimed."""
+    """The entry is gone from its queue; the run is not claimed."""
     RUN_CLAIMED = "run_claimed"
-    """The claim is committed; nothing was told."""
+    """The claim is committed; no event is published."""
     LOG_APPENDED = "log_appended"
     """Redis has appended and announced; the reply was not seen."""
     STEP_FINISHED = "step_finished"
@@ -40,21 +39,21 @@ class Failpoint(StrEnum):
     STEP_STORED = "step_stored"
     """A step is committed; the next one has not begun."""
     MESSAGE_STORED = "message_stored"
-    """A message into a run is committed; its worker was not told, and the caller knows nothing."""
+    """A message into a run is committed; its worker was not notified, and the caller has no reply."""
     MESSAGE_GIVEN = "message_given"
-    """An agent has got a message into its run; readers were not told, and no step with it is stored."""
+    """An agent has got a message into its run; it is not published, and no step with it is stored."""
     RUN_FLUSHED = "run_flushed"
     """The answer stands in the log; its end is not stored."""
     RUN_STORED = "run_stored"
-    """The end is committed; it was not told, and the thread's next run was not rung."""
+    """The end is committed; it is not published, and the thread's next run is not enqueued."""
     END_TOLD = "end_told"
-    """The end stands in the log; the row does not know, and the thread's next run was not rung."""
+    """The end is in the log; the row is not marked, and the thread's next run is not enqueued."""
     RUN_WAITING = "run_waiting"
-    """The wait of a run is committed; it is not published, and no event says so."""
+    """The wait of a run is committed; it is not published."""
     ANSWER_STORED = "answer_stored"
     """An answer is committed; it is not published, and the run is not enqueued."""
     RUN_GIVEN_BACK = "run_given_back"
-    """The run waits again; nobody was rung."""
+    """The run is queued again; it is not enqueued."""
     RUNS_STARTED = "runs_started"
     """Runs whose start has come are committed as claimable; they are not enqueued."""
     TICK_MADE = "tick_made"
@@ -62,16 +61,16 @@ class Failpoint(StrEnum):
     TICK_STORED = "tick_stored"
     """A tick and its run are committed; the run is not enqueued."""
     RUNS_TAKEN_BACK = "runs_taken_back"
-    """Runs of the dead wait again, or have ended; nobody was rung or told."""
+    """Runs of dead workers are queued again, or have ended; none is enqueued or published."""
 
 
 class Action(StrEnum):
-    """What happens there."""
+    """The action of a failpoint."""
 
     KILL = "kill"
     FREEZE = "freeze"
     STAMP = "stamp"
-    """Each time, a line in the log says when it was, by a clock that all processes of a machine share."""
+    """Each time, a line in the log has the time, by a clock that all processes of a machine share."""
 
 
 _SIGNALS = {Action.KILL: signal.SIGKILL, Action.FREEZE: signal.SIGSTOP}
@@ -79,7 +78,7 @@ _SIGNALS = {Action.KILL: signal.SIGKILL, Action.FREEZE: signal.SIGSTOP}
 
 @dataclass(slots=True)
 class Trap:
-    """What happens at a failpoint; once, but for a stamp."""
+    """The action of a failpoint; once, except `STAMP`."""
 
     name: Failpoint
     action: Action

@@ -13,11 +13,11 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 CALLER: ContextVar[tuple[str, str]] = ContextVar("caller", default=("", ""))
-"""The tenant and the user of the request that is being answered; what a process does by itself is of neither."""
+"""The tenant and the user of the current request; empty for work of the process itself."""
 
 
 class FairTurns(Generic[Item]):
-    """Items that are free, and those who wait for one. An item is handed to the next in turn: a newcomer waits."""
+    """Free items, and the callers that wait for one. An item goes to the next caller in turn: a new one waits."""
 
     def __init__(self) -> None:
         self.free = deque[Item]()
@@ -51,7 +51,7 @@ class FairTurns(Generic[Item]):
             raise
 
     def _next(self) -> asyncio.Future[Item] | None:
-        """Take out who is next: of the tenant whose last turn is longest ago, the user whose last is."""
+        """Take out the next caller: of the tenant whose last turn is longest ago, the user whose last is."""
         while self._waiting:
             tenant, users = next(iter(self._waiting.items()))
             user, line = next(iter(users.items()))

@@ -1,7 +1,7 @@
 """Files of users: stored once for each content of a tenant, read in pieces, erased when they have expired.
 
-A file is a row that refers to its content; the content is pieces of bytes. Nobody holds a whole file in memory but who
-gives it to an agent, and nobody holds a connection while a client sends or takes one.
+A file is a row that refers to its content; the content is pieces of bytes. Only a worker that gives a file to an agent
+holds the whole file in memory, and no connection is held while a client sends or receives one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent_relay.shared.settings import Settings
 
 PIECE_BYTES = 256 << 10
 LEAST_BYTES = 4 << 10
-"""What a file counts for at least: many small ones cost as much as a large one."""
+"""The size for which a file counts at least: many small ones cost as much as a large one."""
 
 Pieces = Callable[[], AsyncIterator[bytes]]
 """Reads a file from its beginning, in pieces of `PIECE_BYTES`; may be called again."""
@@ -108,7 +108,7 @@ _DELETE = text("DELETE FROM files WHERE id = :id AND tenant = :tenant AND user_i
 
 
 async def check_room(connection: AsyncConnection, limits: FileLimits, tenant: str, user_id: UUID, size: int) -> None:
-    """See that so many more bytes of a user may be stored. Files that come at the same time are not counted.
+    """Check that this number of bytes of a user may be stored. Files that come at the same time are not counted.
 
     Raises:
         QueueFull: the limit of the user, or of the tenant, would be exceeded.

@@ -1,8 +1,8 @@
-"""Idempotency keys: a call that is made again under its key creates nothing again.
+"""Idempotency keys: a call that is repeated under its key creates nothing again.
 
-A key is a row beside what was created under it, written in the same transaction: both are there or neither is, whoever
-dies when. While that transaction is open an advisory lock stands for the key, which is tried and never waited for: who
-comes with the same key meanwhile holds no connection.
+A key is a row beside its result, written in the same transaction: after any crash, both exist or neither does. While
+that transaction is open it holds an advisory lock for the key, which is tried and never waited for: another call with
+the same key holds no connection meanwhile.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _EARLIER = text("""
 
 
 async def keep(connection: AsyncConnection, key: Key | None, created: UUID) -> None:
-    """Note what a key creates: first thing in the transaction that creates it. Without a key, do nothing.
+    """Store a key: the first step of the transaction that creates its result. Without a key, do nothing.
 
     It raises where nothing is to be created, which ends the transaction: see `api/requests/idempotency.py`.
 
@@ -76,7 +76,7 @@ async def keep(connection: AsyncConnection, key: Key | None, created: UUID) -> N
         return
     if not await connection.scalar(_TRY_LOCK, {"lock": key.lock}):
         raise KeyInUse
-    # A new statement, which sees what was committed before the lock was let go.
+    # A new statement: it sees the commits made before the lock was released.
     values = {
         "tenant": key.tenant,
         "user_id": key.user_id,

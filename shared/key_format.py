@@ -1,4 +1,4 @@
-"""Keys of tenants and of operators: how one is made and what is kept of it.
+"""Keys of tenants and of operators: how they are made and stored.
 
 A key is 256 random bits, so a plain SHA-256 of it is as hard to turn back as the key is to guess; only that is kept.
 `agent-relay key NAME` prints a new key and the pair for `API_KEYS`, or of an operator for `OPERATOR_KEYS`.
@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Sequence
 
 TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-"""What a tenant or an operator can be called."""
+"""The names that a tenant or an operator may have."""
 
 
 def new_key() -> str:
@@ -25,7 +25,7 @@ def hash_key(key: bytes) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Print a new key for whoever is named on the command line."""
+    """Print a new key for the name on the command line."""
     parser = argparse.ArgumentParser(
         prog="agent-relay key",
         description="Print a new API key, and the pair of a name and its hash for API_KEYS or OPERATOR_KEYS. Nothing "

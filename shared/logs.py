@@ -1,12 +1,12 @@
-"""How processes write their logs: a line an event, `noun.verb key=value`, so that the verb can be searched for.
+"""The logs of processes: one line for each event, `noun.verb key=value`, so that the verb can be searched for.
 
-The log has a descriptor of its own, a copy of standard error: what closes or replaces standard error or its Python
-object does not reach it. A line for which a full pipe has no room is dropped and counted; nothing waits for a reader.
+The log has a descriptor of its own, a copy of standard error: code that closes or replaces standard error or its Python
+object does not affect it. A line that does not fit into a full pipe is dropped and counted; nothing waits for a reader.
 
-A line ends with what it is about, as far as that is known: `request_id`, `run_id`, `batch_id`, `worker_id`.
+A line ends with the ids that are known: `request_id`, `run_id`, `batch_id`, `worker_id`.
 
-Whatever its values hold, a record is one line and has an end: control characters are escaped, and what is too long is
-cut and says so. The lines of a traceback are indented, so that none of them looks like a record.
+A record is one line of limited length, whatever its values: control characters are escaped, and a longer one is cut and
+marked. The lines of a traceback are indented, so that none of them looks like a record.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent_relay.shared.settings import Settings
 OURS = ("agent_relay",)
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 PIPE_BYTES = select.PIPE_BUF
-"""A pipe that is ready has room for so much."""
+"""The free room of a pipe that is ready."""
 LINE_BYTES = 16 << 10
 """Longest line."""
 TRACEBACK_LINES = 200
@@ -35,13 +35,13 @@ TRACEBACK_LINES = 200
 PATIENCE_MS = 200
 """How long the first line that finds a pipe full waits for its reader; those after it do not wait."""
 LOWEST_DESCRIPTOR = 500
-"""Above what code is likely to close that closes what it did not open."""
+"""Above the descriptors that code is likely to close without having opened them."""
 
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The request that is being answered."""
 RUN_ID: ContextVar[object | None] = ContextVar("run_id", default=None)
-"""The run that is being answered; anything whose `str` is its id, here and below."""
+"""The run that is being answered; any object whose `str` is its id, here and below."""
 BATCH_ID: ContextVar[object | None] = ContextVar("batch_id", default=None)
 """The batch that the run, or the request, is of."""
 
@@ -50,7 +50,7 @@ _CONTEXT: tuple[ContextVar[str | None] | ContextVar[object | None], ...] = (REQU
 _of_process: dict[str, object] = {}
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""What begins a line, moves a cursor or turns the direction of a text; all but the tab."""
+"""Characters that begin a line, move a cursor or turn the direction of a text; all but the tab."""
 _NEVER_WRITTEN = [
     (re.compile(r"whsec_[A-Za-z0-9+/=_-]+"), "whsec_…"),
     (re.compile(r"input_value=(?:.*(?=, input_type=)|.*)"), "input_value=…"),
@@ -59,16 +59,16 @@ _NEVER_WRITTEN = [
 
 _OUTAGE = re.compile(r"_away$|\.broken$|\.(ring|read)_failed$|\.not_writable$")
 LINES_OF_AN_OUTAGE, SECONDS_A_LINE = 20.0, 10.0
-"""Lines that an event may write at once; after these, one in so many seconds."""
+"""Lines that an event may write at once; after these, one in this number of seconds."""
 
 
 def name_worker(worker_id: object) -> None:
-    """Have every line of this process from now on say which worker it is."""
+    """Add the worker's id to every line of this process from now on."""
     _of_process["worker_id"] = worker_id
 
 
 class _Outages(logging.Filter):
-    """Lets the first lines of each event through that says a server is away, then one now and then.
+    """Lets the first lines of each event pass that report a server as away, then one now and then.
 
     While a server is away each run, request and loop meets it again, many times a second.
     """
@@ -79,7 +79,7 @@ class _Outages(logging.Filter):
         """Of each event: how many lines may be written, as of when, and how many were left out since the last."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether the record is to be written; one that comes after others were left out says how many."""
+        """Return whether the record is to be written; the number of records left out before is added to it."""
         event, _, _ = str(record.msg).partition(" ")
         if not _OUTAGE.search(event):
             return True
@@ -96,7 +96,7 @@ class _Outages(logging.Filter):
 
 
 class _Lines(logging.Formatter):
-    """Writes a record, and at the end of its first line what it is about and does not say itself."""
+    """Writes a record, and at the end of its first line the known ids that are not in it."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging's name)
         line = _line(super().formatMessage(record))
@@ -211,7 +211,7 @@ def configure(settings: Settings) -> None:
 
 
 def put_back() -> bool:
-    """Have our lines written again, whatever was done to `logging`; tells whether that was needed."""
+    """Restore our log, whatever was done to `logging`; returns whether that was needed."""
     if _log is None:
         return False
     disturbed = logging.root.manager.disable >= _log.level

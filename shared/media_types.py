@@ -1,7 +1,7 @@
 """The media types that files may have, and whether the content of a file is what its type says.
 
-A library that guesses a type would not do: the question is not what a file is, but whether it may be what its sender
-says. Each type has its mark within the first bytes; text is UTF-8 from its beginning to its end.
+A library that guesses a type would not do: the question is not what a file is, but whether it may have the type that
+its sender gives. Each type has its mark within the first bytes; text is UTF-8 from its beginning to its end.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 HEAD_BYTES = 1024
-"""The mark of a type lies within so many bytes."""
+"""The mark of a type is within this number of bytes."""
 
 _Check = Callable[[bytes], bool]
 
 
 class WrongContent(ValueError):
-    """The content of a file is not what its type says; the message says why."""
+    """The content of a file does not fit its type; the message has the reason."""
 
 
 def _starts(*marks: bytes) -> _Check:
@@ -25,7 +25,7 @@ def _starts(*marks: bytes) -> _Check:
 
 
 def _in_container(outer: bytes, inner: bytes) -> _Check:
-    """RIFF and FORM: the kind of what is inside stands after the length."""
+    """RIFF and FORM: the kind of the content stands after the length."""
     return lambda head: head.startswith(outer) and head[8:].startswith(inner)
 
 
@@ -50,7 +50,7 @@ def _office(folder: bytes) -> _Check:
 
 
 def _open_document(kind: str) -> _Check:
-    """A ZIP archive whose first member says the type."""
+    """A ZIP archive whose first member is the type."""
     said = f"mimetypeapplication/vnd.oasis.opendocument.{kind}".encode()
     return lambda head: head.startswith(b"PK\x03\x04") and said in head
 
@@ -104,7 +104,7 @@ _TEXT: Mapping[str, re.Pattern[str]] = {
     "text/markdown": re.compile(""),
     "application/json": re.compile(r'\s*[\[{"\-0-9tfn]'),
 }
-"""With what the text begins. No type is among them that a browser might run."""
+"""The beginnings of a text. No type is among them that a browser might run."""
 _ALIASES = {
     "image/jpg": "image/jpeg",
     "image/pjpeg": "image/jpeg",
@@ -121,7 +121,7 @@ _ALIASES = {
     "text/x-markdown": "text/markdown",
 }
 MEDIA_TYPES = frozenset(_BINARY) | frozenset(_TEXT)
-"""What a file may be."""
+"""The types that a file may have."""
 
 
 def plain(media_type: str) -> str:
@@ -136,7 +136,7 @@ def matches(media_type: str, patterns: Collection[str]) -> bool:
 
 
 class Sniffer:
-    """Looks at a file while it comes, and says at once if it is not what its type says."""
+    """Checks a file while it comes, and raises at once if it does not fit its type."""
 
     def __init__(self, media_type: str) -> None:
         """Take one of `MEDIA_TYPES`."""

@@ -36,7 +36,7 @@ from agent_relay.shared.failure_codes import FailureCode
 log = logging.getLogger(__name__)
 
 REGISTRY = CollectorRegistry()
-"""All counters below. What is read from the database when it is asked for, `api/routes/health.py` adds."""
+"""All counters below. Those that are read from the database at a scrape are added by `api/routes/health.py`."""
 ProcessCollector(registry=REGISTRY)
 
 RUNS_ENDED = Counter(
@@ -113,7 +113,7 @@ MOST_CONNECTIONS = 16
 """To the port of a worker, at once."""
 PEER_SECONDS = 5
 _ACCEPT_SECONDS = 0.02
-"""Between two connections: what all scrapers cost is bounded, however many there are."""
+"""Between two connections: the cost of all scrapers is bounded, however many there are."""
 _HEAD_BYTES = 16 << 10
 
 _CODE = re.compile(r"[A-Z0-9]{2,16}")
@@ -125,7 +125,7 @@ _INTEGRITY = "23"
 
 
 class Server(StrEnum):
-    """Who can say no."""
+    """The servers that can refuse."""
 
     POSTGRESQL = "postgresql"
     REDIS = "redis"
@@ -138,14 +138,14 @@ def server_error(server: Server, code: str | None) -> None:
 
 
 def database_error(error: object) -> None:
-    """Count an error of PostgreSQL's driver, unless it says that a row is there already, or is missing."""
+    """Count an error of PostgreSQL's driver, unless a row exists already, or is missing."""
     code: str | None = getattr(error, "sqlstate", None)
     if code is None or not code.startswith(_INTEGRITY):
         server_error(Server.POSTGRESQL, code)
 
 
 class Ended(Protocol):
-    """What the end of a run is counted by."""
+    """The labels of the end of a run."""
 
     @property
     def agent_type(self) -> str: ...  # noqa: D102
@@ -164,7 +164,7 @@ def run_ended(row: Ended) -> None:
 def serve(host: str, ports: Iterable[int]) -> None:
     """Show the counters at `/metrics` of the first of these ports that is free, from threads.
 
-    Without a free one the process goes on, and its log says so.
+    Without a free one the process goes on, and logs that.
     """
     error: OSError | None = None
     for port in ports:
@@ -219,7 +219,7 @@ class _Server(ThreadingTCPServer):
         self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Leave a peer that has gone; log what was not foreseen."""
+        """Leave a peer that has gone; log unforeseen errors."""
         del request, client_address
         error = sys.exception()
         if not isinstance(error, OSError):
@@ -261,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_DELETE = do_OPTIONS = do_PATCH = do_POST = do_PUT = _refuse  # noqa: N815  (as above)
 
     def end_headers(self) -> None:
-        """Add what every response says."""
+        """Add the common headers of all responses."""
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("Cache-Control", "no-store")
         super().end_headers()

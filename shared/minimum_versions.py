@@ -21,11 +21,11 @@ PATIENCE_SECONDS = 5
 
 
 class TooOld(SystemExit):
-    """What is there cannot be worked with; the message says what is needed."""
+    """A server or library is too old; the message names the version that is needed."""
 
 
 async def refuse_old_servers(settings: Settings) -> None:
-    """Look at both servers. One that is away, or that does not let this user ask, is not judged.
+    """Check both servers. One that is away, or that does not let this user ask, is not checked.
 
     Raises:
         TooOld: one of them is.

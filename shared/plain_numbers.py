@@ -43,7 +43,7 @@ def decimal_number(text: str) -> float:
 
 
 def argument(read: Callable[[str], Number], least: Number, most: Number) -> Callable[[str], Number]:
-    """Make a `type` for `argparse` that reads a number of a range, and says in a sentence what is wrong."""
+    """Make a `type` for `argparse` that reads a number of a range, and raises with a sentence."""
 
     def read_number(text: str) -> Number:
         try:

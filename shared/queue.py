@@ -1,8 +1,8 @@
-"""The lanes: who is to be answered next. Ringing side of arq, whose job format and keys they use.
+"""The queue: the runs to answer next. It is the producer of arq, and uses its job format and keys.
 
-A lane is a sorted set in Redis for one pool of workers and one kind of run; a member is `<run>:<ring>`, its score a
-turn. A turn is no time: tenants alternate. Lanes are news: what is lost here is still queued in PostgreSQL, and the
-sweeper rings it again.
+A queue is a sorted set in Redis for one pool of workers and one priority; a member is `<run>:<ring>`, its score a
+fair-queueing position. A position is not a time: tenants alternate. An entry that is lost here is still queued in
+PostgreSQL, and the sweeper enqueues the run again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 JOB = "answer"
 """The name of the one job there is."""
 RINGS_A_TRIP = 500
-"""So many rings take Redis two or three milliseconds, during which it answers nobody else."""
+"""This number of entries takes Redis two or three milliseconds, during which it answers no other command."""
 _ANY_RUN = "{run}"
 
 
 class Lane(StrEnum):
-    """Two kinds of runs: somebody waits for the one, nobody for the other."""
+    """The two priorities: callers wait for interactive runs, and not for those of batches."""
 
     INTERACTIVE = "interactive"
     BATCH = "batch"
@@ -77,10 +77,10 @@ _MEMBER = re.compile(rb"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):[0-9]{1,10
 
 
 def run_of(member: bytes) -> UUID:
-    """Tell which run a member calls for.
+    """Return the run of a member.
 
     Raises:
-        ValueError: it is none that was ever rung.
+        ValueError: it is no queue entry.
     """
     read = _MEMBER.fullmatch(member)
     if read is None:
@@ -89,7 +89,7 @@ def run_of(member: bytes) -> UUID:
 
 
 async def remove_wrong(redis: Redis, keys: Mapping[str, str]) -> None:
-    """Remove those of these keys, given with their types, that hold something else; lanes are news, so nothing is lost.
+    """Remove those of these keys, given with their types, that hold something else; PostgreSQL has all queued runs.
 
     Raises:
         redis.exceptions.RedisError: Redis is away, or refuses.
@@ -132,7 +132,7 @@ _RING_SHA = hashlib.sha1(_RING.encode(), usedforsecurity=False).hexdigest()
 
 
 class RunQueue:
-    """The ringing end of the lanes."""
+    """The producer of the queues."""
 
     def __init__(self, redis: Redis, names: Names = DEFAULT) -> None:
         self._redis = redis
@@ -177,7 +177,7 @@ class RunQueue:
         return await pipeline.execute(raise_on_error=False)
 
     async def check_writable(self) -> None:
-        """See that Redis takes rings at all.
+        """Check that Redis takes queue entries at all.
 
         Raises:
             RedisError, OSError: it does not.
@@ -185,7 +185,7 @@ class RunQueue:
         await check_writable(self._redis, self.names)
 
     async def silence(self, rings: Sequence[QueueEntry]) -> None:
-        """Take back calls for runs that need no worker any more; without Redis, whoever hears them finds no run."""
+        """Remove entries of runs that need no worker any more; without Redis they stay, and claims find no run."""
         with skip_if_redis_away(log, "lanes.silence_failed"):
             pipeline = self._redis.pipeline(transaction=False)
             for (pool, lane), calls in groupby(rings, lambda call: (call.pool, call.lane)):
@@ -203,13 +203,13 @@ class RunQueue:
         except ResponseError as error:
             if not is_wrong_type(error):
                 raise
-            return list(members)  # Whoever rings them again removes what stands there.
+            return list(members)  # The next push removes that key.
         return [member for member, score in zip(members, scores, strict=True) if score is None]
 
     async def positions(self, rings: Sequence[QueueEntry]) -> dict[UUID, int]:
-        """Tell how many calls stand before each of these that stands in a lane; of none, if Redis is away.
+        """Return how many entries are before each of these that has one; of none, if Redis is away.
 
-        Before those of batches stand all of the interactive lane, too.
+        Before entries of batches are all of the interactive queue, too.
         """
         if not rings:
             return {}

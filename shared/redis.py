@@ -1,4 +1,4 @@
-"""The connection to Redis: to the server that is set, or to what Sentinels say is the master now; why it says no."""
+"""The connection to Redis: to the server of the settings, or to the current master of Sentinels; why it refuses."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ _BY_CODE = {
 """By the first word of an error."""
 _FULL = "max number of clients"
 _RENEWS = {"READONLY", "UNBLOCKED", "MASTERDOWN"}
-"""New connections may lead to another server; all old ones hear the same."""
+"""New connections may lead to another server; all old ones get the same error."""
 _ORDINARY = {"NOSCRIPT"}
-"""What the service meets in its ordinary work."""
+"""Errors of ordinary work."""
 _CODE = re.compile(r"(?:ERR user_script:\d+: )?-?([A-Z]{2,})(?= |$)")
 """The first word; Valkey puts the place in a script before it."""
 
@@ -73,12 +73,12 @@ def connect(settings: Settings, client: type[Redis] = Redis, **options: Any) -> 
 
 
 def connect_few(settings: Settings, connections: int) -> Redis:
-    """Make a client that opens so many connections at most; a command waits for one, for as long as for a reply."""
+    """Make a client with this number of connections at most; a command waits for one, for as long as for a reply."""
     return Redis(connection_pool=_heard(_FairPool(connections, **_connections(settings.redis))))
 
 
 class _FairPool(ConnectionPool):
-    """A pool whose connections go round among the callers that wait for one."""
+    """A pool that gives its connections in turn to the callers that wait for one."""
 
     def __init__(self, connections: int, **parameters: Any) -> None:
         super().__init__(max_connections=connections, **parameters)
@@ -112,9 +112,9 @@ def is_wrong_type(error: object) -> bool:
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
-    """Say why Redis does not do what it was asked for now; None where what was asked for is wrong.
+    """Return why Redis does not execute commands for now; None if the command itself is wrong.
 
-    By the first word of its error, which `redis` takes off some messages and not off others.
+    By the first word of its error, which `redis` removes from some messages and not from others.
     """
     code: str | None = getattr(error, "code", None)
     if code is not None:
@@ -126,7 +126,7 @@ async def check_writable(redis: Redis, names: Names) -> None:
     """Write a key, which expires.
 
     Raises:
-        RedisError, OSError: it cannot be written; `trouble_of` says why.
+        RedisError, OSError: it cannot be written; `trouble_of` has the reason.
     """
     await redis.set(names.probe(new_id()), b"", ex=PROBE_SECONDS)
 
@@ -167,11 +167,11 @@ class _Renewal:
         log.warning("redis.renewed")
         idle, used = self._pool._available_connections, self._pool._in_use_connections  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
         for connection in [*idle, *used]:
-            await connection.disconnect(nowait=True)  # At once: nobody gets one that is being closed.
+            await connection.disconnect(nowait=True)  # At once: no caller gets one that is being closed.
 
 
 def _heard(pool: ConnectionPool) -> ConnectionPool:
-    """Have each error that this pool's connections read counted, and the pool renewed where that may help."""
+    """Count each error that this pool's connections read, and renew the pool if that may help."""
     pool.connection_kwargs["parser_class"] = partial(_Parser, _Renewal(pool))
     return pool
 
@@ -267,7 +267,7 @@ class _ToMaster(Connection):
         try:
             role = cast("list[Any]", await self.read_response())
         except ResponseError:
-            return  # Not every user may ask. Then a refused write tells.
+            return  # Not every user may ask. Then a refused write shows it.
         if role[0] != b"master":
             raise Unreachable(f"{self.host}:{self.port} is no master yet, or no longer")
 

@@ -16,17 +16,17 @@ class Names:
 
     @property
     def jobs(self) -> str:
-        """What the keys of arq's jobs begin with; the rest is the job's id."""
+        """The beginning of the keys of arq's jobs; the rest is the job's id."""
         return f"{self.prefix}arq:job:"
 
     @property
     def tries(self) -> str:
-        """What the keys begin with under which arq counts the tries of a job."""
+        """The beginning of the keys under which arq counts the tries of a job."""
         return f"{self.prefix}arq:retry:"
 
     @property
     def cancels(self) -> str:
-        """The channel on which workers hear, within a moment, what the next beat would tell them anyway."""
+        """The channel on which workers are notified of cancels and messages before their next heartbeat finds them."""
         return f"{self.prefix}cancels"
 
     def lane(self, pool: str, lane: str) -> str:
@@ -42,7 +42,7 @@ class Names:
         return f"{self.prefix}log:{run_id}"
 
     def batch(self, batch_id: UUID) -> str:
-        """Name the channel on which a batch's news are announced."""
+        """Name the channel on which changes of a batch are announced."""
         return f"{self.prefix}batch:{batch_id}"
 
     def canary(self, hub_id: UUID) -> str:

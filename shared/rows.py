@@ -1,4 +1,4 @@
-"""Rows of the tables as the code uses them, each written once: what SQL returns is read into these and nothing else.
+"""Rows of the tables as the code uses them, each written once: all results of SQL are read into these.
 
 A status is text here: a newer version may have written one that this version does not know. JSON is as it was stored;
 `shared/schemas.py` reads it.
@@ -17,7 +17,7 @@ from agent_relay.shared.queue import QueueEntry
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """What the end of an event log is written from, and what a run that has ended is counted by."""
+    """The data of a run for the end of its event log, and for counting it."""
 
     id: UUID
     thread_id: UUID | None

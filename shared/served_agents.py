@@ -14,13 +14,13 @@ _WORKERS = """
 
 
 def served(agent_type: str) -> str:
-    """Return the SQL that tells whether a living worker takes runs of an agent, which an expression names."""
+    """Return the SQL for whether a living worker takes runs of an agent, which an expression names."""
     workers = _WORKERS.format(agent_type=agent_type)
     return f"EXISTS ({workers} AND ended_at IS NULL AND lease_until > now() AND NOT draining)"
 
 
 def not_served_for_long(agent_type: str) -> str:
-    """Return the SQL that tells whether no worker has served a known agent for `:unserved_seconds`; 0 is for ever."""
+    """Return the SQL for whether no worker has served a known agent for `:unserved_seconds`; 0 is for ever."""
     workers = _WORKERS.format(agent_type=agent_type)
     long_ago = "now() - make_interval(secs => CAST(:unserved_seconds AS float))"
     return f"""(

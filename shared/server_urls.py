@@ -1,6 +1,6 @@
-"""What DATABASE_URL and REDIS_URL say, each read once: whatever connects takes its parameters from here.
+"""DATABASE_URL and REDIS_URL, each read once: every connection takes its parameters from here.
 
-PostgreSQL's URL is read by libpq itself, so that every driver and every thread of ours means the same by it.
+PostgreSQL's URL is read by libpq itself, so that all drivers and threads of ours read it alike.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _REQUIREMENTS = {
 
 
 class _Kind(NamedTuple):
-    """Of a parameter in a URL: how it is read, and what it has to be."""
+    """A parameter of a URL: how it is read, and the values that it may have."""
 
     read: Callable[[str], Any]
     name: str
@@ -89,14 +89,14 @@ class Postgres:
     """PostgreSQL, one server or several of which one is to be used."""
 
     parameters: Mapping[str, str] = field(repr=False)
-    """As libpq names them, for `psycopg.connect(**parameters)` and whatever else takes libpq's words."""
+    """As libpq names them, for `psycopg.connect(**parameters)` and others that take libpq's words."""
 
     @classmethod
     def parse(cls, url: str) -> Postgres:
         """Read a URL as libpq does; `host=h1:5432&host=h2:5432`, as SQLAlchemy writes several hosts, is understood too.
 
         Raises:
-            ValueError: libpq would not connect by it, whatever answers; the message repeats no password.
+            ValueError: libpq would not connect with it; the message repeats no password.
         """
         scheme, separator, rest = url.partition("://")
         if scheme.lower() not in _POSTGRES_SCHEMES or not separator or not rest:
@@ -152,7 +152,7 @@ def _several(hosts: Sequence[str], parameters: Mapping[str, str]) -> dict[str, s
 
 
 def _check(parameters: Mapping[str, str]) -> None:
-    """Have libpq look at the parameters without connecting.
+    """Let libpq check the parameters without connecting.
 
     Raises:
         ValueError: they cannot work.
@@ -182,7 +182,7 @@ class Redis:
     sentinels: tuple[tuple[str, int], ...] = ()
     """Hosts and ports of the Sentinels; without any, `parameters` name the server."""
     service: str = ""
-    """What the Sentinels call it."""
+    """The name of the service among the Sentinels."""
     sentinel_parameters: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     """Of a connection to a Sentinel."""
 
@@ -191,7 +191,7 @@ class Redis:
         """Read a URL.
 
         Raises:
-            ValueError: it names no server, or says what this service would not heed.
+            ValueError: it names no server, or has a parameter that this service does not use.
         """
         try:
             parts = urlsplit(url)
@@ -249,7 +249,7 @@ def _database(said: dict[str, str], path: str) -> dict[str, int]:
 
 
 def _taken(said: dict[str, str], kinds: Mapping[str, _Kind]) -> dict[str, Any]:
-    """Take those parameters out of what is said."""
+    """Take those parameters out of the URL."""
     taken: dict[str, Any] = {}
     for name in sorted(kinds.keys() & said.keys()):
         value = said.pop(name)
@@ -261,7 +261,7 @@ def _taken(said: dict[str, str], kinds: Mapping[str, _Kind]) -> dict[str, Any]:
 
 
 def _tls(said: dict[str, str]) -> dict[str, Any]:
-    """Read how the other end's certificate is checked: against its host's name, too, unless it says otherwise."""
+    """Read how the other end's certificate is checked: against its host's name, too, by default."""
     tls = _taken(said, _TLS)
     checked = tls.setdefault("ssl_cert_reqs", "required") == "required"
     if not checked and tls.get("ssl_check_hostname"):

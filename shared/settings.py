@@ -48,7 +48,7 @@ _IMPORT_PATH = re.compile(r"([A-Za-z_][\w.]*|[^\s,:=]+\.py):[A-Za-z_]\w*|[^\s,:=
 LEAST_SECRET_CHARACTERS = 16
 _UNITS = {"_seconds": 1, "_hours": 3600, "_days": 86_400}
 _LONGEST_SECONDS = 100 * 365 * 86_400
-"""Of any time that is set: more is beyond the dates that Python and PostgreSQL know."""
+"""The limit of any duration: more is beyond the dates of Python and PostgreSQL."""
 _MOST = 10**15
 """Of any other number: more is beyond what PostgreSQL counts to."""
 
@@ -129,7 +129,7 @@ def _origins(value: object) -> object:
 
 
 def _origin(word: str) -> str:
-    """Write an origin as browsers send it (RFC 6454), or say why they never would."""
+    """Write an origin as browsers send it (RFC 6454), or raise with the reason why they never would."""
     if word in {"*", "null"}:
         return word
     try:
@@ -156,7 +156,7 @@ def is_loopback(url: str) -> bool:
 
 
 def _provider_url(url: str | None) -> str | None:
-    """Read the URL of an identity provider: what it says is believed, so nobody may come between."""
+    """Read the URL of an identity provider, whose answers are trusted: so it must be protected on the way."""
     if url is None:
         return None
     try:
@@ -261,7 +261,7 @@ def _types_in(annotation: object) -> set[type]:
 
 
 def share(wanted: int | None, whole: int, parts: int) -> int:
-    """Say what one caller may take: what is set, or one part of the whole, rounded up; 0 is no limit."""
+    """Return the share of one caller: the setting, or one part of the whole, rounded up; 0 is no limit."""
     return -(-whole // parts) if wanted is None else wanted
 
 
@@ -301,15 +301,15 @@ class Settings(Variables):
     database_url: Annotated[str, AfterValidator(_postgres)]
     """PostgreSQL, the truth."""
     redis_url: Annotated[str, AfterValidator(_redis)]
-    """Redis or a compatible server, the news."""
+    """Redis or a compatible server, for the queue, event logs and notifications."""
     redis_prefix: Annotated[str, AfterValidator(_prefix)] = PREFIX
-    """What the names of all keys and channels in Redis begin with."""
+    """The beginning of all names of keys and channels in Redis."""
     database_pool_size: int = Field(default=10, ge=2, le=200)
     """Connections a process may hold to PostgreSQL."""
     agent_database_url: Annotated[str | None, BeforeValidator(_set), AfterValidator(_postgres)] = None
     """PostgreSQL as agents get it (`RunScope.database`); without it, as the worker has it: the service's tables."""
     database_api_role: Annotated[str | None, BeforeValidator(_set)] = None
-    """Role in PostgreSQL of API processes, to which migrations grant what they need, and no more. Here and below."""
+    """Role in PostgreSQL of API processes, to which migrations grant only the rights that it needs. Same below."""
     database_worker_role: Annotated[str | None, BeforeValidator(_set)] = None
     """Role of workers."""
     database_agent_role: Annotated[str | None, BeforeValidator(_set)] = None
@@ -333,19 +333,19 @@ class Settings(Variables):
     api_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
     """Tenants by the SHA-256 of their API keys, given as `tenant:hash` pairs."""
     operator_keys: Annotated[dict[str, str], NoDecode, BeforeValidator(_keys)] = Field(default_factory=dict)
-    """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, nobody is one."""
+    """Operators by the SHA-256 of their keys, given as `name:hash` pairs; without any, there is no operator."""
     ticket_secret: Annotated[SecretStr | None, BeforeValidator(_set), AfterValidator(_secret)] = None
     """Signs stream tickets, the same in all API processes; without it, a secret is made and kept in the database."""
     jwt_issuer: Annotated[str | None, BeforeValidator(_set), AfterValidator(_provider_url)] = None
-    """Identity provider (OIDC) whose tokens are taken, as it calls itself in `iss`; without it, none are."""
+    """Identity provider (OIDC) whose tokens are accepted, by the name in `iss`; without it, none are."""
     jwt_audience: Annotated[str | None, BeforeValidator(_set)] = None
-    """What such tokens must be made for: their `aud`."""
+    """The `aud` that such tokens must have."""
     jwt_tenant: Annotated[str | None, BeforeValidator(_set), AfterValidator(_tenant)] = None
     """The tenant that all its users belong to."""
     jwt_tenant_claim: Annotated[str | None, BeforeValidator(_set)] = None
     """Instead of one tenant for all: the claim of a token that names its tenant."""
     jwt_jwks_url: Annotated[str | None, BeforeValidator(_set), AfterValidator(_provider_url)] = None
-    """Where the provider publishes its keys; without it, its `/.well-known/openid-configuration` says it."""
+    """Where the provider publishes its keys; by default, `/.well-known/openid-configuration` names it."""
     cors_origins: Annotated[list[str], NoDecode, BeforeValidator(_origins)] = Field(default_factory=list)
     """Browser origins that may call the API."""
     pages: bool = True
@@ -353,7 +353,7 @@ class Settings(Variables):
     max_body_bytes: int = Field(default=1 << 20, ge=1 << 10)
     """Longest request body that the API reads."""
     max_connections: int = Field(default=0, ge=0)
-    """Connections of clients that an API process may have; 0 is what the limit of open files leaves room for."""
+    """Connections of clients that an API process may have; 0 is as many as the limit of open files allows."""
     max_open_calls: int = Field(default=0, ge=0)
     """Streams and waiting calls that an API process serves at once; 0 is as many as it may have connections."""
     max_open_calls_per_user: int | None = Field(default=None, ge=0)
@@ -373,7 +373,7 @@ class Settings(Variables):
     keepalive_seconds: float = Field(default=15, gt=0)
     """Silence on a stream after which a comment (SSE) or an empty line (NDJSON) is sent."""
     stalled_reader_seconds: float = Field(default=60, gt=0)
-    """A reader that has taken nothing for so long is let go; it can resume."""
+    """A reader that has taken nothing for this time is disconnected; it can resume."""
 
     agents: Annotated[dict[str, str], NoDecode, BeforeValidator(_agents)] = Field(
         default_factory=lambda: {"bank_support": "agent_relay.worker.agents.bank_support:served"}
@@ -404,23 +404,23 @@ class Settings(Variables):
     interactive_share: float = Field(default=0.2, ge=0, lt=1)
     """Share of a worker's slots, and of its time, that runs of batches never take."""
     batch_turn: int = Field(default=10, ge=1)
-    """After so many interactive runs in a row, a worker takes one of a batch first."""
+    """After this number of interactive runs in a row, a worker takes one of a batch first."""
     lease_seconds: float = Field(default=15, gt=0)
-    """A worker that has not beaten for so long is dead."""
+    """A worker without a heartbeat for this time is dead."""
     beat_seconds: float = Field(default=3, gt=0)
-    """Time between the beats of a worker."""
+    """Time between the heartbeats of a worker."""
     drain_seconds: float = Field(default=30, ge=0)
-    """Time that a worker told to stop gives its runs before it gives them back."""
+    """Time in which the runs of a worker that stops may end before it returns them to the queue."""
     suspects_at_once: int = Field(default=4, ge=1)
     """Runs under which a worker died that a worker answers at once, each in a process of its own."""
     stuck_loop_seconds: float = Field(default=30, gt=0)
-    """A worker whose event loop has not answered for so long ends itself."""
+    """A worker whose event loop has not answered for this time ends itself."""
     max_crashes: int = Field(default=3, ge=1)
     """Workers that may die under a run before it ends as `worker_crashed`."""
     partial_interval_seconds: float = Field(default=0.03, ge=0)
-    """Least time between two validated partials of a run that somebody waits for."""
+    """Least time between two validated partials of an interactive run."""
     batch_partial_interval_seconds: float = Field(default=0.5, ge=0)
-    """The same of a run of a batch: nearly all of what an answer costs a worker is its partials."""
+    """The same of a run of a batch: partials are nearly all of a worker's work on an answer."""
     max_output_bytes: int = Field(default=4 << 20, ge=1 << 10)
     """Largest output of a run, and partial output, as UTF-8; one above it ends the run as `output_too_large`."""
     max_tool_result_bytes: int = Field(default=4 << 20, ge=1 << 10)
@@ -428,14 +428,14 @@ class Settings(Variables):
     max_history_bytes: int = Field(default=16 << 20, ge=1 << 10)
     """Largest history that a run is given, the newest exchanges of its thread; and largest transcript of a run."""
     tool_event_bytes: int = Field(default=16 << 10, ge=0)
-    """Longest arguments or content that a tool event carries; what is longer is cut and says so."""
+    """Longest arguments or content of a tool event; longer ones are cut and marked."""
     reasoning_event_bytes: int = Field(default=256 << 10, ge=0)
-    """Longest reasoning that the events of an attempt carry; what is longer is cut and says so."""
+    """Longest reasoning in the events of an attempt; longer reasoning is cut and marked."""
     scripted_tokens_per_second: float = Field(default=80, ge=0)
     """Pace of the scripted model, which answers when no model is configured; 0 does not pace."""
 
     run_deadline_seconds: float = Field(default=600, gt=0)
-    """A run ends within so many seconds of its acceptance, unless the caller says otherwise."""
+    """Time from its acceptance in which a run has to end, unless the caller sets another."""
     max_run_deadline_seconds: float = Field(default=86_400, gt=0)
     """Longest deadline that a caller may ask for."""
     wait_deadline_seconds: float = Field(default=604_800, gt=0, le=7_776_000)
@@ -445,11 +445,11 @@ class Settings(Variables):
     max_batch_body_bytes: int = Field(default=64 << 20, ge=1 << 10)
     """Longest request body that a batch may come in; each of its items is held to `MAX_BODY_BYTES`."""
     batch_deadline_seconds: float = Field(default=86_400, gt=0)
-    """A batch ends within so many seconds of its acceptance, unless the caller says otherwise."""
+    """Time from its acceptance in which a batch has to end, unless the caller sets another."""
     max_batch_deadline_seconds: float = Field(default=604_800, gt=0)
     """Longest deadline of a batch that a caller may ask for."""
     batch_run_seconds: float = Field(default=600, gt=0)
-    """A run of a batch has so long from when a worker begins."""
+    """Time from its claim in which an attempt of a batch's run has to end."""
     max_queued_per_user: int | None = Field(default=None, ge=0)
     """Runs of a user that may wait before more are refused with 429; 0 is no limit, here and below. A fifth of all."""
     max_queued_per_tenant: int | None = Field(default=None, ge=0)
@@ -457,9 +457,9 @@ class Settings(Variables):
     max_queued: int = Field(default=10_000, ge=0)
     """Runs that may wait before more are refused with 503."""
     agent_unserved_seconds: float = Field(default=60, ge=0, le=86_400)
-    """A query for an agent that no living worker has served for so long is refused with 503; 0 accepts it."""
+    """A query for an agent that no living worker has served for this time is refused with 503; 0 accepts it."""
     max_queued_seconds: float = Field(default=0, ge=0)
-    """For so long a run may have waited for a slot before more for its pool are refused with 503."""
+    """A run may have waited for a slot for this time before more for its pool are refused with 503."""
     max_running_per_user: int = Field(default=0, ge=0)
     """Interactive runs of a user that may run at once; more wait for one of them to end."""
     max_running_per_tenant: int = Field(default=0, ge=0)
@@ -577,7 +577,7 @@ def read(**overrides: Any) -> Settings:
 
 
 def _wrong_provider(settings: Settings) -> str | None:
-    """Say what is wrong with the settings of the identity provider together, if something is."""
+    """Check the settings of the identity provider together."""
     others = [name for name in Settings.model_fields if name.startswith("jwt_") and getattr(settings, name) is not None]
     if settings.jwt_issuer is None:
         return f"{others[0].upper()} has no effect without JWT_ISSUER." if others else None

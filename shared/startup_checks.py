@@ -1,7 +1,7 @@
-"""The look at PostgreSQL and Redis as a process starts, and what it says of what it finds.
+"""Checks of PostgreSQL and Redis as a process starts.
 
-What only an operator can mend ends the process with a sentence that names the setting. What may pass is waited for,
-with one line now and then.
+A fault that only an operator can correct ends the process with a sentence that names the setting. For others the
+process waits, with one line now and then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOT_MIGRATED = (
 PATIENCE_SECONDS = 5.0
 LOOK_SECONDS = 0.5
 REPEAT_SECONDS = 30.0
-"""The same reason to wait is told about so often."""
+"""The same reason to wait is logged about this often."""
 
 _MEND = (
     (r"password|role .* does not exist|authentication failed", "Correct the user and the password in it."),
@@ -40,18 +40,18 @@ _MEND = (
     (r"permission denied", "Grant the user that right."),
     (r"SSL|certificate", "Correct `sslmode` and the certificates."),
 )
-"""What PostgreSQL says before there is an error code, in the words of its usual language, and what to do about it."""
+"""PostgreSQL's messages before there is an error code, in the words of its usual language, and the remedies."""
 
 
 class CannotStart(Exception):
-    """A server refuses what the settings say, and will do so until somebody changes one of them."""
+    """A server refuses the settings, and will do so until one of them is changed."""
 
 
 def check(settings: Settings, *, needs_redis: bool, runs_agents: bool = False) -> str | None:
-    """Look once at both servers; returns why the process would have to wait for PostgreSQL, if it would.
+    """Check both servers once; returns the reason why the process would have to wait for PostgreSQL, if any.
 
-    It is done before the process has an event loop, and leaves no thread behind, so that it can fork. A Redis that
-    refuses is only told about where the process can do without.
+    It runs before the process has an event loop, and leaves no thread behind, so that the process can fork. A Redis
+    that refuses is only logged if the process can work without it.
 
     Raises:
         WrongSettings: one of them refuses.
@@ -79,12 +79,12 @@ async def _check(settings: Settings, *, needs_redis: bool, runs_agents: bool) ->
 
 
 async def until_ready(engine: AsyncEngine) -> None:
-    """Wait until PostgreSQL is there with the tables that this code works with; say for what, once and now and then."""
+    """Wait until PostgreSQL is there with the tables of this code; log the reason, once and now and then."""
     told, told_at = "", 0.0
     while True:
         try:
             reason, schema = await _look(engine)
-        except CannotStart as refused:  # It did not as the process was started, so it may be mended, too.
+        except CannotStart as refused:  # It was accepted as the process started: an operator may correct it.
             reason, schema = str(refused), None
         if reason is None:
             break
@@ -110,7 +110,7 @@ async def _look(engine: AsyncEngine) -> tuple[str | None, str | None]:
 
 
 async def _look_at_that_of_agents(settings: Settings) -> None:
-    """See that PostgreSQL does not refuse what `AGENT_DATABASE_URL` says."""
+    """Check that PostgreSQL does not refuse `AGENT_DATABASE_URL`."""
     if settings.postgres_of_agents is None:
         return
     engine = database.connect(settings, 1, settings.postgres_of_agents)
@@ -130,7 +130,7 @@ def unreachable(error: BaseException | None) -> str:
 
 
 def refusal_of(error: BaseException | None, setting: str = "DATABASE_URL") -> str | None:
-    """Say that PostgreSQL refuses what a setting says, and what to do about it; None of an error that may pass."""
+    """Return a sentence that PostgreSQL refuses a setting, with the remedy; None of an error that may pass."""
     said = _first_line(error)
     if isinstance(error, psycopg.OperationalError | psycopg.errors.InsufficientPrivilege):
         for pattern, mend in _MEND:
@@ -152,4 +152,4 @@ async def _redis_refuses(client: Redis) -> str | None:
         said = error.__cause__ or error  # As it connects, `redis` takes every refusal for a broken connection.
         if isinstance(said, AuthenticationError | ResponseError) and not isinstance(said, NoPermissionError):
             return f"REDIS_URL: Redis refuses it: {_first_line(said)} Correct user, password and database number."
-    return None  # What passes, and a user who need not be allowed this command.
+    return None  # An error that may pass, or a user without the right for this command.

@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 AGAIN_SECONDS = 0.25
 """A task that has not ended by then is cancelled again."""
 TIMES = 20
-"""A task that does not end after so many cancels is left behind."""
+"""A task that does not end after this number of cancels is left behind."""
 
 
 async def stop(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Cancel tasks until all have ended, at most `TIMES`; what they raise is not looked at.
+    """Cancel tasks until all have ended, at most `TIMES`; their exceptions are not read.
 
-    The caller may be cancelled meanwhile, any number of times: it goes on, and is told at the end.
+    The caller may be cancelled meanwhile, any number of times: it goes on, and is cancelled at the end.
     """
     cancelled: asyncio.CancelledError | None = None
     for _ in range(TIMES):
@@ -39,13 +39,13 @@ async def stop(tasks: Collection[asyncio.Task[Any]]) -> None:
         if not task.done():
             log.error("tasks.left_behind task=%r", task)
         elif not task.cancelled():
-            task.exception()  # Else the loop complains that nobody looked.
+            task.exception()  # Else the loop logs that the exception was never read.
     if cancelled is not None:
         raise cancelled
 
 
 async def run_together(*work: Coroutine[Any, Any, Any]) -> None:
-    """Run until one of them ends, then stop the others; raises what the first raised."""
+    """Run until one of them ends, then stop the others; raises the first exception."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

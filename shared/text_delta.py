@@ -1,4 +1,4 @@
-"""What a text grew by: so many characters off its end, then so many more."""
+"""A text delta: the number of characters to drop off the end of a text, and the characters to append."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Growth(NamedTuple):
 
 
 def growth(before: str, after: str) -> Growth | None:
-    """Tell how `after` grew out of `before`; None where the whole text says it better.
+    """Return the delta from `before` to `after`; None if the whole text is better.
 
     `drop` covers ASCII only, so that it is the same number in every language a client is written in.
     """

@@ -1,4 +1,4 @@
-"""Why a server says no for now, in words that both servers, problem documents, readiness and metrics share."""
+"""Why a server refuses for now, in words for both servers that problem documents, readiness and metrics share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Trouble(StrEnum):
-    """A reason why a server does not do what it is asked for, although nothing is wrong with what was asked."""
+    """A reason why a server does not execute a command that is correct."""
 
     UNREACHABLE = "unreachable"
     STARTING = "starting"

@@ -4,7 +4,7 @@
                    │
                    └─cancel──▶ cancelling ──the last run ends──▶ cancelled
 
-A batch's runs live as any run does (`shared/runs`). Whatever statement ends one, a trigger counts it in the batch's
+A batch's runs live as any run does (`shared/runs`). When a statement ends one, a trigger counts it in the batch's
 row and gives it the next place in `batch_results`, at the commit, under the row's lock: so counts are exact, and a
-reader who has seen a place has seen all before it.
+reader that has seen a place has seen all before it.
 """

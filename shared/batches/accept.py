@@ -31,7 +31,7 @@ IDS_A_RUN = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What is asked of an agent, but for the items."""
+    """A batch without its items."""
 
     tenant: str
     user_id: UUID
@@ -45,11 +45,11 @@ class Submission:
     max_running: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     options: dict[str, Any] | None = None
-    """What is chosen of the agent's options for all of its runs; they fit its schema."""
+    """The chosen options of the agent for all of its runs; they fit its schema."""
     webhook_url: str | None = None
-    """Where to tell of the end."""
+    """The URL that receives the webhook of the end."""
     wait_seconds: float | None = None
-    """How long each run may wait for answers; None for what its worker's settings say."""
+    """How long each run may wait for answers; None for the setting of its worker."""
 
     @property
     def starts_later(self) -> bool:

@@ -53,16 +53,16 @@ _CANCEL_SOME = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one statement came to."""
+    """The result of one statement."""
 
     silenced: list[QueueEntry]
     """The calls for runs that waited, and have ended."""
     wished: list[UUID]
-    """The runs that a worker holds; it is to be told."""
+    """The runs that a worker holds; it is to be notified."""
 
 
 async def begin_to_cancel(database: AsyncEngine, batch_id: UUID) -> None:
-    """Have no more of its runs start; nothing changes where it has ended, or is being cancelled."""
+    """Start no more of its runs; nothing changes if it has ended, or is being cancelled."""
     async with database.begin() as connection:
         await connection.execute(_BEGIN, {"batch_id": batch_id})
 
@@ -70,7 +70,7 @@ async def begin_to_cancel(database: AsyncEngine, batch_id: UUID) -> None:
 async def cancel_some(database: AsyncEngine, batch_id: UUID) -> Step | None:
     """Cancel some runs of a batch; None where there are no more.
 
-    Those that waited leave no log behind: their followers, if any, are told from the row.
+    Runs that waited have no log: their readers, if any, read the end from the row.
     """
     async with database.begin() as connection:
         rows = read(await connection.execute(_CANCEL_SOME, {"batch_id": batch_id}), _Cancelled)

@@ -1,4 +1,4 @@
-"""Keep to `max_running`: only so many unfinished runs of such a batch are due; each end makes room for another."""
+"""Keep to `max_running`: only that number of a batch's unfinished runs is due; each end makes one more due."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _WITH_ROOM = text(f"""
 
 
 async def release(database: AsyncEngine, batch_id: UUID) -> list[QueueEntry]:
-    """Make as many runs due as there is room for; returns the rings that call for them."""
+    """Make as many runs due as `max_running` allows; returns their queue entries."""
     return await transact(database, _RELEASE, {"batch_id": batch_id}, QueueEntry)
 
 
 async def with_room(database: AsyncEngine) -> Sequence[UUID]:
-    """Find the batches that could have more of their runs due: whoever ended one has not come to it."""
+    """Find the batches that could have more of their runs due: the process that ended one did not make one due."""
     return [row.id for row in await transact(database, _WITH_ROOM)]

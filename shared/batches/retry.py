@@ -61,9 +61,9 @@ _INSERT_RUNS = text("""
 async def retry(
     database: AsyncEngine, batch_id: UUID, run_seconds: float, admission: Admission, key: Key | None = None
 ) -> Accepted:
-    """Store a batch of the failed items of one that has ended; ring after the commit.
+    """Store a batch of the failed items of one that has ended; enqueue it after the commit.
 
-    Where the reply to the commit is lost, the database is asked what became of it.
+    If the reply to the commit is lost, the database is asked for the state of the transaction.
 
     Raises:
         Repeated, KeyReused, KeyInUse: nothing is stored under this key now, see `keep`.

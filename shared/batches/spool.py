@@ -16,7 +16,7 @@ from agent_relay.shared.attachments import Attachments
 from agent_relay.shared.files import PIECE_BYTES, Pieces
 
 SPOOLED_BYTES = 256 << 10
-"""What is kept in memory before it goes to the disk; a small batch never does."""
+"""The size up to which items stay in memory; a small batch is never on the disk."""
 BLOCK_BYTES = 64 << 10
 PIECE = 64 << 10
 """So many characters are written as `COPY` wants them without a pause."""
@@ -26,11 +26,11 @@ class DiskRoom:
     """The room in `TMPDIR` that the batches of a process may take together."""
 
     def __init__(self, most: int) -> None:
-        """Allow so many bytes."""
+        """Allow this number of bytes."""
         self.left = most
 
     def take(self, size: int) -> None:
-        """Take room for so many bytes.
+        """Take room for this number of bytes.
 
         Raises:
             OSError: there is none left.
@@ -41,7 +41,7 @@ class DiskRoom:
 
 
 class Spool:
-    """The items that were checked so far. A context: it holds a file, which nobody else can see."""
+    """The items that were checked so far. A context: it holds a file, which no other process can open."""
 
     def __init__(
         self, room: DiskRoom | None = None, on_disk: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -101,7 +101,7 @@ class Spool:
         self._count += 1
 
     def set_down(self, data: bytes) -> Pieces:
-        """Write a file that came within an item to the disk; returns what reads it back.
+        """Write a file that came within an item to the disk; returns a function that reads it back.
 
         Raises:
             OSError: there is no room. What `on_disk` raises.
@@ -127,7 +127,7 @@ class Spool:
             self._taken += size
 
     async def spool(self) -> None:
-        """Write to the disk what has gathered, if it is much.
+        """Write gathered items to the disk, if they are large.
 
         Raises:
             OSError: there is no room. What `on_disk` raises.

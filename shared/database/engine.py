@@ -64,7 +64,7 @@ _BY_SQLSTATE = {
     "28": Trouble.NOT_PERMITTED,
     "3D000": Trouble.NO_DATABASE,
     "3F000": Trouble.NOT_MIGRATED,
-    "40003": Trouble.UNREACHABLE,  # What became of the statement is not known.
+    "40003": Trouble.UNREACHABLE,  # The state of the statement is not known.
     "40": Trouble.CONFLICT,
     "42501": Trouble.NOT_PERMITTED,
     "42703": Trouble.NOT_MIGRATED,
@@ -83,9 +83,9 @@ _BY_SQLSTATE = {
     "58": Trouble.IO_ERROR,
     "72": Trouble.CONFLICT,
     "F0": Trouble.INTERNAL_ERROR,
-    "XX": Trouble.INTERNAL_ERROR,  # Some poolers say all of theirs so.
+    "XX": Trouble.INTERNAL_ERROR,  # Some poolers use it for all their errors.
 }
-"""By the whole SQLSTATE, or its class. What is in neither is a mistake of the statement or its values."""
+"""By the whole SQLSTATE, or its class. Any other code is an error of the statement or its values."""
 _CACHED_PLAN = "RevalidateCachedQuery"
 """The function of the server that finds a prepared statement changed by a migration."""
 _WORDS_OF_REFUSED_CONNECTIONS = {
@@ -101,11 +101,11 @@ _WORDS_OF_REFUSED_CONNECTIONS = {
     "read-only": Trouble.READ_ONLY,
     "hot standby": Trouble.READ_ONLY,
 }
-"""libpq tells no SQLSTATE of a connection that was refused; all of them are trouble, the words only tell which."""
+"""libpq gives no SQLSTATE for a refused connection; all of them are outages, and the words give the reason."""
 _GIVEN_UP = ("08", "0A", "25P03", "25P04", "26000", "42P05", "57P")
 """After these a connection is of no more use."""
 _RENEWS = {Trouble.READ_ONLY, Trouble.STALE_CONNECTION}
-"""New connections may lead to another server, or know nothing of what is stale; all old ones have the same trouble."""
+"""New connections may lead to another server, or have no stale state; all old ones have the same trouble."""
 _OUTAGES = {
     Trouble.UNREACHABLE,
     Trouble.STARTING,
@@ -117,7 +117,7 @@ _OUTAGES = {
     Trouble.OUT_OF_RESOURCES,
     Trouble.IO_ERROR,
 }
-"""Of the server as a whole: an agent whose statement met one of these is not to blame."""
+"""Errors of the server as a whole: an agent whose statement raised one of these did not cause it."""
 _ASKED_AGAIN = {Trouble.CONFLICT, Trouble.STALE_CONNECTION}
 """The server did nothing of the transaction, and a second try may go through."""
 TRIES, FIRST_PAUSE_SECONDS = 6, 0.01
@@ -129,9 +129,9 @@ _VANISHED: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-"""Of TCP: a connection whose other end has gone without a word counts as broken after about ten seconds."""
+"""Of TCP: a connection whose other end has gone silently counts as broken after about ten seconds."""
 _CLOSED = getattr(select, "POLLRDHUP", select.POLLHUP)
-"""Of a socket: nothing more will come. Linux has a name for it; elsewhere a hang-up says the same."""
+"""Of a socket: its other end is closed. Linux has a name for it; elsewhere a hang-up means the same."""
 POOL_TIMEOUT_SECONDS = 10
 """How long a call may wait for its turn; a burst is not an outage."""
 
@@ -177,9 +177,9 @@ def connect(
     server: Postgres | None = None,
     pulse: HangDetector | None = None,
 ) -> AsyncEngine:
-    """Make a pool of so many connections, or of all that are set; nothing is opened before it is needed.
+    """Make a pool of this number of connections, or of `DATABASE_POOL_SIZE`; none is opened before it is needed.
 
-    It is one to the service's database, or to another server. Pools that share a `pulse` know the same of its server.
+    It is one to the service's database, or to another server. Pools with one `pulse` share the hang detector's result.
     """
     pulse = pulse or HangDetector()
     engine = create_async_engine(
@@ -197,9 +197,9 @@ def connect(
 
 
 def parameters_of(server: Postgres, name: str = "agent-relay") -> dict[str, Any]:
-    """Say to libpq how to connect; what `DATABASE_URL` says wins, but for the encoding.
+    """Set libpq's parameters of a connection; those in `DATABASE_URL` win, except the encoding.
 
-    A pooler such as PgBouncer refuses other parameters of a session than these: the rest is set once it is there.
+    A pooler such as PgBouncer refuses all other parameters of a session: these are set once it is connected.
     """
     ours = {"connect_timeout": CONNECT_TIMEOUT_SECONDS, "fallback_application_name": name, **_VANISHED}
     return {**ours, **server.parameters, "client_encoding": "UTF8"}
@@ -221,15 +221,15 @@ _SETTLE = """
         OFFSET 0
     ) AS found
 """
-"""What the defaults of a role must not decide. That a database or a server is read-only is left as it is.
+"""Settings that must not depend on the defaults of a role. A read-only database or server is left as it is.
 
-`direct` is false where a pooler such as PgBouncer is at the other end, which has a number of its own. It remembers the
-first three for each of its clients; anything else would stay with a connection that it hands on to others.
+`direct` is false behind a pooler such as PgBouncer, which has a number of its own. A pooler keeps the first three for
+each of its clients; any other setting would stay with a connection that it passes on to other clients.
 """
 
 
 async def _open(pulse: HangDetector, _conninfo: str, **parameters: Any) -> Connection:
-    """Connect, and be independent of what the role and a pooler bring along."""
+    """Connect, and set everything that a role or a pooler might set otherwise."""
     connection = await pulse.connect(**parameters)
     try:
         await connection.set_autocommit(True)
@@ -261,10 +261,10 @@ def settle(connection: psycopg.Connection[Any]) -> None:
 
 
 def _replace_if_unfit(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
-    """Have a connection replaced whose other end was closed, or that is older than the last renewal.
+    """Replace a connection whose other end was closed, or that is older than the last renewal.
 
-    To ask over it would cost a round trip each time. A new one is used as it is: whoever asks over it is told why it
-    does not work, while the pool, where it has replaced two, only says that a connection is closed.
+    A query to test it would cost a round trip each time. A new one is used untested: its caller gets the error of the
+    server, while the pool, once it has replaced two, only reports that a connection is closed.
     """
     driver = cast("Connection", entry.driver_connection)
     was_used, driver.was_used = driver.was_used, True
@@ -278,10 +278,10 @@ def _replace_if_unfit(_: Any, entry: ConnectionPoolEntry, __: Any) -> None:
 
 
 def leave_out_values(error: psycopg.Error) -> None:
-    """Change what an error says, so that it quotes nothing of a row: it may be logged.
+    """Cut from an error's message everything that quotes a row, so that it may be logged.
 
     PostgreSQL quotes values in the lines after the first (DETAIL, CONTEXT, the statement), and in the first where it
-    could not read one (class 22). What connecting says has neither a first line nor a SQLSTATE, and stays.
+    could not read one (class 22). An error of connecting has neither a first line nor a SQLSTATE, and stays.
     """
     if (first := error.diag.message_primary) and error.sqlstate:
         error.args = (f"a value was refused ({error.sqlstate})" if error.sqlstate.startswith("22") else first,)
@@ -323,8 +323,8 @@ async def transact(
 ) -> list[Any]:
     """Make a transaction of one statement, prepared and in one round trip; returns its rows, of that class if given.
 
-    What happens once or more a run goes this way: a session of SQLAlchemy's costs four times the CPU, and three or
-    four round trips. It is tried again where it came into conflict with another one. Raises what a session raises.
+    Transactions that happen once or more for each run are made by this function: a session of SQLAlchemy's costs four
+    times the CPU, and three or four round trips. It is repeated after a conflict. Raises the same as a session.
     """
     return await _insist(lambda: greenlet_spawn(_transact, database.sync_engine, statement, values or {}, kind))
 
@@ -365,7 +365,7 @@ def _transact(engine: Engine, statement: TextClause, values: Mapping[str, Any], 
 
 
 def _wrapped(engine: Engine, statement: str, error: psycopg.Error, driver: Any) -> SQLAlchemyError:
-    """Count an error of the driver's own, renew the pool where that may help, and make what a session would raise."""
+    """Count an error of the driver's own, renew the pool if that may help, and make the exception of a session."""
     leave_out_values(error)
     database_error(error)
     trouble = trouble_of(error)
@@ -403,7 +403,7 @@ def _compiled(statement: TextClause) -> bytes:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Tell whether an error, wherever it is caught, says that our server was away: unreachable, read-only, full."""
+    """Return whether an error, wherever it is caught, means that our server was away: unreachable, read-only, full."""
     return getattr(error, _OURS, False)
 
 
@@ -417,14 +417,14 @@ def is_about_rows(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Tell whether PostgreSQL does nothing for now, as against refusing a statement for what it says."""
+    """Return whether PostgreSQL executes nothing for now, instead of refusing a single statement."""
     return trouble_of(error) is not None
 
 
 def trouble_of(error: BaseException) -> Trouble | None:
-    """Say why PostgreSQL does not do what it was asked for now; None where what was asked for is wrong.
+    """Return why PostgreSQL does not execute statements for now; None if the statement itself is wrong.
 
-    By the SQLSTATE: of a class of exceptions, some are trouble and some are mistakes.
+    By the SQLSTATE: a class of exceptions may have both kinds.
     """
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(error, PoolTimeout):
@@ -445,17 +445,17 @@ def trouble_of(error: BaseException) -> Trouble | None:
 
 
 def _is_of_no_more_use(error: BaseException) -> bool:
-    """Tell whether the connection that this was heard on is to be closed."""
+    """Return whether the connection of this error is to be closed."""
     state = error.sqlstate if isinstance(error, psycopg.Error) else None
     return state is not None and state.startswith(_GIVEN_UP) and trouble_of(error) is not None
 
 
 class Stored(Protocol):
-    """What was written, and by which transaction."""
+    """The result of a write, and the transaction that wrote it."""
 
     @property
     def transaction_id(self) -> str:
-        """As `pg_current_xact_id()` says it."""
+        """From `pg_current_xact_id()`."""
         ...
 
 
@@ -486,9 +486,9 @@ async def store(database: AsyncEngine, write: Callable[[AsyncConnection], Awaita
 
 
 async def was_committed(database: AsyncEngine, transaction_id: str) -> bool:
-    """Ask what became of a transaction whose commit was not answered; False also where that is not known in time.
+    """Ask for the state of a transaction whose commit got no reply; False also if it is not known in time.
 
-    The reply was lost, or the question: in the first case the server may still be at it.
+    Either the reply was lost, or the request: after a lost reply, the server may still be executing it.
     """
     for _ in range(UNDECIDED_LOOKS):
         async with database.connect() as connection:
@@ -509,10 +509,10 @@ _WRITE = text("""
 
 
 async def check_writable(database: AsyncEngine) -> None:
-    """Write a row and take it back; see that the tables that matter most could be written, too.
+    """Write a row and roll back; also check that the most important tables could be written.
 
     Raises:
-        SQLAlchemyError, OSError: it cannot be written; `trouble_of` says why.
+        SQLAlchemyError, OSError: it cannot be written; `trouble_of` has the reason.
     """
     async with database.connect() as connection:
         await connection.execute(_WRITE, {"id": new_id()})

@@ -49,7 +49,7 @@ class _FairQueue(QueueCommon[ConnectionPoolEntry]):
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """The pool. A connection that is given back goes to the caller whose turn it is, past no other."""
+    """The pool. A connection that is returned goes to the next caller in turn, past no other."""
 
     _queue_class = _FairQueue
     _sqla_logger_namespace = "sqlalchemy.pool.FairPool"

@@ -1,9 +1,9 @@
-"""Tells a PostgreSQL that hangs from one that takes its time; nobody waits for one that hangs.
+"""Distinguishes a PostgreSQL that hangs from a slow one; ends the calls that wait for one that hangs.
 
-A frozen machine, or a network that drops everything, neither answers nor refuses: whoever asks it waits. So whenever
-something waits for longer than usual, the server is asked for a sign of life on a new connection. If it gives one,
-waiting goes on: for a slow statement, or for a lock. If not, all connections on which something waits are cut, which
-fails what waits, and everything new fails at once, until the server answers again. While all is well nothing is asked.
+A frozen machine, or a network that drops everything, neither answers nor refuses: its callers wait. So whenever a call
+waits for longer than usual, the server is queried on a new connection. If it answers, the call goes on waiting: for a
+slow statement, or for a lock. If not, all connections with a waiting call are closed, which fails these calls, and
+every new call fails at once, until the server answers again. Without a long wait there is no query.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Connected = TypeVar("Connected", bound="psycopg.AsyncConnection[Any]")
 
 DOUBT_SECONDS = 0.3
-"""What waits for so long is doubted."""
+"""A call that waits for this time starts a query."""
 SIGN_SECONDS = 1.5
 """How long a sign of life may take. With the doubt, it is less than callers are promised to wait for a refusal."""
 LONGEST_SIGN_SECONDS = 12.0
@@ -41,11 +41,11 @@ LOOKS = 2
 """Polls in one timeout: a loop that was busy during one of them reads in the next what arrived meanwhile."""
 GIVE_UP_SECONDS = 1.0
 ASK_AGAIN_SECONDS = 0.5
-"""Until the next question, while somebody still waits or the server hangs."""
+"""Time until the next query, while a call still waits or the server hangs."""
 
 
 class Connection(psycopg.AsyncConnection[Any]):
-    """A connection on which nobody waits for a server that hangs."""
+    """A connection whose callers do not wait for a server that hangs."""
 
     pulse: HangDetector
     host: str
@@ -83,11 +83,11 @@ class Connection(psycopg.AsyncConnection[Any]):
             await super().rollback()
 
     async def cancel_safe(self, *, timeout: float = GIVE_UP_SECONDS) -> None:  # noqa: ASYNC109  (psycopg's)
-        """Ask the server to give a statement up whose caller has given up, but not for long."""
+        """Ask the server to cancel a statement whose caller has given up, but not for long."""
         await super().cancel_safe(timeout=min(timeout, GIVE_UP_SECONDS))
 
     def cut(self) -> None:
-        """Break the connection under whoever waits on it."""
+        """Break the connection under the call that waits on it."""
         with suppress(psycopg.Error, OSError), socket.socket(fileno=os.dup(self.pgconn.socket)) as end:
             end.shutdown(socket.SHUT_RDWR)
 
@@ -109,7 +109,7 @@ class HangDetector:
         self._renewing = Pace()
 
     def renew(self) -> None:
-        """Have each connection replaced when it is used next: a new one may lead to another server."""
+        """Replace each connection at its next use: a new one may lead to another server."""
         if self._renewing.is_due(time.monotonic()):
             self.renewals += 1
             log.warning("pulse.renewed renewals=%d", self.renewals)
@@ -133,7 +133,7 @@ class HangDetector:
         return connection
 
     def expect(self, connection: Connection) -> None:
-        """Note that somebody waits on a connection from now on; it is over at once where the server hangs."""
+        """Note that a call waits on a connection from now on; it fails at once if the server hangs."""
         loop = asyncio.get_running_loop()
         self._waiting[connection] = loop.time()
         if self._hangs is not None and self._hangs.done():
@@ -146,11 +146,11 @@ class HangDetector:
         self._heard_at = asyncio.get_running_loop().time()
 
     def got(self, connection: Connection) -> None:
-        """Note that nobody waits on a connection any more."""
+        """Note that no call waits on a connection any more."""
         self._waiting.pop(connection, None)
 
     def _doubt(self) -> None:
-        """Have the server asked, if somebody waits for long."""
+        """Query the server, if a call waits for long."""
         self._timer = None
         if not self._waiting:
             return
@@ -219,5 +219,5 @@ async def _ask_for_life(**address: Any) -> bool:
     except psycopg.errors.ConnectionTimeout:
         return False
     except psycopg.Error:
-        return True  # It refuses, which is an answer; what waits will hear as much.
+        return True  # It refuses, which is an answer; waiting calls get the same one.
     return True

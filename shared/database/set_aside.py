@@ -1,4 +1,4 @@
-"""Statements over many rows, of which one may make them fail: it is set aside for a while, the others are served."""
+"""Statements over many rows, of which one may make them fail: it is left out for a while, the others are served."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from agent_relay.shared.database import is_about_rows, transact
 from agent_relay.shared.database.typed_rows import Kind
 
 ASIDE_SECONDS = 60.0
-"""Whatever keeps a row from being served may be mended meanwhile."""
+"""The cause may be removed meanwhile."""
 MOST_AT_ONCE = 20
-"""Rows that are set aside before the others wait for the next time: a statement that fails for all of them is slow."""
+"""After this number of failing rows, the others wait for the next time: a statement that fails for all is slow."""
 
 
 def among(name: str) -> str:

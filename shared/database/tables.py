@@ -53,7 +53,7 @@ class AttemptReason(StrEnum):
 
 
 class RequestKind(StrEnum):
-    """What a tool call waits for."""
+    """The kind of answer that a tool call waits for."""
 
     APPROVAL = "approval"
     QUESTION = "question"
@@ -73,7 +73,7 @@ class Base(DeclarativeBase):
 
 
 class Worker(Base):
-    """One incarnation of a worker process; it holds runs for as long as it renews its lease."""
+    """One registration of a worker process; it holds runs for as long as it renews its lease."""
 
     __tablename__ = "workers"
 
@@ -87,9 +87,9 @@ class Worker(Base):
     started_at: Mapped[datetime] = mapped_column(server_default=func.now())
     lease_until: Mapped[datetime]
     ended_at: Mapped[datetime | None]
-    """Set when it stopped or was judged dead; from then on it may claim nothing."""
+    """Set when it stopped or was declared dead; from then on it may claim nothing."""
     first_id: Mapped[UUID | None]
-    """Of a process that was declared dead and lives: the id that it began under, by which its parent knows it."""
+    """Of a process that was declared dead and lives: the id of its first registration, which its parent knows."""
     agents: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     """The agents that it serves; null of a worker older than this column, which serves all of its pool."""
 
@@ -110,11 +110,11 @@ class Agent(Base):
     examples: Mapped[list[str]] = mapped_column(ARRAY(Text), server_default=text("'{}'"))
     """Queries to begin with."""
     tool_events: Mapped[str | None]
-    """What callers are shown of its tool calls, see `ToolEvents`; null of a worker older than this column."""
+    """The part of its tool calls that callers are shown, see `ToolEvents`; null of a worker older than this column."""
     reasoning: Mapped[bool | None]
     """Whether callers are shown what its model thinks; null of a worker older than this column."""
     options_schema: Mapped[dict[str, Any] | None]
-    """JSON Schema of what callers may choose; null where there is nothing."""
+    """JSON Schema of its options; null if there are none."""
     attachments: Mapped[list[str] | None] = mapped_column(JSONB)
     """The media types that it takes, as `image/*`; null of a worker older than this column."""
     waiting: Mapped[bool | None]
@@ -135,7 +135,7 @@ class Thread(Base):
     """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     title: Mapped[str | None]
     options: Mapped[dict[str, Any] | None]
-    """Those of its runs that say nothing else."""
+    """Those of its runs, unless a run has its own."""
     last_seq: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     """The `seq` of the run accepted last; raised under the row's lock."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -166,11 +166,11 @@ class Run(Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     options: Mapped[dict[str, Any] | None]
-    """What was chosen for it; those of its thread or batch hold beside."""
+    """The chosen options; those of its thread or batch hold beside."""
     history: Mapped[list[dict[str, str]] | None] = mapped_column(JSON)
-    """What was said before the query, where the caller holds it; see `Said`."""
+    """Messages before the query, if the caller holds the conversation; see `Said`."""
     attachments: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)
-    """What is attached to its query, see `shared/attachments.py`."""
+    """Attachments of its query, see `shared/attachments.py`."""
     user_message_id: Mapped[UUID]
     message_id: Mapped[UUID]
     """The answer's id, the same for all attempts."""
@@ -188,14 +188,14 @@ class Run(Base):
     begun: Mapped[str] = mapped_column(server_default=text("'first'"))
     """Why the next attempt begins, see `AttemptReason`."""
     ring: Mapped[int] = mapped_column(server_default=text("1"))
-    """Raised by every statement that rings the run again."""
+    """Raised by every statement that enqueues the run again."""
     rung_at: Mapped[datetime] = mapped_column(server_default=func.now())
     worker_id: Mapped[UUID | None]
     cancel_requested_at: Mapped[datetime | None]
     webhook_url: Mapped[str | None]
     """Where to post the run once it has ended."""
     rolled_back: Mapped[bool] = mapped_column(server_default=text("false"))
-    """Whether its messages were erased, by a later run of the thread: whatever comes of it, none are stored."""
+    """Whether its messages were erased, by a later run of the thread: its end stores none."""
 
     partial_output: Mapped[str | None]
     """The newest valid partial, as JSON text (of a text agent: the text); at most a heartbeat old."""
@@ -226,7 +226,7 @@ class Run(Base):
     """Whether the end stands in the event log."""
 
     wait_seconds: Mapped[float | None]
-    """How long it may wait for answers; null for what its batch or the settings say."""
+    """How long it may wait for answers; null for the time of its batch or of the settings."""
     waiting_since: Mapped[datetime | None]
     wait_until: Mapped[datetime | None]
     """When the wait ends it, if it waits; the clock of `deadline_at` stands still until then."""
@@ -235,7 +235,7 @@ class Run(Base):
     wait_attempt: Mapped[int | None]
     """The attempt that came to wait last, if any did; from its transcript and requests the next one goes on."""
     wait_entry: Mapped[int | None]
-    """The `n` of the event that says so."""
+    """The `n` of its event."""
 
     last_message: Mapped[int] = mapped_column(server_default=text("0"))
     """The `place` of the last message that was sent into it; raised under the row's lock."""
@@ -330,7 +330,7 @@ class Batch(Base):
     webhook_url: Mapped[str | None]
     """Where to post the batch once it has ended."""
     wait_seconds: Mapped[float | None]
-    """How long each of its runs may wait for answers; null for what the settings say."""
+    """How long each of its runs may wait for answers; null for the time of the settings."""
     status: Mapped[str] = mapped_column(server_default=text("'in_progress'"))
     total: Mapped[int]
     succeeded: Mapped[int] = mapped_column(server_default=text("0"))
@@ -345,7 +345,7 @@ class Batch(Base):
     finished_at: Mapped[datetime | None]
     """When the last of its runs ended."""
     deleted_at: Mapped[datetime | None]
-    """Since when nobody can read it; its rows follow."""
+    """Since when it cannot be read; its rows are erased later."""
 
     __table_args__ = (
         Index("batches_of_a_user", "tenant", "user_id", "created_at", "id"),
@@ -366,7 +366,7 @@ class BatchResult(Base):
 
 
 class Message(Base):
-    """What a reader of the thread sees."""
+    """A message that a reader of the thread sees."""
 
     __tablename__ = "messages"
 
@@ -402,7 +402,7 @@ class Transcript(Base):
 
 
 class PastUsage(Base):
-    """What runs that have been erased had used, by the day they ended (UTC); a trigger keeps it."""
+    """Usage of runs that have been erased, by the day they ended (UTC); a trigger keeps it."""
 
     __tablename__ = "past_usage"
 
@@ -423,7 +423,7 @@ class PastUsage(Base):
 
 
 class RunStep(Base):
-    """What a finished step of a run adds to the model's messages; the next attempt goes on from there."""
+    """The part that a finished step of a run adds to the model's messages; the next attempt goes on from there."""
 
     __tablename__ = "run_steps"
 
@@ -438,14 +438,14 @@ class RunStep(Base):
     """A JSON array in the format of pydantic-ai's `ModelMessagesTypeAdapter`; the results of one response may be spread
     over several requests."""
     usage: Mapped[dict[str, Any]]
-    """What the run had used by then, all its attempts together."""
+    """The usage of the run by then, of all its attempts."""
     heard: Mapped[int] = mapped_column(server_default=text("0"))
-    """The `place` of the last message into the run that the model was told by then."""
+    """The `place` of the last message into the run that the model had received by then."""
     finished_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class RunMessage(Base):
-    """What a user has sent into a run that had not ended; see `shared/runs/messages.py`."""
+    """A message that a user has sent into a run that had not ended; see `shared/runs/into_run.py`."""
 
     __tablename__ = "run_messages"
 
@@ -488,7 +488,7 @@ class RunRequest(Base):
     args: Mapped[str]
     """A JSON object."""
     prompt: Mapped[str | None]
-    """What the tool says for people."""
+    """The tool's prompt for people."""
     schema: Mapped[str | None]
     """JSON Schema: of the arguments that an approval may change, or of the result."""
     details: Mapped[str | None] = mapped_column("metadata")
@@ -499,11 +499,11 @@ class RunRequest(Base):
     answered_by: Mapped[str | None]
     answered_at: Mapped[datetime | None]
     answer_entry: Mapped[int | None]
-    """The `n` of the event that says so."""
+    """The `n` of its event."""
 
 
 class Schedule(Base):
-    """A query that is asked again and again, at the times that a cron expression says."""
+    """A query that is asked at the times of a cron expression."""
 
     __tablename__ = "schedules"
 
@@ -521,7 +521,7 @@ class Schedule(Base):
     details: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     """As the caller gave it: `jsonb` would write out `1e308` in 309 digits."""
     options: Mapped[dict[str, Any] | None]
-    """What each run chooses of the agent's options; they fitted its schema when they were given."""
+    """The chosen options of each run; they fitted the agent's schema when they were given."""
     deadline_seconds: Mapped[float | None]
     wait_seconds: Mapped[float | None]
     webhook_url: Mapped[str | None]
@@ -594,7 +594,7 @@ class File(Base):
 
 
 class FileUse(Base):
-    """A run whose query, messages or transcript refer to a file; triggers write what is attached."""
+    """A run whose query, messages or transcript refer to a file; triggers write the attached ones."""
 
     __tablename__ = "file_uses"
 
@@ -605,7 +605,7 @@ class FileUse(Base):
 
 
 class IdempotencyKey(Base):
-    """What was created under a key that a caller gave; written in the transaction that created it."""
+    """The result of a call with a caller's key; written in the transaction that created it."""
 
     __tablename__ = "idempotency_keys"
 
@@ -622,7 +622,7 @@ class IdempotencyKey(Base):
 
 
 class WebhookDelivery(Base):
-    """An event that somebody wants to be told of; written by a trigger, where it happens."""
+    """An event that is to be delivered to a URL; a trigger writes it in the transaction of the event."""
 
     __tablename__ = "webhook_deliveries"
 
@@ -631,9 +631,9 @@ class WebhookDelivery(Base):
     tenant: Mapped[str]
     user_id: Mapped[UUID]
     type: Mapped[str]
-    """What happened, `<noun>.<status>`."""
+    """The type of the event, `<noun>.<status>`."""
     resource_id: Mapped[UUID]
-    """The row that it happened to, whose table the noun names; what is posted is read from it."""
+    """The row of the event, in the table of its noun; the body is made from it."""
     url: Mapped[str]
     occurred_at: Mapped[datetime]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -661,7 +661,7 @@ class WebhookDelivery(Base):
 
 
 class WebhookSecret(Base):
-    """What a tenant's webhooks are signed with; the highest number is the one in use."""
+    """The keys that sign a tenant's webhooks; the highest number is the one in use."""
 
     __tablename__ = "webhook_secrets"
 
@@ -680,11 +680,11 @@ class ApiKeyRow(Base):
     tenant: Mapped[str]
     label: Mapped[str]
     prefix: Mapped[str]
-    """The first characters of the key, by which people know it."""
+    """The first characters of the key, by which people recognise it."""
     key_hash: Mapped[str]
     """The hexadecimal SHA-256 of the key."""
     scopes: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
-    """What it may be used for; null for everything."""
+    """The scopes of the key; null for everything."""
     agents: Mapped[list[str] | None] = mapped_column(ARRAY(Text))
     """The agents that may be asked with it; null for all."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
@@ -704,7 +704,7 @@ class ApiKeyRow(Base):
 
 
 class UserTokenRevocation(Base):
-    """A user whose tokens are void that were made up to a time; see `shared/user_tokens.py`."""
+    """A user whose tokens up to a time are void; see `shared/user_tokens.py`."""
 
     __tablename__ = "user_token_revocations"
 
@@ -726,7 +726,7 @@ class ServiceSecret(Base):
 
 
 class ServiceMinute(Base):
-    """What the service did in one minute, kept for a day: what the plots of the operations page are made of."""
+    """Figures of the service in one minute, kept for a day: the data for the plots of the operations page."""
 
     __tablename__ = "service_minutes"
 

@@ -1,1 +1,1 @@
-"""What is repaired in the background: lost queue entries, runs of dead workers, deadlines, old rows."""
+"""Repairs in the background: lost queue entries, runs of dead workers, deadlines, old rows."""

@@ -1,7 +1,7 @@
-"""The judge declares dead whoever has let its lease run out, over a database that answered all the while.
+"""The liveness check declares workers dead whose lease has run out while the database answered all the time.
 
-Any number of processes judge, with no leader. It looks for itself and waits for nothing else, neither for Redis nor for
-a sweep: whatever delays a look might be taken for a database that was away.
+It runs in any number of processes, with no leader. It waits for nothing but the database, neither for Redis nor for a
+sweep: a delay would look like an outage of the database.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _LOOK = text("""
 
 
 class UptimeWindow:
-    """For how long the database has answered without a break, by its own clock.
+    """The time since which the database has answered without a break, by its own clock.
 
-    A lease may be judged only then: a database that was away has kept the living from beating, too.
+    A lease counts as lost only then: while a database is away, living workers cannot send heartbeats either.
     """
 
     def __init__(self, lease_seconds: float) -> None:
@@ -46,8 +46,8 @@ class UptimeWindow:
     def answered(self, at: datetime) -> None:
         """Note an answer; a late one resets the uptime window.
 
-        Half a lease is not late. Whoever beats in time has two thirds of its lease left at any moment: a database that
-        was away for less than that has killed nobody.
+        Half a lease is not late. A worker that sends its heartbeats in time has two thirds of its lease left at any
+        moment: it survives an outage that is shorter than that.
         """
         if self._since is None or self._seen is None or at - self._seen > self._lease / 2:
             self._since = at
@@ -59,7 +59,7 @@ class UptimeWindow:
 
     @property
     def for_a_lease(self) -> bool:
-        """Whether the dead can be told from the cut off."""
+        """Whether a worker without a heartbeat is dead, and not only cut off."""
         return self._since is not None and self._seen is not None and self._seen - self._since >= self._lease
 
 
@@ -73,7 +73,7 @@ class Judge:
         self._unbroken = UptimeWindow(settings.lease_seconds)
 
     async def run(self) -> None:
-        """Judge for ever, at a pace that keeps processes out of step; `judged` is called after each death."""
+        """Check for ever, at a pace that keeps processes out of step; `judged` is called after each death."""
         while True:
             answered = skip_if_database_away(log, "judge.database_away")
             with skip_if_failed("judge", "look"), answered:

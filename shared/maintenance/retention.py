@@ -104,7 +104,7 @@ _ERASE_WORKERS = text("DELETE FROM workers WHERE ended_at < now() - interval '1 
 
 
 class Retention:
-    """Erases what has been kept for as long as the settings say."""
+    """Erases data that have been kept for the time of the settings."""
 
     def __init__(self, settings: Settings, database: AsyncEngine) -> None:
         self._database = database

@@ -1,8 +1,7 @@
-"""The sweeper makes good what was lost: rings, runs of dead workers, ends that were not told, deadlines.
+"""The sweeper repairs: missing queue entries, runs of dead workers, unpublished ends, deadlines.
 
-Who is dead, the judge says beside it. Both run in every API and worker process, any number, with no leader: each
-statement takes rows that nobody else holds. PostgreSQL is truth: a sweep needs no Redis for anything but to tell the
-news again.
+The liveness check runs beside it. Both run in every API and worker process, any number, with no leader: each statement
+takes rows that no other process holds. PostgreSQL is truth: a sweep needs Redis only to publish again what is stored.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
 ERASE_SECONDS = 20.0
-"""What nobody needs any more is erased about so often by each process."""
+"""Each process erases expired data about this often."""
 UNTOLD_SECONDS = 5.0
 """The sweeper publishes an end that its worker has not marked as published by then: one heartbeat and a margin."""
 
@@ -92,10 +91,10 @@ class Sweeper:
         self._quota = Quota.of(settings)
         self._retention = Retention(settings, database)
         self._hurry = asyncio.Event()
-        """Set when somebody was declared dead: its runs need not wait for the next sweep."""
+        """Set when a worker was declared dead: its runs need not wait for the next sweep."""
         self._looks: dict[str, _Look] = {}
         self._aside: defaultdict[str, Aside] = defaultdict(Aside)
-        """What each step leaves alone for now."""
+        """The rows that each step leaves out for now."""
 
     async def run(self) -> None:
         """Judge and sweep for ever, at a pace that keeps processes out of step."""
@@ -128,7 +127,7 @@ class Sweeper:
                 await _try(name, step)
 
     async def take_back(self) -> list[QueueEntry]:
-        """Have runs that nobody answers any more wait again, or end; and tell both. Returns what waits again."""
+        """Recover runs without a living worker, and publish the result. Returns the new queue entries."""
         ended, taken = await take_back(self._database, self._settings.max_crashes, self._aside["take_back"])
         ended = [
             *ended,
@@ -151,14 +150,14 @@ class Sweeper:
             await self._lanes.ring([ring])
 
     async def _start(self) -> None:
-        """Start the runs whose time has come."""
+        """Start the runs that are due."""
         for name, start in (("start_alone", start_alone), ("start_in_threads", start_in_threads)):
             while entries := await start(self._database, self._aside[name]):
                 reached(Failpoint.RUNS_STARTED)
                 await self._lanes.ring(entries)
 
     async def _ring_absent(self) -> None:
-        await self._lanes.check_writable()  # One that only reads would miss all rings, and take none.
+        await self._lanes.check_writable()  # A Redis that is read-only has no entries and takes none.
         async with self._database.connect() as connection:
             pools = (await connection.scalars(text("SELECT DISTINCT pool FROM agents"))).all()
         for pool in pools:
@@ -166,9 +165,9 @@ class Sweeper:
                 await _try("ring_again", partial(self._ring_absent_in, pool, lane))
 
     async def _ring_absent_in(self, pool: str, lane: Lane) -> None:
-        """Ring again what stands in no lane now and did not a sweep ago: what was popped just now is being claimed.
+        """Enqueue again runs without an entry, now and a sweep ago: an entry that was just popped is being claimed.
 
-        A long lane is looked at a part a sweep; after the end comes the beginning again.
+        A long queue is checked in parts, one a sweep; after its end comes its beginning again.
         """
         look = self._looks.setdefault(f"{pool}:{lane}", _Look())
         due = await due_runs(self._database, pool, lane, look.after)
@@ -182,7 +181,7 @@ class Sweeper:
             await self._lanes.ring(again)
 
     async def _go_on_cancelling(self) -> None:
-        """Go on cancelling batches where whoever began has died over it; and the runs that began in that moment."""
+        """Go on cancelling batches whose canceller has died, and runs that began in that moment."""
         async with self._database.connect() as connection:
             batch_ids = (await connection.scalars(_CANCELLING)).all()
         for batch_id in batch_ids:
@@ -219,7 +218,7 @@ class Sweeper:
 
 
 async def _try(name: str, step: Callable[[], Awaitable[object]]) -> None:
-    """Make one step; the next is made whatever this one raises, but for a database that is away, which all need."""
+    """Execute one step; the next one is executed whatever this one raises, unless the database is away."""
     try:
         await step()
     except RedisError as away:

@@ -1,12 +1,12 @@
-"""Webhooks: telling a caller's server that a run or a batch has ended.
+"""Webhooks: HTTP requests to a caller's server when a run or a batch has ended.
 
         the end ────trigger──▶ pending ──claim──▶ (a worker posts it) ──settle──▶ delivered | failed | disabled
        (one transaction)          ▲                     │
                                   └─ it fails, or the ──┘
                                      worker dies: again, later
 
-A delivery is one event for one URL. Its id is the `webhook-id` of every attempt, so that who gets it twice can tell.
-`attempts` is the fence: it is raised by every claim, and who settles must name it.
+A delivery is one event for one URL. Its id is the `webhook-id` of every attempt, so that a receiver can recognise a
+repetition. `attempts` is the fence: each claim raises it, and the statement that settles a delivery names it.
 """
 
 from agent_relay.shared.webhooks.addresses import Resolver, Target, read_url

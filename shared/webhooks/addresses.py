@@ -1,7 +1,7 @@
-"""Where webhooks may go: to public addresses over https, and to the hosts that a setting names.
+"""The addresses of webhooks: public ones over https, and the hosts that a setting names.
 
-A URL is read strictly: what two programs might read differently is refused. A name is resolved once and each of its
-addresses must be public; whoever connects, connects to one of these and never to the name, which may have moved since.
+A URL is read strictly: one that two programs might read differently is refused. A name is resolved once and each of its
+addresses must be public; the connection is made to one of these and never to the name, which may have moved since.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _SPECIAL = tuple(
         "3fff::/20",
     )
 )
-"""What IANA has set apart in IPv4 and in `2000::/3`; what Python calls global differs from release to release."""
+"""Reserved ranges of IANA in IPv4 and in `2000::/3`; the global ranges of Python differ from release to release."""
 _UNICAST = IPv6Network("2000::/3")
 _NAT64 = IPv6Network("64:ff9b::/96")
 """IPv4 as a network without it sees it; as public as the IPv4 address in its last bits."""
@@ -81,7 +81,7 @@ class Target:
     """In lower case; an IPv6 address without brackets."""
     port: int
     authority: str
-    """What the `Host` header says."""
+    """The value of the `Host` header."""
     path: str
     """With the query."""
     trusted: bool
@@ -89,7 +89,7 @@ class Target:
 
 
 def read_url(url: str, trusted_hosts: Collection[str]) -> Target:
-    """Take a URL apart, if it may be called as far as it alone can tell.
+    """Take a URL apart, and check it as far as that needs no look-up.
 
     Raises:
         WebhookRefused: it is malformed, not https, or its host is plainly not public.
@@ -139,7 +139,7 @@ class Resolver:
         self._look_up = look_up or _look_up_in_a_thread()
         self._rooms = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(LOOK_UPS_OF_A_TENANT))
         self._under_way: dict[tuple[str, str, int], asyncio.Task[Sequence[str]]] = {}
-        """Look-ups, by tenant, name and port: whoever asks for the same waits for the same."""
+        """Look-ups, by tenant, name and port: calls for the same name wait for the same look-up."""
 
     async def addresses(self, target: Target, tenant: str) -> list[str]:
         """Find the addresses to connect to, for a tenant.
@@ -155,12 +155,12 @@ class Resolver:
         return list(found)
 
     async def _find(self, tenant: str, name: str, port: int) -> Sequence[str]:
-        """Look a name up; a look-up goes on when nobody waits for it any more, and keeps its room."""
+        """Look a name up; a look-up goes on when no call waits for it any more, and keeps its room."""
         asked = tenant, name, port
         looking = self._under_way.get(asked)
         if looking is None:
             looking = self._under_way[asked] = asyncio.create_task(self._in_room(*asked), context=Context())
-            looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # It may be nobody's any more.
+            looking.add_done_callback(lambda done: done.cancelled() or done.exception())  # Read by no caller.
             looking.add_done_callback(lambda _: self._under_way.pop(asked))
         return await asyncio.shield(looking)
 
@@ -185,7 +185,7 @@ def _holds(network: IPv4Network | IPv6Network, address: IPv4Address | IPv6Addres
 
 
 def _literal(host: str) -> IPv4Address | IPv6Address | None:
-    """Read an address. What only some programs take for one (`0177.0.0.1`, `2130706433`) is none, and no name."""
+    """Read an address. A form that only some programs accept (`0177.0.0.1`, `2130706433`) is neither one nor a name."""
     try:
         return ip_address(host)
     except ValueError:
@@ -193,7 +193,7 @@ def _literal(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _look_up_in_a_thread() -> LookUp:
-    """Ask the system's resolver, in threads that nobody else waits for, not even the process when it ends."""
+    """Ask the system's resolver, in threads that nothing else waits for, not even the process when it ends."""
     room = asyncio.Semaphore(LOOK_UPS_AT_ONCE)
 
     async def look_up(name: str, port: int) -> Sequence[str]:
@@ -219,7 +219,7 @@ def _look_up_in_a_thread() -> LookUp:
                 error = unknown
             except UnicodeError as malformed:
                 error = OSError(str(malformed))
-            with suppress(RuntimeError):  # The loop has closed: nobody waits any more.
+            with suppress(RuntimeError):  # The loop has closed: no caller waits any more.
                 loop.call_soon_threadsafe(settle, addresses, error)
 
         threading.Thread(target=look, name=f"look-up {name}", daemon=True).start()

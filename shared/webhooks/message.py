@@ -1,4 +1,4 @@
-"""What is posted: the event as JSON, and the headers that prove who sent it."""
+"""The webhook message: the event as JSON, and the headers that prove its sender."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BATCH = text(f"""
 
 @dataclass(frozen=True, slots=True)
 class _Resource(Generic[Kind]):
-    """How to read what an event tells of, and how to write the event."""
+    """How to read the row of an event, and how to write the event."""
 
     statement: TextClause
     kind: type[Kind]
@@ -50,20 +50,20 @@ _RESOURCES: dict[str, _Resource[Any]] = {
     "run": _Resource(_RUN, RunRow, _run_event),
     "batch": _Resource(_BATCH, BatchRow, _batch_event),
 }
-"""By the noun that the type of an event begins with. What has ended never changes; what waited when the event was
-written is told as it is now."""
+"""By the noun that the type of an event begins with. A row that has ended never changes; one that waited when the event
+was written is shown as it is now."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is posted."""
+    """A webhook message."""
 
     body: bytes
     headers: dict[str, str]
 
 
 async def message_of(database: AsyncEngine, delivery: Delivery, overlap_seconds: float) -> Message | None:
-    """Write the message of a delivery, signed as of now; None where what it tells of is gone."""
+    """Write the message of a delivery, signed as of now; None if its row is gone."""
     resource = _RESOURCES[delivery.type.partition(".")[0]]
     async with database.begin() as connection:
         row = read_one(await connection.execute(resource.statement, {"id": delivery.resource_id}), resource.kind)
@@ -74,7 +74,7 @@ async def message_of(database: AsyncEngine, delivery: Delivery, overlap_seconds:
 
 
 def sign(message_id: str, body: str, secrets: list[str], at: datetime) -> Message:
-    """Sign a body with each of the secrets, as Standard Webhooks says it."""
+    """Sign a body with each of the secrets, as Standard Webhooks specifies."""
     return Message(
         body.encode(),
         {

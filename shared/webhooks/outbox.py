@@ -1,7 +1,7 @@
-"""The deliveries: written where a run or a batch ends, due until a worker has made them.
+"""The deliveries: written when a run or a batch ends, due until a worker has made them.
 
-Whatever statement ends one, a trigger writes its delivery (`write_webhook_delivery`, in the migrations), in the same
-transaction. Another table whose rows end is told of alike: give it the columns `tenant`, `user_id`, `status`,
+When a statement ends one, a trigger writes its delivery (`write_webhook_delivery`, in the migrations), in the same
+transaction. For deliveries of another table whose rows end, give it the columns `tenant`, `user_id`, `status`,
 `webhook_url` and `finished_at`, a trigger with its noun for an argument, and a line in `message.py`.
 """
 
@@ -27,7 +27,7 @@ class DeliveryStatus(StrEnum):
     DELIVERED = "delivered"
     """The receiver said 2xx."""
     FAILED = "failed"
-    """It was tried as often as the schedule says, or the receiver redirected."""
+    """All attempts of the schedule have failed, or the receiver redirected."""
     DISABLED = "disabled"
     """The receiver said 410 Gone, to this delivery or to another one for the same URL."""
 
@@ -39,7 +39,7 @@ class Delivery:
     id: UUID
     """The `webhook-id`, the same for all attempts."""
     attempt: int
-    """The fence: who settles must name it."""
+    """The fence: the statement that settles the delivery names it."""
     step: int
     """How far on the schedule it is."""
     tenant: str
@@ -68,15 +68,15 @@ class DeliveryRow:
 
 
 def none_waits(table: str) -> str:
-    """Say in SQL whether a row of a table may be erased: what a delivery tells is read from it until that was made."""
+    """Return the SQL for whether a row may be erased: a delivery that is not made yet is read from it."""
     return f"NOT EXISTS (SELECT FROM webhook_deliveries WHERE resource_id = {table}.id AND status = 'pending')"
 
 
 FRONT = 1000
-"""Of the due deliveries of a tenant, so many are looked at, the oldest first."""
+"""How many of the due deliveries of a tenant are read, the oldest first."""
 
 _RECEIVER = "lower(substring(url FROM '^[A-Za-z]+://[^/?]+'))"
-"""Whom a delivery is for, as `receiver_of` says it."""
+"""The receiver of a delivery, as `receiver_of` returns it."""
 
 _FRONT = f"""
     SELECT id, due_at, {_RECEIVER} AS receiver FROM webhook_deliveries
@@ -120,7 +120,7 @@ _STEP_ASIDE = text(f"""
         FOR UPDATE OF delivery SKIP LOCKED
     )
 """)  # noqa: S608  (constants)
-"""Where the oldest deliveries of a tenant fill what is looked at, those for a busy receiver go behind the others."""
+"""If the oldest deliveries of a tenant fill the limit, those for a busy receiver go behind the others."""
 
 _SETTLE = text("""
     UPDATE webhook_deliveries
@@ -144,7 +144,7 @@ _REDELIVER = text(f"""
 
 
 def receiver_of(url: str) -> str:
-    """Say whom a delivery is for: the scheme, host and port of its URL."""
+    """Return the receiver of a delivery: the scheme, host and port of its URL."""
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}".lower()
 
@@ -161,8 +161,8 @@ async def claim(
 ) -> list[Delivery]:
     """Take deliveries that are due, of each tenant a few, and of these for each receiver a few.
 
-    None of tenants that are `busy`, nor for receivers that are, each given with its tenant. What is not settled within
-    the lease is due again: its worker has died.
+    Not of tenants that are `busy`, nor for receivers that are, each given with its tenant. A delivery that is not
+    settled within the lease is due again: its worker has died.
     """
     held = {
         "busy_tenants": [tenant for tenant, _ in busy_receivers],
@@ -185,7 +185,7 @@ async def settle(
     error: str | None,
     pause_seconds: float = 0,
 ) -> None:
-    """Store what came of an attempt; pending again, it is due after a pause. One that was overtaken stores nothing."""
+    """Store the result of an attempt; pending again, it is due after a pause. One that was overtaken stores nothing."""
     async with database.begin() as connection:
         await connection.execute(
             _SETTLE,
@@ -203,6 +203,6 @@ async def settle(
 
 
 async def redeliver(connection: AsyncConnection, delivery_id: UUID, tenant: str, user_id: UUID) -> DeliveryRow | None:
-    """Make a delivery due now and begin its schedule anew, whatever became of it; None where there is none."""
+    """Make a delivery due now and begin its schedule again, whatever its status; None if there is none."""
     owned = {"id": delivery_id, "tenant": tenant, "user_id": user_id}
     return read_one(await connection.execute(_REDELIVER, owned), DeliveryRow)

@@ -1,6 +1,6 @@
 """A tenant's secrets: the one that is shown, and for a while the one before, which signs as well.
 
-Secrets are only added, numbered from 1, so that two who rotate at once come to the same one.
+Secrets are only added, numbered from 1, so that two rotations at once make the same one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SIGNING = text("""
     WHERE replaced_at IS NULL OR replaced_at > now() - make_interval(secs => :overlap_seconds)
     ORDER BY number DESC LIMIT 2
 """)
-"""Each signature is a part of a header: two at most, however often somebody rotates."""
+"""Each signature is a part of a header: two at most, however often the secret is rotated."""
 
 _CURRENT = text("""
     SELECT number, secret, created_at,
