@@ -38,9 +38,11 @@ log = logging.getLogger(__name__)
 LOOK_UP_SECONDS = 1.0
 """How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
 
-
 WARNING = "Warning"
 NOT_SERVED = '199 agent-relay "No living worker serves this agent; the query waits for one."'
+_NO_FILES = (
+    "This token is restricted to some threads, and a file may be of another one: attach its bytes or an address."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +195,11 @@ class Submitter:
         """Read what is attached; addresses are looked up as those of webhooks are.
 
         Raises:
-            Refused: 422, something of it cannot be attached.
+            Refused: 422, something of it cannot be attached; 403, a token of some threads names a file, which may be of
+                another thread.
         """
+        if caller.threads is not None and any(each.file_id is not None for each in given or ()):
+            raise Refused(403, _NO_FILES, code="token_restricted")
         attachments, errors = read_attachments(self._settings, caller, given)
         for place, each in enumerate(given or () if not errors else ()):
             if each.url is not None:

@@ -235,6 +235,26 @@ async def test_for_a_token_of_some_threads_nothing_else_exists(
         problem_of(await http.request(method, url, headers=token, json=body), 403, "token_restricted")
 
 
+async def test_a_token_of_some_threads_attaches_no_stored_file_since_it_may_be_of_another_thread(
+    backend: httpx.AsyncClient, http: httpx.AsyncClient, ann: Client
+) -> None:
+    seen = await ann.thread("echo")
+    uploaded = await ann.http.post("/files", content="a secret", headers={"Content-Type": "text/plain"})
+    stored, data = {"file_id": uploaded.json()["id"]}, {"data": "aGVsbG8=", "media_type": "text/plain"}
+    token = await made(backend, ann.user_id, threads=[seen])
+    of_all_threads = await made(backend, ann.user_id)
+    run = await ann.run("hello", thread_id=seen)
+
+    for path in ("/runs", "/agent/query", "/agent/stream", f"/runs/{run['id']}/messages"):
+        target = {} if path.endswith("/messages") else {"thread_id": seen}
+        for each in (stored, {"file_id": str(uuid4())}):
+            asked = {"query": "What does it say?", "attachments": [data, each], **target}
+            problem_of(await http.post(path, headers=token, json=asked), 403, "token_restricted")
+    for headers, attached in ((token, data), (of_all_threads, stored)):
+        asked = {"thread_id": seen, "query": "What does it say?", "attachments": [attached]}
+        assert (await http.post("/agent/query", headers=headers, json=asked)).status_code == 200
+
+
 async def test_a_token_is_restricted_to_threads_of_its_user(backend: httpx.AsyncClient, ann: Client) -> None:
     async with Client(str(ann.http.base_url).removesuffix("/api/v1/")) as bob:
         of_another = await bob.thread("echo")

@@ -57,6 +57,13 @@ MUTATIONS = [
         TOKENS + "test_for_a_token_of_some_threads_nothing_else_exists",
     ),
     Mutation(
+        "a token of some threads that has files of the others read to it",
+        "api/submission.py",
+        "        if caller.threads is not None and any(",
+        "        if False and any(",
+        TOKENS + "test_a_token_of_some_threads_attaches_no_stored_file_since_it_may_be_of_another_thread",
+    ),
+    Mutation(
         "tokens that make tokens",
         "api/requests/user_tokens.py",
         '("/user-tokens", "/usage", "/webhooks/secret", "/console/")',
