@@ -5,17 +5,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from uuid import UUID
 
-from agent_relay.api.files import tidy
-from agent_relay.api.problems import FieldError
+from pydantic import ValidationError
+
+from agent_relay.api.files import UNNAMED, tidy
+from agent_relay.api.problems import FieldError, Refused, invalid
 from agent_relay.api.requests.identity import Owner
 from agent_relay.api.schemas import Attachment
 from agent_relay.shared import attachments
 from agent_relay.shared.clock import new_id
-from agent_relay.shared.errors import WebhookRefused
+from agent_relay.shared.errors import WebhookRefused, WrongAttachment
 from agent_relay.shared.files import FileLimits, NewFile, Pieces, pieces_of
-from agent_relay.shared.media_types import MEDIA_TYPES, Sniffer, WrongContent, plain
+from agent_relay.shared.media_types import MEDIA_TYPES, Sniffer, WrongContent, plain, type_of_name
 from agent_relay.shared.settings import Settings
 from agent_relay.shared.webhooks import read_url
 
@@ -88,3 +94,91 @@ def _read(
         sha256=hashlib.sha256(data).digest(),
     )
     return attachments.Attachment(new=new, pieces=keep(data))
+
+
+_DATA_URL = re.compile(r"data:([^,;]*)(?:;[^,;]*)*?;base64,", re.IGNORECASE | re.ASCII)
+_NOWHERE = UUID(int=0)
+"""The id of no file."""
+
+
+class NotAttachable(ValueError):
+    """What another protocol calls a file can be no attachment; the message says why, and quotes nothing of it."""
+
+
+def from_id(file_id: UUID | None) -> Attachment:
+    """Attach a file by its id; None, which can be the id of none, is as unknown as any other."""
+    return Attachment(file_id=file_id or _NOWHERE)
+
+
+def from_url(url: str, media_type: str | None = None, filename: str | None = None) -> Attachment:
+    """Attach what a URL leads to, or holds: one of `data:` is the file itself.
+
+    Raises:
+        NotAttachable: it is no URL that may be attached.
+    """
+    if url[:5].lower() != "data:":
+        return _attachment(url=url, media_type=media_type)
+    head = _DATA_URL.match(url[:_LONGEST_HEAD])
+    if head is None:
+        raise NotAttachable("A data: URL is data:<media type>;base64,<data>")
+    return from_data(url[head.end() :], head[1] or media_type, filename)
+
+
+def from_data(data: str, media_type: str | None, filename: str | None = None) -> Attachment:
+    """Attach bytes in base64; where nothing says their type, the name does.
+
+    Raises:
+        NotAttachable: nothing says it, or they can be no attachment.
+    """
+    named = type_of_name(filename) if media_type is None or plain(media_type) in {"", UNNAMED} else media_type
+    if named is None:
+        raise NotAttachable("Nothing says what type this is: write it as data:<media type>;base64,<data>")
+    return _attachment(data=data, media_type=named, filename=filename)
+
+
+_LONGEST_HEAD = 300
+"""Of a `data:` URL: what is said before the data."""
+
+
+def _attachment(**given: str | None) -> Attachment:
+    try:
+        return Attachment.model_validate({name: value for name, value in given.items() if value is not None})
+    except ValidationError as wrong:
+        raise NotAttachable(wrong.errors(include_url=False, include_input=False)[0]["msg"]) from None
+
+
+_ATTACHMENTS = "/attachments"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An attachment as another protocol gives it."""
+
+    attachment: Attachment
+    pointer: str
+    """Where it stands in the body: a JSON Pointer."""
+
+
+@contextmanager
+def in_their_places(placed: Sequence[Placed], whole: str) -> Generator[list[Attachment] | None]:
+    """Give the attachments of a query; what is found wrong with one is said of its place, and of all, of the `whole`.
+
+    Raises:
+        Refused: 422, they are too many, or one cannot be attached.
+    """
+    if len(placed) > attachments.MOST_ATTACHMENTS:
+        raise invalid(whole, "too_long", f"A query has at most {attachments.MOST_ATTACHMENTS} files")
+
+    def moved(pointer: str) -> str:
+        place = pointer.removeprefix(_ATTACHMENTS).split("/")[1:2]
+        return placed[int(place[0])].pointer if place else whole
+
+    try:
+        yield [each.attachment for each in placed] or None
+    except WrongAttachment as wrong:
+        raise invalid(moved(wrong.pointer), wrong.code, str(wrong)) from None
+    except Refused as refused:
+        for error in refused.errors:
+            if error.pointer.startswith(_ATTACHMENTS):
+                error.pointer = moved(error.pointer)
+        raise

@@ -22,12 +22,12 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 from python_multipart import MultipartParser
 from python_multipart.exceptions import FormParserError
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Receive, Scope, Send
 
-from agent_relay.api.problems import Refused, invalid, unavailable
+from agent_relay.api.problems import Refused, invalid, pointer_step, unavailable
 from agent_relay.api.queries import Place, read_page
 from agent_relay.api.requests.identity import Owner
 from agent_relay.api.requests.pagination import Rows, bounded
@@ -35,7 +35,7 @@ from agent_relay.api.requests.rate_limits import OpenCall
 from agent_relay.api.requests.validation import chunks_of
 from agent_relay.shared.batches.spool import SPOOLED_BYTES, DiskRoom
 from agent_relay.shared.clock import new_id
-from agent_relay.shared.database import PLACE, is_away, store
+from agent_relay.shared.database import PLACE, PLACE_ASCENDING, is_away, store
 from agent_relay.shared.errors import NotFound
 from agent_relay.shared.files import (
     FILE_ROW,
@@ -50,7 +50,7 @@ from agent_relay.shared.files import (
     store_file,
 )
 from agent_relay.shared.idempotency import Key, keep
-from agent_relay.shared.media_types import MEDIA_TYPES, Sniffer, WrongContent, plain
+from agent_relay.shared.media_types import MEDIA_TYPES, Sniffer, WrongContent, plain, type_of_name
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,11 @@ MULTIPART = "multipart/form-data"
 AROUND_A_PART = 16 << 10
 """Bytes that a multipart body may have besides its file."""
 LONGEST_FILENAME = 255
+FILE_FIELD = "file"
+"""Of a form with fields: the part that is the file."""
+MOST_FIELDS, LONGEST_FIELD = 10, 1000
+UNNAMED = "application/octet-stream"
+"""What programs send as the type of a file that they know no type of: its name says more."""
 STORED_AT_ONCE = 2
 """More files at once would take connections from everybody else."""
 TAKEN = "Files may be images, audio, video, PDF, office documents, plain text, CSV, Markdown and JSON"
@@ -66,17 +71,23 @@ _NOT_IN_FILENAMES = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\u202a-\u202e\u2066-\
 _EXTENDED_NAME = re.compile(r";\s*filename\*\s*=\s*utf-8'[a-z-]*'([^;\s]+)", re.IGNORECASE)
 _BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{1,70}")
 
-_PAGE = text(
-    bounded(
-        f"""
-            SELECT {FILE_ROW} FROM {FILES}
-            WHERE files.tenant = :tenant AND user_id = :user_id AND (files.created_at, files.id) < {PLACE}
-            ORDER BY files.created_at DESC, files.id DESC LIMIT :limit
-        """,  # noqa: S608  (constants)
-        "coalesce(octet_length(filename), 0)",
-        "created_at DESC, id DESC",
+
+def _page(order: str, beyond: str) -> TextClause:
+    return text(
+        bounded(
+            f"""
+                SELECT {FILE_ROW} FROM {FILES}
+                WHERE files.tenant = :tenant AND user_id = :user_id AND (files.created_at, files.id) {beyond}
+                ORDER BY files.created_at {order}, files.id {order} LIMIT :limit
+            """,  # noqa: S608  (constants)
+            "coalesce(octet_length(filename), 0)",
+            f"created_at {order}, id {order}",
+        )
     )
-)
+
+
+_NEWEST_FIRST = _page("DESC", f"< {PLACE}")
+_OLDEST_FIRST = _page("ASC", f"> {PLACE_ASCENDING}")
 
 
 class FileSpool:
@@ -187,8 +198,11 @@ class _Stored:
     transaction_id: str
 
 
-async def arrive(request: Request, most: int, spool: FileSpool) -> Arrived:
+async def arrive(request: Request, most: int, spool: FileSpool, fields: dict[str, str] | None = None) -> Arrived:
     """Take the file of a request in.
+
+    With `fields`, the body is a form of which the part `file` is the file; the values of its other parts are added to
+    them. A file of no type that is known is of the one that its name says.
 
     Raises:
         Refused: 413, it is longer than `most` bytes; 415, it may not be of this type; 422, it is not what its type
@@ -198,7 +212,9 @@ async def arrive(request: Request, most: int, spool: FileSpool) -> Arrived:
         raise Refused(415, "The body must not be compressed.", headers={"Accept-Encoding": "identity"})
     said = request.headers.get("content-type", ""), request.headers.get("content-disposition", "")
     digest, content = hashlib.sha256("\n".join(said).encode()), hashlib.sha256()
-    part = _Part(said[0]) if plain(said[0]) == MULTIPART else None
+    if fields is not None and plain(said[0]) != MULTIPART:
+        raise Refused(415, f"The body must be {MULTIPART}.")
+    part = _Part(said[0], fields) if plain(said[0]) == MULTIPART else None
     sniffer = None if part else Sniffer(_allowed(said[0]))
     size = 0
     async for chunk in chunks_of(request, most + AROUND_A_PART if part else most):
@@ -206,6 +222,8 @@ async def arrive(request: Request, most: int, spool: FileSpool) -> Arrived:
         piece = chunk if part is None else part.feed(chunk)
         if part is not None and sniffer is None and part.headers is not None:
             said = part.headers.get("content-type", "text/plain"), part.headers.get("content-disposition", "")
+            if fields is not None:
+                said = _type_or_name(part.headers.get("content-type", ""), said[1]), said[1]
             sniffer = Sniffer(_allowed(said[0]))
         if not piece or sniffer is None:
             continue
@@ -219,7 +237,15 @@ async def arrive(request: Request, most: int, spool: FileSpool) -> Arrived:
         part.end()
     assert sniffer is not None  # noqa: S101  (a part that has ended has begun)
     _sniff(sniffer, None)
+    if fields is not None:  # A program that sends a form again draws another boundary.
+        digest = hashlib.sha256(repr((sorted(fields.items()), said, content.digest())).encode())
     return Arrived(filename_of(said[1]), _allowed(said[0]), size, content.digest(), digest.digest())
+
+
+def _type_or_name(media_type: str, disposition: str) -> str:
+    if plain(media_type) not in {"", UNNAMED}:
+        return media_type
+    return type_of_name(filename_of(disposition)) or media_type
 
 
 def _sniff(sniffer: Sniffer, piece: bytes | None) -> None:
@@ -243,10 +269,14 @@ def filename_of(disposition: str) -> str | None:
     """Read the name of a file out of a `Content-Disposition`: without folders, and nothing that is not for the eye."""
     if extended := _EXTENDED_NAME.search(disposition):
         return tidy(unquote(extended[1], errors="ignore"))
+    return tidy(_parameter(disposition, "filename"))
+
+
+def _parameter(disposition: str, name: str) -> str | None:
     message = Message()
     message["Content-Disposition"] = _as_sent(disposition)
-    name = message.get_param("filename", header="Content-Disposition")
-    return tidy(name) if isinstance(name, str) else None
+    value = message.get_param(name, header="Content-Disposition")
+    return value if isinstance(value, str) else None
 
 
 def tidy(name: str | None) -> str | None:
@@ -266,9 +296,9 @@ def _as_sent(header: str) -> str:
 
 
 class _Part:
-    """The one part of a multipart body."""
+    """The part of a multipart body that is the file: the only one; or with `fields`, the one of that name."""
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, fields: dict[str, str] | None) -> None:
         message = Message()
         message["Content-Type"] = content_type
         boundary = message.get_boundary("")
@@ -279,6 +309,10 @@ class _Part:
         self._coming: dict[str, str] = {}
         self._field, self._value = bytearray(), bytearray()
         self._data: list[bytes] = []
+        self._fields = fields
+        self._name: str | None = None
+        """Of the field that comes."""
+        self._text = bytearray()
         self._parts = 0
         self._ended = False
         self._parser = MultipartParser(
@@ -289,7 +323,8 @@ class _Part:
                 "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
                 "on_header_end": self._end_header,
                 "on_headers_finished": self._end_headers,
-                "on_part_data": lambda data, start, end: self._data.append(data[start:end]),
+                "on_part_data": self._take,
+                "on_part_end": self._end_part,
                 "on_end": self._end,
             },
         )
@@ -309,20 +344,51 @@ class _Part:
         Raises:
             Refused: 400, it has not.
         """
+        if self._fields is not None and self._ended and self.headers is None:
+            raise invalid(f"/{FILE_FIELD}", "missing", "Field required")
         if not self._ended or self.headers is None:
             raise _malformed()
 
     def _begin(self) -> None:
         self._parts += 1
-        if self._parts > 1:
+        if self._fields is None and self._parts > 1:
             raise invalid("", "one_part", "A multipart body must have one part, the file")
+        self._coming = {}
 
     def _end_header(self) -> None:
         self._coming[self._field.decode("latin-1").lower()] = self._value.decode("latin-1").strip()
         self._field, self._value = bytearray(), bytearray()
 
     def _end_headers(self) -> None:
+        name = None if self._fields is None else _parameter(self._coming.get("content-disposition", ""), "name") or ""
+        self._name = None if name == FILE_FIELD else name
+        if self._name is not None:
+            return
+        if self.headers is not None:
+            raise invalid(f"/{FILE_FIELD}", "repeated", "Given more than once")
         self.headers = self._coming
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        if self._name is None:
+            self._data.append(data[start:end])
+            return
+        self._text += data[start:end]
+        if len(self._text) > LONGEST_FIELD:
+            raise invalid(f"/{pointer_step(self._name)}", "too_long", f"At most {LONGEST_FIELD} bytes")
+
+    def _end_part(self) -> None:
+        if self._fields is None or self._name is None:
+            return
+        pointer = f"/{pointer_step(self._name)}"
+        if self._name in self._fields:
+            raise invalid(pointer, "repeated", "Given more than once")
+        try:
+            value = self._text.decode()
+        except UnicodeDecodeError:
+            raise invalid(pointer, "string_unicode", "Must be text in UTF-8") from None
+        if len(self._fields) >= MOST_FIELDS:
+            raise invalid(pointer, "too_long", f"At most {MOST_FIELDS} fields")
+        self._fields[self._name], self._text = value, bytearray()
 
     def _end(self) -> None:
         self._ended = True
@@ -344,9 +410,12 @@ async def owned_file(database: AsyncEngine, caller: Owner, file_id: UUID) -> Fil
     return found[file_id]
 
 
-async def owned_files(database: AsyncEngine, caller: Owner, *, before: Place, limit: int) -> Rows[FileRow]:
-    """Read the caller's files, newest first, from a place on."""
-    return await read_page(database, caller, _PAGE, FileRow, before=before, limit=limit)
+async def owned_files(
+    database: AsyncEngine, caller: Owner, *, before: Place, limit: int, oldest_first: bool = False
+) -> Rows[FileRow]:
+    """Read the caller's files, newest first unless said otherwise, from a place on."""
+    statement = _OLDEST_FIRST if oldest_first else _NEWEST_FIRST
+    return await read_page(database, caller, statement, FileRow, before=before, limit=limit)
 
 
 class Download(StreamingResponse):

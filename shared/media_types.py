@@ -123,6 +123,56 @@ _ALIASES = {
 MEDIA_TYPES = frozenset(_BINARY) | frozenset(_TEXT)
 """The types that a file may have."""
 
+TYPES_BY_SUFFIX: Mapping[str, str] = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "bmp": "image/bmp",
+    "tif": "image/tiff",
+    "tiff": "image/tiff",
+    "avif": "image/avif",
+    "heic": "image/heic",
+    "wav": "audio/wav",
+    "aiff": "audio/aiff",
+    "mp3": "audio/mpeg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "ogg": "audio/ogg",
+    "m4a": "audio/mp4",
+    "mp4": "video/mp4",
+    "3gp": "video/3gpp",
+    "mov": "video/quicktime",
+    "webm": "video/webm",
+    "mkv": "video/x-matroska",
+    "mpg": "video/mpeg",
+    "mpeg": "video/mpeg",
+    "flv": "video/x-flv",
+    "wmv": "video/x-ms-wmv",
+    "pdf": "application/pdf",
+    "rtf": "application/rtf",
+    "doc": "application/msword",
+    "xls": "application/vnd.ms-excel",
+    "ppt": "application/vnd.ms-powerpoint",
+    "docx": f"{_OPEN_XML}.wordprocessingml.document",
+    "xlsx": f"{_OPEN_XML}.spreadsheetml.sheet",
+    "pptx": f"{_OPEN_XML}.presentationml.presentation",
+    "odt": f"{_OPEN_DOCUMENT}.text",
+    "ods": f"{_OPEN_DOCUMENT}.spreadsheet",
+    "odp": f"{_OPEN_DOCUMENT}.presentation",
+    "txt": "text/plain",
+    "csv": "text/csv",
+    "md": "text/markdown",
+    "json": "application/json",
+}
+"""`mimetypes` would say what the machine's own files say, which differs from one to the next."""
+
+
+def type_of_name(filename: str | None) -> str | None:
+    """Tell the type of a file by the end of its name; None where that says none of `MEDIA_TYPES`."""
+    return TYPES_BY_SUFFIX.get((filename or "").rpartition(".")[2].lower())
+
 
 def plain(media_type: str) -> str:
     """Write a media type in its one spelling, without its parameters."""

@@ -3,6 +3,7 @@
 from agent_relay.shared.database.engine import (
     CONNECT_TIMEOUT_SECONDS,
     PLACE,
+    PLACE_ASCENDING,
     POOL_TIMEOUT_SECONDS,
     SCHEMA,
     check_writable,
@@ -23,6 +24,7 @@ from agent_relay.shared.database.engine import (
 __all__ = [
     "CONNECT_TIMEOUT_SECONDS",
     "PLACE",
+    "PLACE_ASCENDING",
     "POOL_TIMEOUT_SECONDS",
     "SCHEMA",
     "check_writable",

@@ -43,6 +43,8 @@ SCHEMA = "0030"
 PLACE = "(coalesce(CAST(:at AS timestamptz), 'infinity'), CAST(:id AS uuid))"
 """In SQL, where a page begins of a list sorted by a time and an id, the last first; two nulls are the beginning.
 A condition that compares with it can be looked up in an index, whatever plan was made of the statement."""
+PLACE_ASCENDING = PLACE.replace("'infinity'", "'-infinity'")
+"""The same of a list with the first one first."""
 
 CONNECT_TIMEOUT_SECONDS = 2
 UNDECIDED_LOOKS, UNDECIDED_SECONDS = 10, 0.1

@@ -234,7 +234,7 @@ async def test_each_error_is_the_one_that_the_client_knows(api: Running, openai_
         with pytest.raises(NotFoundError) as unknown_model:
             await ai.chat.completions.create(model="gpt-7", messages=[user("?")])
         with pytest.raises(NotFoundError) as unknown_path:
-            await ai.files.list()
+            await ai.vector_stores.list()
         with pytest.raises(APIStatusError) as wrong_method:
             await ai.post("/models", body={}, cast_to=object)
         with pytest.raises(BadRequestError) as no_json:
@@ -551,7 +551,10 @@ NOT_FOLLOWED: list[tuple[dict[str, Any], str]] = [
     ({"include": ["reasoning.encrypted_content"]}, "include"),
     ({"input": []}, "input"),
     ({"input": [{"role": "assistant", "content": "!"}]}, "input[0].role"),
-    ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content"),
+    (
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
+        "input[0].content",
+    ),
     ({"input": [{"type": "function_call_output", "call_id": "c", "output": "o"}]}, "previous_response_id"),
     ({"input": [{"type": "reasoning", "id": "r", "summary": []}]}, "input[0].type"),
 ]
@@ -622,6 +625,8 @@ ODD: list[Any] = [
     [{"role": "user"}],
     [{"role": "user", "content": {}}],
     [{"role": "user", "content": [{"type": "text", "text": 1}]}],
+    [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": 0}}, {"type": "file", "file": [0]}]}],
+    [{"role": "user", "content": [{"type": "text", "text": "?"}, {"type": "input_file", "file_id": "file-\u0130"}]}],
     [{"type": "function_call_output", "call_id": None, "output": "x"}],
 ]
 """Values that a field may hold by mistake, or by ill will."""
@@ -653,6 +658,14 @@ async def test_no_value_of_any_field_breaks_the_service(ai: Any, api: Running, u
     ]
     paths += [
         f"/conversations/{conversation.id}/items?{query}" for query in ("after=%00", "after=x", "limit=0", "order=x")
+    ]
+    paths += [
+        "/files/%00",
+        "/files/file-",
+        "/files?after=%00",
+        "/files?limit=0",
+        "/files?purpose=batch",
+        "/files?order=x",
     ]
     paths += [f"/responses/{response.id}/input_items?after=%00", f"/responses/{response.id}?stream=1", "/models/%00"]
     paths += [f"/responses/{response.id}%0A", f"/responses/{response.id.upper()}", "/responses/resp_", "/models/a%2Fb"]

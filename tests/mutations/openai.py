@@ -3,6 +3,7 @@
 from tests.mutations.mutation import Mutation
 
 CLIENT = "tests/acceptance/test_openai.py::"
+FILES = "tests/acceptance/test_openai_files.py::"
 UNIT = "tests/unit/api/protocols/openai/"
 
 MUTATIONS = [
@@ -61,5 +62,26 @@ MUTATIONS = [
         "        if value is not None and not any(",
         "        if False and not any(",
         CLIENT + "test_what_an_agent_cannot_follow_is_refused_by_its_name",
+    ),
+    Mutation(
+        "a file that is taken and never given to the agent",
+        "api/protocols/openai/content.py",
+        "            found.setdefault(repr(placed.attachment), placed)\n",
+        "            pass\n",
+        FILES + "test_a_completion_is_given_the_bytes_of_each_kind_of_part",
+    ),
+    Mutation(
+        "a refused attachment of which nobody is told which one it was",
+        "api/attachments.py",
+        "                error.pointer = moved(error.pointer)\n",
+        "                pass\n",
+        FILES + "test_what_cannot_be_attached_is_refused_where_it_stands",
+    ),
+    Mutation(
+        "an upload for a purpose that this service has not, which is taken as another one",
+        "api/protocols/openai/files.py",
+        '    if fields["purpose"] not in _PURPOSES:\n',
+        "    if False:\n",
+        FILES + "test_an_upload_that_cannot_be_kept_is_refused_by_its_name",
     ),
 ]

@@ -12,14 +12,15 @@ from pydantic import Field, JsonValue, model_validator
 from pydantic_core import PydanticCustomError
 from starlette.types import Send
 
+from agent_relay.api.attachments import in_their_places
 from agent_relay.api.cancellation import Canceller
 from agent_relay.api.dependencies import CallLimits, Cancel, Database, RunRelay, ServiceSettings, Submit
 from agent_relay.api.problems import Refused, invalid, unavailable
 from agent_relay.api.protocols.openai.chat_renderer import WAITS, ChatRenderer, completion_id, usage_of_completion
+from agent_relay.api.protocols.openai.content import TextAndFiles, all_files, check_files
 from agent_relay.api.protocols.openai.errors import SHOULD_RETRY, failed
 from agent_relay.api.protocols.openai.inputs import check_size
 from agent_relay.api.protocols.openai.parameters import (
-    Content,
     Empty,
     Hint,
     No,
@@ -38,7 +39,7 @@ from agent_relay.api.routes.agent import cancel_when_gone, cancelling
 from agent_relay.api.schemas import AgentType, NewQuery
 from agent_relay.api.schemas import Request as Schema
 from agent_relay.api.streaming.response import Follower, Stream
-from agent_relay.api.submission import ended
+from agent_relay.api.submission import Asked, ended
 from agent_relay.shared.clock import now
 from agent_relay.shared.database.tables import TERMINAL, RunStatus
 from agent_relay.shared.event_log import BEFORE_ALL
@@ -55,7 +56,7 @@ class ChatMessage(Schema):
     """A message of the conversation. Fields that OpenAI's own answers have and that are empty there are taken."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Content = None
+    content: TextAndFiles = None
     name: str | None = None
     """Who speaks; the agent is not told."""
     refusal: Nothing = None
@@ -64,11 +65,21 @@ class ChatMessage(Schema):
     tool_calls: Empty = None
     annotations: Empty = None
 
+    @model_validator(mode="after")
+    def _files_of_users(self) -> ChatMessage:
+        check_files(self.role, self.content)
+        return self
+
+    @property
+    def text(self) -> str:
+        """What the message says beside its files."""
+        return self.content.text if self.content is not None else ""
+
     @property
     def said(self) -> Said:
         """The message as a run keeps it."""
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": self.content or ""}
+        return {"role": role, "content": self.text}
 
 
 class StreamOptions(Schema):
@@ -165,11 +176,17 @@ async def create(
 
     A run whose caller hangs up is cancelled, unless the caller can ask for it again by an `Idempotency-Key`.
     """
-    query, history = _query(new), [message.said for message in new.messages[:-1] if message.content]
+    query, history = _query(new), [message.said for message in new.messages[:-1] if message.text]
+    files = all_files([(f"/messages/{number}/content", each.content) for number, each in enumerate(new.messages)])
+
+    async def ask() -> Asked:
+        with in_their_places(files, "/messages") as attachments:
+            return await submitter.ask(caller, query.model_copy(update={"attachments": attachments}), key, history)
+
     check_size("/messages", history, settings.max_history_bytes)
     if new.stream:
         with calls.open(caller).kept() as call:
-            asked = await submitter.ask(caller, query, key, history)
+            asked = await ask()
             row = asked.run
             options = new.stream_options
             renderer = ChatRenderer(row, include_usage=options is not None and bool(options.include_usage))
@@ -179,7 +196,7 @@ async def create(
             )
             return Stream(_Reader(follower, renderer, canceller, row.id), asked.headers)
     with calls.opened(caller):
-        asked = await submitter.ask(caller, query, key, history)
+        asked = await ask()
         row = asked.run
         gone = asyncio.create_task(cancel_when_gone(request, canceller, row.id)) if key is None else None
         try:
@@ -210,9 +227,9 @@ def _query(new: NewCompletion) -> NewQuery:
     pointer = f"/messages/{len(new.messages) - 1}"
     if last.role != "user":
         raise invalid(f"{pointer}/role", "unsupported_value", "The last message is the user's: agents do not go on")
-    if not last.content:
-        raise invalid(f"{pointer}/content", "missing", "The last message asks nothing")
-    return NewQuery(agent_type=new.model, query=last.content, metadata=dict(new.metadata or {}))
+    if not last.text:
+        raise invalid(f"{pointer}/content", "missing", "The last message asks nothing: it needs a text")
+    return NewQuery(agent_type=new.model, query=last.text, metadata=dict(new.metadata or {}))
 
 
 def _completion(row: RunRow) -> dict[str, Any]:

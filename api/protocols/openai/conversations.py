@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from agent_relay.api.dependencies import Cancel, Database
 from agent_relay.api.problems import invalid
+from agent_relay.api.protocols.openai.content import parts_of
 from agent_relay.api.protocols.openai.ids import MESSAGE, conversation_id, thread_of
 from agent_relay.api.protocols.openai.parameters import Empty
 from agent_relay.api.protocols.openai.response_object import INCOMPLETE
@@ -21,6 +22,7 @@ from agent_relay.api.requests.identity import Caller
 from agent_relay.api.requests.validation import StrictRoute
 from agent_relay.api.routes.threads import ThreadRow, delete_thread, owned_thread
 from agent_relay.api.schemas import Request as Schema
+from agent_relay.shared.attachments import attached_of
 from agent_relay.shared.errors import NotFound
 from agent_relay.shared.idempotency import Repeated
 from agent_relay.shared.schemas import metadata_of
@@ -33,7 +35,7 @@ _PLACE = text("SELECT position, place FROM messages WHERE thread_id = :thread_id
 
 _ITEMS = {
     order: text(f"""
-        SELECT id, role, content, metadata FROM messages
+        SELECT id, role, content, attachments, metadata FROM messages
         WHERE thread_id = :thread_id
           AND (CAST(:position AS bigint) IS NULL OR (position, place) {after} (:position, CAST(:place AS int)))
         ORDER BY position {order}, place {order} LIMIT :limit
@@ -115,7 +117,7 @@ async def items(
             position, place = found.position, found.place
         values = {"thread_id": row.id, "position": position, "place": place, "limit": limit + 1}
         rows = (await connection.execute(_ITEMS[order], values)).all()
-    shown = [_item(each.id, each.role, each.content, metadata_of(each.metadata)) for each in rows[:limit]]
+    shown = [_item(each) for each in rows[:limit]]
     return {
         "object": "list",
         "data": shown,
@@ -148,14 +150,14 @@ def _conversation(row: ThreadRow) -> dict[str, Any]:
     }
 
 
-def _item(message_id: UUID, role: str, content: str, metadata: dict[str, Any]) -> dict[str, Any]:
-    said: dict[str, Any] = {"type": "output_text" if role == "assistant" else "input_text", "text": content}
-    if role == "assistant":
+def _item(row: Any) -> dict[str, Any]:
+    said: dict[str, Any] = {"type": "output_text" if row.role == "assistant" else "input_text", "text": row.content}
+    if row.role == "assistant":
         said["annotations"] = []
     return {
-        "id": MESSAGE + message_id.hex,
+        "id": MESSAGE + row.id.hex,
         "type": "message",
-        "role": role,
-        "status": INCOMPLETE if metadata.get("status") == "interrupted" else "completed",
-        "content": [said],
+        "role": row.role,
+        "status": INCOMPLETE if metadata_of(row.metadata).get("status") == "interrupted" else "completed",
+        "content": [said, *parts_of(attached_of(row.attachments))],
     }

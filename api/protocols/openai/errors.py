@@ -84,8 +84,8 @@ def _message(problem: Problem, wrong: FieldError | None) -> str:
     if wrong is None:
         if problem.status == HTTPStatus.NOT_FOUND and problem.detail.startswith("Not Found"):
             return (
-                f"{problem.detail} Of OpenAI's API, this service has /v1/models, /v1/chat/completions, /v1/responses"
-                " and /v1/conversations."
+                f"{problem.detail} Of OpenAI's API, this service has /v1/models, /v1/chat/completions, /v1/responses,"
+                " /v1/conversations and /v1/files."
             )
         return problem.detail
     param = _param(wrong.pointer)

@@ -8,7 +8,7 @@ from uuid import UUID
 from agent_relay.shared.errors import NotFound
 
 _HEX = re.compile("[0-9a-f]{32}")
-RESPONSE, CONVERSATION, MESSAGE, CALL = "resp_", "conv_", "msg_", "fc_"
+RESPONSE, CONVERSATION, MESSAGE, CALL, FILE = "resp_", "conv_", "msg_", "fc_", "file-"
 
 
 def response_id(run_id: UUID) -> str:
@@ -19,6 +19,11 @@ def response_id(run_id: UUID) -> str:
 def conversation_id(thread_id: UUID) -> str:
     """Name a thread as a conversation."""
     return CONVERSATION + thread_id.hex
+
+
+def file_id(stored: UUID) -> str:
+    """Name a file."""
+    return FILE + stored.hex
 
 
 def run_of(name: str) -> UUID:
@@ -37,6 +42,15 @@ def thread_of(name: str) -> UUID:
         NotFound: it cannot be the id of one.
     """
     return _uuid_of(name, CONVERSATION, "conversation")
+
+
+def file_of(name: str) -> UUID:
+    """Read which file is meant.
+
+    Raises:
+        NotFound: it cannot be the id of one.
+    """
+    return _uuid_of(name, FILE, "file")
 
 
 def _uuid_of(name: str, prefix: str, what: str) -> UUID:

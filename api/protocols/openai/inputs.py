@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, model_validator
 from pydantic_core import PydanticCustomError
 
+from agent_relay.api.attachments import Placed
 from agent_relay.api.problems import invalid
-from agent_relay.api.protocols.openai.parameters import Content, Hint
+from agent_relay.api.protocols.openai.content import Text, TextAndFiles, all_files, check_files
+from agent_relay.api.protocols.openai.parameters import Hint
 from agent_relay.api.schemas import Request as Schema
 from agent_relay.shared.runs.said import Said
 
@@ -19,9 +21,9 @@ class InputItem(Schema):
 
     type: Literal["message", "function_call_output"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: Content = None
+    content: TextAndFiles = None
     call_id: str | None = None
-    output: Content = None
+    output: Text = None
 
     id: Hint = None
     status: Hint = None
@@ -32,13 +34,19 @@ class InputItem(Schema):
         needed = ("role", "content") if self.type == "message" else ("call_id", "output")
         if any(getattr(self, name) is None for name in needed):
             raise PydanticCustomError("missing", "A {type} has {needed}", {"type": self.type, "needed": needed})
+        check_files(self.role, self.content)
         return self
 
     @property
     def said(self) -> Said:
         """The message as a run keeps it."""
         role = "system" if self.role is None or self.role == "developer" else self.role
-        return {"role": role, "content": self.content or ""}
+        return {"role": role, "content": self.text}
+
+    @property
+    def text(self) -> str:
+        """What the message says beside its files."""
+        return self.content.text if self.content is not None else ""
 
 
 def _items_of(value: object) -> object:
@@ -60,9 +68,14 @@ def query_of(items: Sequence[InputItem]) -> tuple[str, list[Said]]:
     number, last = len(items) - 1, items[-1]
     if last.role != "user":
         raise invalid(f"/input/{number}/role", "unsupported_value", "The last message is the user's")
-    if not last.content:
-        raise invalid(f"/input/{number}/content", "missing", "The last message asks nothing")
-    return last.content, [item.said for item in items[:-1] if item.content]
+    if not last.text:
+        raise invalid(f"/input/{number}/content", "missing", "The last message asks nothing: it needs a text")
+    return last.text, [item.said for item in items[:-1] if item.text]
+
+
+def files_of(items: Sequence[InputItem]) -> list[Placed]:
+    """List the files of all messages."""
+    return all_files([(f"/input/{number}/content", item.content) for number, item in enumerate(items)])
 
 
 def outputs_of(items: Sequence[InputItem]) -> list[InputItem]:

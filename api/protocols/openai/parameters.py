@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, cast
+from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, JsonValue
+from pydantic import AfterValidator, JsonValue
 from pydantic_core import PydanticCustomError, to_json
 
 
@@ -41,31 +41,3 @@ No = Annotated[JsonValue, only(False)]
 Empty = Annotated[JsonValue, only([])]
 NoTools = Annotated[JsonValue, only("none", "auto")]
 Plain = Annotated[JsonValue, only({"type": "text"})]
-
-
-def _text_of(value: object) -> object:
-    """Join the texts of a content's parts; what is no text is refused by its name.
-
-    Raises:
-        PydanticCustomError: a part is no text.
-    """
-    if value is None or isinstance(value, str):
-        return value
-    if not isinstance(value, list):
-        raise PydanticCustomError("content_type", "Content is a text, or a list of parts with text")
-    texts: list[str] = []
-    for part in cast("list[object]", value):
-        named = cast("dict[str, Any]", part) if isinstance(part, dict) else {}
-        kind = named.get("type")
-        if kind not in _TEXTS or not isinstance(named.get("text"), str):
-            raise PydanticCustomError("unsupported_content", "Only parts with text are taken: agents are asked in text")
-        if any(named[name] for name in named.keys() - {"type", "text"}):
-            raise PydanticCustomError("unsupported_content", "A part has a type and a text, and nothing else")
-        texts.append(named["text"])
-    return "\n".join(texts)
-
-
-_TEXTS = ("text", "input_text", "output_text")
-
-Content = Annotated[str | None, BeforeValidator(_text_of)]
-"""What a message says: a text, or parts with text, which are joined by line breaks."""

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.answering import Answerer
+from agent_relay.api.attachments import in_their_places
 from agent_relay.api.dependencies import (
     CallLimits,
     Cancel,
@@ -29,9 +30,10 @@ from agent_relay.api.dependencies import (
 )
 from agent_relay.api.json_schema import check_value
 from agent_relay.api.problems import Refused, invalid, unavailable
+from agent_relay.api.protocols.openai.content import parts_of
 from agent_relay.api.protocols.openai.errors import failed
 from agent_relay.api.protocols.openai.ids import MESSAGE, response_id, run_of, thread_of
-from agent_relay.api.protocols.openai.inputs import Input, InputItem, check_size, outputs_of, query_of
+from agent_relay.api.protocols.openai.inputs import Input, InputItem, check_size, files_of, outputs_of, query_of
 from agent_relay.api.protocols.openai.parameters import Empty, Hint, Nothing, NoTools, One, only
 from agent_relay.api.protocols.openai.response_object import Beside, calls_of, open_requests, response_of
 from agent_relay.api.protocols.openai.response_renderer import ResponseRenderer
@@ -164,7 +166,7 @@ async def create(
         return await _ask(submitter, database, caller, new, key, settings.max_history_bytes)
 
     async def beside_run(run: RunRow) -> Beside:
-        beside, _ = await beside_of(database, run.id, background=bool(new.background))
+        beside, *_ = await beside_of(database, run.id, background=bool(new.background))
         return beside
 
     is_lost_with_its_caller = new.store is False and key is None
@@ -216,7 +218,7 @@ async def read(
     """Show a response, or stream it: from its beginning, or after an event."""
     del include_obfuscation
     row = await _owned(database, caller, response)
-    beside, _ = await beside_of(database, row.id)
+    beside, *_ = await beside_of(database, row.id)
     if not stream:
         if starting_after is not None:
             raise invalid("?starting_after", "starting_after_without_stream", "starting_after is for a stream")
@@ -247,7 +249,7 @@ async def cancel(
         except Refused:  # No more of the caller's calls may wait.
             await canceller.cancel(row.id)
         row = await owned_run(database, caller, row.id)
-    beside, _ = await beside_of(database, row.id)
+    beside, *_ = await beside_of(database, row.id)
     return JSONResponse(response_of(row, beside))
 
 
@@ -275,13 +277,13 @@ async def input_items(
 ) -> dict[str, Any]:
     """List what a response was asked with: what its caller's conversation held, and the query."""
     row = await _owned(database, caller, response)
-    _, said = await beside_of(database, row.id)
+    _, said, attached = await beside_of(database, row.id)
     items = [
         _input_item(f"{MESSAGE}{row.id.hex}_{number}", each["role"], each["content"])
         for number, each in enumerate(said)
         if each["role"] != "instructions"
     ]
-    items.append(_input_item(MESSAGE + row.user_message_id.hex, "user", row.query))
+    items.append(_input_item(MESSAGE + row.user_message_id.hex, "user", row.query, parts_of(attached)))
     return page_of(items if order == "asc" else items[::-1], after, limit)
 
 
@@ -306,12 +308,12 @@ def page_of(items: Sequence[dict[str, Any]], after: str | None, limit: int) -> d
     }
 
 
-def _input_item(item_id: str, role: str, text: str) -> dict[str, Any]:
+def _input_item(item_id: str, role: str, text: str, files: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     kind = "output_text" if role == "assistant" else "input_text"
     content: dict[str, Any] = {"type": kind, "text": text}
     if role == "assistant":
         content["annotations"] = []
-    return {"id": item_id, "type": "message", "role": role, "status": "completed", "content": [content]}
+    return {"id": item_id, "type": "message", "role": role, "status": "completed", "content": [content, *files]}
 
 
 async def _owned(database: AsyncEngine, caller: Owner, response: str) -> RunRow:
@@ -329,7 +331,20 @@ async def _ask(
         history.insert(0, {"role": "instructions", "content": new.instructions})
     check_size("/input", history, most_bytes)
     metadata: dict[str, JsonValue] = dict(new.metadata or {})
-    asked = NewQuery(agent_type=new.model, query=query, metadata=metadata)
+    with in_their_places(files_of(new.input), "/input") as attachments:
+        asked = NewQuery(agent_type=new.model, query=query, metadata=metadata, attachments=attachments)
+        return await _ask_in_its_thread(submitter, database, caller, new, asked, key, history)
+
+
+async def _ask_in_its_thread(
+    submitter: Submitter,
+    database: AsyncEngine,
+    caller: Owner,
+    new: NewResponse,
+    asked: NewQuery,
+    key: Key | None,
+    history: Sequence[Said],
+) -> _Begun:
     if new.conversation is not None:
         name = new.conversation if isinstance(new.conversation, str) else new.conversation.id
         thread_id = thread_of(name)

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from agent_relay.api.problems import invalid
 from agent_relay.api.protocols.openai.response_object import Beside
 from agent_relay.api.requests.identity import Owner
+from agent_relay.shared.attachments import Attached, attached_of
 from agent_relay.shared.clock import new_id
 from agent_relay.shared.errors import NotFound, UnknownAgent, WrongMessage
 from agent_relay.shared.idempotency import Key, keep
@@ -39,7 +40,7 @@ _AGENT = text("""
 _DISCARD = text("DELETE FROM threads WHERE id = :id AND NOT EXISTS (SELECT FROM runs WHERE thread_id = :id)")
 
 _BESIDE = text("""
-    SELECT history, (
+    SELECT history, attachments, (
         SELECT id FROM runs AS former
         WHERE former.thread_id = runs.thread_id AND former.seq < runs.seq AND NOT former.rolled_back
         ORDER BY former.seq DESC LIMIT 1
@@ -53,15 +54,15 @@ NO_AGENT = ""
 
 async def beside_of(
     database: AsyncEngine, run_id: UUID, *, background: bool | None = None
-) -> tuple[Beside, list[Said]]:
-    """Read what a response says beside its run's row; and what was said before its query, by its caller's account."""
+) -> tuple[Beside, list[Said], list[Attached]]:
+    """Read what a response says beside its run's row; what was said before its query; and what is attached to that."""
     async with database.connect() as connection:
         row = (await connection.execute(_BESIDE, {"id": run_id})).one_or_none()
     if row is None:
         raise NotFound("response")
     said = said_of(row.history)
     instructions = next((each["content"] for each in said if each["role"] == "instructions"), None)
-    return Beside(row.previous, instructions, background), said
+    return Beside(row.previous, instructions, background), said, attached_of(row.attachments)
 
 
 async def new_thread(

@@ -7,7 +7,16 @@ import zipfile
 
 import pytest
 
-from agent_relay.shared.media_types import HEAD_BYTES, MEDIA_TYPES, Sniffer, WrongContent, matches, plain
+from agent_relay.shared.media_types import (
+    HEAD_BYTES,
+    MEDIA_TYPES,
+    TYPES_BY_SUFFIX,
+    Sniffer,
+    WrongContent,
+    matches,
+    plain,
+    type_of_name,
+)
 
 WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 TEXT_OF_OFFICE = "application/vnd.oasis.opendocument.text"
@@ -120,3 +129,10 @@ def test_a_pattern_stands_for_a_type_or_for_all_of_a_kind() -> None:
     assert matches("image/png", ["*/*"])
     assert not matches("image/png", ["audio/*", "image/gif"])
     assert not matches("image/png", [])
+
+
+def test_each_type_is_the_one_of_some_name_and_no_name_is_of_a_type_that_is_not_taken() -> None:
+    assert set(TYPES_BY_SUFFIX.values()) <= MEDIA_TYPES
+    assert type_of_name("a.tar.PDF") == "application/pdf"
+    assert type_of_name("résumé.jpeg") == "image/jpeg"
+    assert [type_of_name(name) for name in (None, "", "pdf.", "a.html", "a.exe", ".")] == [None] * 6
