@@ -1,1 +1,1 @@
-"""The worker claims runs, drives their agents and publishes what they say. It knows agents and no HTTP."""
+"""The worker claims runs, drives their agents and publishes their events. It knows agents and no HTTP."""

@@ -1,6 +1,6 @@
-"""`agent-relay worker`: answer runs until told to stop. Start as many as you like, on as many machines.
+"""`agent-relay worker`: answer runs until stopped. Start any number, on any number of machines.
 
-`--processes N` starts N of them under a small parent, which restarts what dies: then a dead process costs its runs a
+`--processes N` starts N of them under a small parent, which restarts dead ones: then a dead process costs its runs a
 moment and the attempt, and only a dead machine costs the lease. `dead-letters` and `requeue` are for operators.
 """
 # ruff: noqa: E402
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Do what the command line says; `words` are its words, without the command's name."""
+    """Execute a command line; `words` are its words, without the command's name."""
     parser = _parser()
     arguments = parser.parse_args(words)
     if arguments.agent:

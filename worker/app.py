@@ -72,7 +72,7 @@ class App:
         of_batches = settings.database_pool_size // 2
         self._database = database.connect(settings, settings.database_pool_size - of_batches)
         self._database_of_batches = database.connect(settings, of_batches)
-        """Runs of batches end in crowds: nobody else waits for a connection behind them."""
+        """Many runs of batches end at once: other runs do not wait for a connection behind them."""
         self._databases_of_agents = {
             Lane.INTERACTIVE: self._of_agents(self._database, settings.database_pool_size - of_batches),
             Lane.BATCH: self._of_agents(self._database_of_batches, of_batches),
@@ -121,7 +121,7 @@ class App:
         self._doorbell = QueueConsumer(settings, self._answer, lambda: self._lease.worker_id is not None)
 
     async def run(self) -> None:
-        """Work until told to stop, or until the only run has ended; then let runs end, and give the rest back."""
+        """Work until stopped, or until the only run has ended; then let runs end, and return the rest to the queue."""
         told = asyncio.create_task(self._stopping.wait())
         beginning = asyncio.create_task(self._begin())
         await _first(told, beginning)
@@ -177,7 +177,7 @@ class App:
         return ours if server is None else database.connect(self._settings, connections, server)
 
     async def _begin(self) -> None:
-        """Become known, with the agents, once the database is there; who is made for one run serves none."""
+        """Register, with the agents, once the database is there; a process for one run registers none."""
         if self._only is None:
             if self._settings.postgres_of_agents is None:
                 log.warning("worker.agents_reach_all: agents can read the service's tables; set AGENT_DATABASE_URL")
@@ -203,7 +203,7 @@ class App:
         self._lease.draining = True
         self._doorbell.stop()
         if self._only is None:
-            await asyncio.wait([working])  # A pop in flight is not cancelled: what it returns is claimed.
+            await asyncio.wait([working])  # A pop in flight is not cancelled: its runs are claimed.
         if self._isolation is not None:
             self._isolation.stop()
         self._roster.leave_all()
@@ -230,7 +230,7 @@ class App:
 
 
 async def _register(engine: AsyncEngine, pool: str, offers: dict[str, RegisteredAgent]) -> None:
-    """Tell the API, by way of the database, which agents this worker serves."""
+    """Store in the database, for the API, which agents this worker serves."""
     async with engine.begin() as connection:
         for offer in offers.values():
             await connection.execute(

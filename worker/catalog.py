@@ -1,6 +1,6 @@
-"""What the worker serves: the agents that `AGENTS` names, each with its model, its dependencies and what is told of it.
+"""The agents of a worker: those that `AGENTS` names, each with its model, its dependencies and its settings.
 
-It knows how to find agents and what they need, not how they are run.
+It knows how to find agents and their needs, not how they are run.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SLOW_IMPORT_SECONDS = 5.0
-"""After so long the import of an agent's module is said to be slow, and then less and less often."""
+"""After this time the import of an agent's module is logged as slow, and then less and less often."""
 LONGEST_PAUSE_SECONDS = 60.0
 MOST_EXAMPLES = 20
 LONGEST_EXAMPLE = 500
@@ -69,7 +69,7 @@ FILE_SCHEMA: dict[str, Any] = {
 """Of an output that is a file."""
 _PATTERN = re.compile(r"\*/\*|[a-z]+/(?:\*|[a-z0-9][a-z0-9.+-]*)")
 _NO_DEPENDENCIES = (object, NoneType)
-"""What pydantic-ai calls the dependencies of an agent that takes none."""
+"""pydantic-ai's type of the dependencies of an agent that takes none."""
 _OPENAI = frozenset({"openai", "openai-chat", "openai-responses"})
 """Providers of models that OpenAI's API serves, or what `OPENAI_BASE_URL` names in its place."""
 _NEEDED_BY_ALL = "genai_prices.data"
@@ -78,7 +78,7 @@ _NEEDED_BY_OPENAI = (
     "openai.resources.responses.responses",
     "agent_relay.worker.models.openai_client",
 )
-"""What is imported only as a model is made."""
+"""Modules that are imported only as a model is made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class RunScope:
     run_metadata: dict[str, Any]
     run_id: UUID
     attempt: int
-    """1, 2, 3, …: from 2 on, an earlier one was lost or given back."""
+    """1, 2, 3, …: from 2 on, an earlier one was lost or returned to the queue."""
     unfinished_calls: frozenset[str] = frozenset()
     """The ids (`RunContext.tool_call_id`) of calls that an earlier attempt may have begun, and did not see return."""
     database: AsyncEngine
@@ -104,7 +104,7 @@ class RunScope:
 
 
 Dependencies = Callable[[RunScope], Any | Awaitable[Any]]
-"""Makes what an agent's tools and instructions find in `RunContext.deps`.
+"""Makes the `RunContext.deps` of an agent's tools and instructions.
 
 A coroutine function runs in the event loop; a plain one in a thread, as tools do.
 """
@@ -112,7 +112,7 @@ A coroutine function runs in the event loop; a plain one in a thread, as tools d
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """What is different for one run; what is left out is as the agent has it."""
+    """Settings of one run; those that are left out are as the agent has them."""
 
     model: Model | str | None = None
     """Asked in place of the agent's own and of `MODEL`."""
@@ -132,11 +132,11 @@ Apply = Callable[[Any, RunScope], RunOptions | Awaitable[RunOptions]]
 """Says what chosen options mean for a run. A coroutine function runs in the event loop; a plain one in a thread."""
 
 Script = Callable[[float], Model]
-"""Makes a scripted model that speaks so many tokens a second."""
+"""Makes a scripted model that writes this number of tokens a second."""
 
 
 class ToolEvents(StrEnum):
-    """What a stream tells of an agent's tool calls."""
+    """The part of an agent's tool calls that streams show."""
 
     FULL = "full"
     """Names, arguments and results."""
@@ -148,7 +148,7 @@ class ToolEvents(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class ServedAgent:
-    """An agent and what it needs to be served; a bare agent is served as if every other field were left out."""
+    """An agent and its settings; a bare agent is served as if every other field were left out."""
 
     agent: AbstractAgent[Any, Any]
     dependencies: Dependencies | None = None
@@ -156,38 +156,38 @@ class ServedAgent:
     """Makes the model that answers where neither the agent nor `MODEL` brings one."""
     tool_events: ToolEvents = ToolEvents.FULL
     reasoning: bool | None = None
-    """Whether streams and steps show what the model thinks; None: where `tool_events` is `FULL`."""
+    """Whether streams and steps show the model's reasoning; None: if `tool_events` is `FULL`."""
     description: str | None = None
     """Told to callers; without it, the agent's own description is."""
     examples: Sequence[str] = ()
-    """Queries to begin with, told to callers; the chat page has a button for each."""
+    """Queries to begin with, shown to callers; the chat page has a button for each."""
     usage_limits: UsageLimits | None = None
-    """What a run may use, all its attempts together; without it, what the settings say."""
+    """The usage limits of a run, all its attempts together; without it, those of the settings."""
     checkpoints: bool = True
     """Whether finished steps are stored, and the next attempt goes on from them; else it begins with the query."""
     options: type[BaseModel] | None = None
-    """What callers may choose of a run, each field with a default; its JSON Schema is told to them."""
+    """The options of a run, each field with a default; callers are shown its JSON Schema."""
     apply: Apply | None = None
-    """Says what the chosen options mean; an agent with options must bring it."""
+    """Returns the effect of the chosen options; an agent with options must have it."""
     attachments: Sequence[str] = ("*/*",)
     """The media types that may be attached to queries, as `application/pdf` or `image/*`; none where it is empty."""
     attachment_urls: Literal["fetch", "pass"] = "fetch"
-    """Who fetches what is attached by its address: the worker, or the model's provider, which is passed the address."""
+    """Whether attachments with an address are fetched by the worker, or by the model's provider from that address."""
     waiting: bool | None = None
-    """Told to callers: whether runs may wait for answers; None: where a tool or the output type says so."""
+    """Shown to callers: whether runs may wait for answers; None: found from the tools and the output type."""
     version: str = ""
     """Runs do not go on from steps that another version of the agent has finished; they begin with the query."""
 
 
 class WrongOptions(Exception):
-    """A sentence that says why chosen options, which fit their schema once, cannot be used."""
+    """A sentence with the reason why chosen options, which fitted their schema once, cannot be used."""
 
     code = FailureCode.AGENT_ERROR
 
 
 @dataclass(frozen=True, kw_only=True)
 class OfferedOptions:
-    """What callers may choose of an agent."""
+    """The options of an agent."""
 
     type: type[BaseModel]
     apply: Apply
@@ -195,7 +195,7 @@ class OfferedOptions:
     """JSON Schema; it takes nothing that it does not name."""
 
     async def of_run(self, chosen: dict[str, Any], scope: RunScope) -> RunOptions:
-        """Say what is different for a run.
+        """Return the settings of a run.
 
         Raises:
             WrongOptions: they are not valid.
@@ -214,12 +214,12 @@ class OfferedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredAgent:
-    """An agent that is ready to answer, under the name that callers know it by."""
+    """An agent that is ready to answer, under its name for callers."""
 
     agent_type: str
     agent: AbstractAgent[Any, Any]
     model: Model | str | None
-    """What it is asked with; a name is looked up by the agent itself."""
+    """The model that it is asked with; a name is looked up by the agent itself."""
     chooses_model: bool
     """Whether the agent's own model or capabilities count before `model`."""
     falls_back: bool
@@ -257,7 +257,7 @@ class RegisteredAgent:
         return await _call(self.dependencies, scope)
 
     def with_output(self, output_type: OutputSpec[Any] | None) -> RegisteredAgent:
-        """Have a run answer with another output; a text agent tells one that is no text as its JSON text."""
+        """Answer a run with another output; a text agent publishes one that is no text as its JSON text."""
         if output_type is None:
             return self
         output_type = without_requests(output_type)
@@ -278,7 +278,7 @@ class RegisteredAgent:
 
 
 async def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call what an agent brings."""
+    """Call a function of an agent's author."""
     if inspect.iscoroutinefunction(function):
         return await function(*arguments)
     made = await asyncio.to_thread(function, *arguments)  # It may wait: for a file, a server, a lock.
@@ -326,7 +326,7 @@ class _Unservable(Exception):
 
 
 class _WrongModel(Exception):
-    """What is wrong with `MODEL`."""
+    """The error of `MODEL`."""
 
 
 def _import(path: str) -> ServedAgent:
@@ -408,8 +408,8 @@ def _model(
 ) -> tuple[Model | str | None, bool]:
     """Return the model that the agent is asked with, and whether its own choice counts before it.
 
-    An agent that chooses by capabilities (`SelectModel`, `ResolveModelId`, a function that returns such) is left to do
-    so: whatever `agent.iter` is given as a model would be used instead.
+    An agent that chooses by capabilities (`SelectModel`, `ResolveModelId`, a function that returns such) keeps its
+    choice: a model that `agent.iter` is given would be used instead.
     """
     own, capability = served.agent.model, served.agent.root_capability
     looks_up = capability.has_resolve_model_id
@@ -442,10 +442,10 @@ def _of_every_agent() -> frozenset[type]:
 
 
 def import_model(settings: Settings) -> None:
-    """Import what a configured model needs, so that processes that are forked need not; none is made."""
+    """Import the modules of a configured model, so that processes that are forked need not; none is made."""
     importlib.import_module(_NEEDED_BY_ALL)
     name = parse_model_id(settings.model or "")[0] or ""
-    with suppress(Exception):  # Who makes it says what is wrong.
+    with suppress(Exception):  # The code that makes it reports the error.
         importlib.import_module(infer_provider_class(name).__module__.replace(".providers.", ".models."))
         for module in _NEEDED_BY_OPENAI if name in _OPENAI else ():
             importlib.import_module(module)
@@ -490,7 +490,7 @@ def _offer(
     try:
         schema = deepcopy(FILE_SCHEMA) if _is_file(output_type) else agent.output_json_schema(output_type)
         output_text = OutputText(output_type)
-    except Exception as error:  # A type that pydantic has no schema for says so in several ways.
+    except Exception as error:  # pydantic raises several kinds for a type without a schema.
         raise _Unservable(f"has an output that no JSON Schema describes: {_said(error)}") from error
     return RegisteredAgent(
         agent_type=agent_type,
@@ -541,7 +541,7 @@ def _options(served: ServedAgent) -> OfferedOptions | None:
 
 
 def _closed(schema: Any) -> Any:
-    """Have every object of a schema take only what it names: nothing that is sent is ignored."""
+    """Refuse unknown fields in every object of a schema, so that no field is ignored."""
     if isinstance(schema, list):
         return [_closed(each) for each in cast("list[Any]", schema)]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""`agent-relay dead-letters` and `agent-relay requeue`, for operators: list dead letters, and have them asked again."""
+"""`agent-relay dead-letters` and `agent-relay requeue`, for operators: list dead letters, and requeue them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def show(settings: Settings, code: FailureCode | None) -> None:
 
 
 async def requeue_some(settings: Settings, run_ids: Sequence[UUID], deadline_seconds: float | None) -> None:
-    """Have these asked again, and print what became of each; ends the process with 1 where one is none."""
+    """Requeue these, and print the result of each; ends the process with 1 if one is no dead letter."""
     async with _connected(settings) as (engine, lanes):
         refused = [run_id for run_id in run_ids if not await _requeue(engine, lanes, run_id, deadline_seconds)]
     if refused:
@@ -39,7 +39,7 @@ async def requeue_some(settings: Settings, run_ids: Sequence[UUID], deadline_sec
 
 
 async def requeue_all(settings: Settings, code: FailureCode | None, deadline_seconds: float | None) -> None:
-    """Have all that are dead now asked again, those that died first before the others."""
+    """Requeue all dead letters of now, in the order in which they failed."""
     async with _connected(settings) as (engine, _):
         run_ids = [row.id async for row in _all(engine, code)]
     await requeue_some(settings, run_ids[::-1], deadline_seconds)

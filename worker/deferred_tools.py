@@ -1,4 +1,4 @@
-"""Agents whose tools wait for a person or for another system: what they ask for, and how they go on once answered."""
+"""Agents whose tools wait for a person or for another system: their requests, and how they go on once answered."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from agent_relay.shared.runs.wait import DeferredCall
 from agent_relay.worker.storable import as_json, storable
 
 _PROMPTS = ("prompt", "question", "message")
-"""Where a tool says for people what it asks: in its metadata; of a question, also in its arguments."""
+"""Where a tool has its prompt for people: in its metadata; of a question, also in its arguments."""
 _NOTHING: tuple[dict[str, Any], ...] = ({}, {"type": "null"})
-"""Schemas of results that say nothing: a function that only raises `CallDeferred` is often annotated with `None`."""
+"""Schemas of results without content: a function that only raises `CallDeferred` is often annotated with `None`."""
 
 
 class CannotWait(Exception):
@@ -41,7 +41,7 @@ class CannotWait(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """What a run goes on from after its wait."""
+    """The data with which a run goes on after its wait."""
 
     messages: list[ModelMessage]
     """All of this run so far; the last calls are open."""
@@ -63,7 +63,7 @@ def check_waiting(agent: AbstractAgent[Any, Any]) -> None:
 
 
 def may_wait(agent: AbstractAgent[Any, Any]) -> bool:
-    """Tell whether runs of an agent may wait, as far as its output type and the toolsets that it begins with say."""
+    """Return whether runs of an agent may wait, as far as its output type and its first toolsets show."""
     return DeferredToolRequests in types_from_output_spec(agent.output_type) or any(map(_asks, agent.toolsets))
 
 
@@ -106,7 +106,7 @@ def without_requests(output_type: OutputSpec[Any]) -> OutputSpec[Any]:
 def calls_of(
     requests: DeferredToolRequests, response: ModelResponse, tools: Mapping[str, ToolDefinition]
 ) -> list[DeferredCall]:
-    """Write the calls that a run waits for as they are stored, each with the schema of what may be answered.
+    """Write the calls that a run waits for as they are stored, each with the schema of its answer.
 
     They are in the order of the response that makes them.
     """
@@ -150,10 +150,10 @@ def _schema(kind: RequestKind, metadata: Mapping[str, Any], tool: ToolDefinition
 
 
 def continuation_of(rows: Sequence[Any]) -> Continuation:
-    """Read what a run goes on from.
+    """Read the data with which a run goes on.
 
     Raises:
-        ValueError: another version wrote it, or another hand.
+        ValueError: another version wrote it, or it was changed.
     """
     messages = ModelMessagesTypeAdapter.validate_json(rows[0].messages)
     last = next((message for message in reversed(messages) if isinstance(message, ModelResponse)), None)

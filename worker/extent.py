@@ -1,7 +1,7 @@
-"""Count what a writer of JSON would meet in a value, before it is written: some values have no end.
+"""Count the values that a writer of JSON would meet, before it writes: some values have no end.
 
-pydantic writes a part that is shared once for each way to it, and reads an iterator to its end. Thirty lists, each of
-which holds the one before twice, are a thousand million values; and nothing else runs while they are written.
+pydantic writes a shared part once for each path to it, and reads an iterator to its end. Thirty lists, each of which
+holds the one before twice, are a thousand million values; and nothing else runs while they are written.
 
 Sizes are in bytes: the fewest that a value can take as JSON, with a comma after it.
 """
@@ -48,7 +48,7 @@ class Endless(Exception):
 async def finite(value: Any, most: int) -> tuple[Any, dict[int, int]]:
     """Return a value that ends when it is written; iterators in it are read, once, into lists.
 
-    What contains itself is left as it is: pydantic refuses it at once. Others may use the event loop meanwhile.
+    A value that contains itself is left as it is: pydantic refuses it at once. Others may use the event loop meanwhile.
 
     Args:
         value: anything.
@@ -59,7 +59,7 @@ async def finite(value: Any, most: int) -> tuple[Any, dict[int, int]]:
 
     Raises:
         Endless: it is larger.
-        Exception: whatever an iterator in it raises.
+        Exception: an exception of an iterator in it.
     """
     if type(value) in _SCALARS:
         return value, {}
@@ -80,7 +80,7 @@ async def written(value: Any, sizes: Mapping[int, int], write: Callable[[Any], b
         value: what `finite` returned.
         sizes: what `finite` returned beside it.
         write: writes one part.
-        most: in bytes; what is longer is not written to its end.
+        most: in bytes; a longer one is not written to its end.
     """
     pieces: list[bytes] = []
     length = 0
@@ -142,7 +142,7 @@ def _bare(write: Callable[[Any], bytes], group: list[Any], kind: type) -> bytes:
 
 
 async def count(value: Any, most: int) -> tuple[bool, dict[int, int]]:
-    """Count each part once; tell whether an iterator was met, and the size of each list, dict or object, by their ids.
+    """Count each part once; return whether an iterator was met, and the size of each list, dict or object by its id.
 
     Raises:
         Endless: the value is larger than `most`.
@@ -249,7 +249,7 @@ def _iterates(kind: type[Any]) -> bool:
 
 
 async def _without_iterators(value: Any, most: int) -> Any:
-    """Copy what holds iterators, with lists in their place; what is shared stays shared.
+    """Copy values that hold iterators, with lists in their place; shared parts stay shared.
 
     They are read in a thread, as each may wait. One that its own thread alone may read is read here.
     """
@@ -272,7 +272,7 @@ class _Copier:
         """So that no id is used again."""
 
     def copy(self, value: Any) -> Any:
-        """Copy a value; what holds no iterator is not copied."""
+        """Copy a value; a value without iterators is not copied."""
         if type(value) in _SCALARS:
             return value
         if id(value) not in self._copies:

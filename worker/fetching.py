@@ -1,4 +1,4 @@
-"""Fetches what is attached by its address: over https, from public addresses, within a size and a time."""
+"""Fetches attachments by their address: over https, from public addresses, within a size and a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agent_relay.worker.models.duplex_http import TwoWayTransport
 
 
 class NotFetched(Exception):
-    """An address gave no file; the message says why, for people."""
+    """An address gave no file; the message has the reason, for people."""
 
 
 class Fetcher:

@@ -1,4 +1,4 @@
-"""Write outputs as JSON text that validates against their type, so that a reader gets back what the agent said."""
+"""Write outputs as JSON text that validates against their type, so that a reader gets back the agent's values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PLAIN = frozenset({
     "union", "uuid",
 })
 # fmt: on
-"""Kinds of schema whose values are written as they are read; but for a float that is no number."""
+"""Kinds of schema whose values are written as they are read; except a float that is no number."""
 _OWN_SERIALIZER = "own serializer"
 _UNREADABLE = object()
 _NOT_OF_THE_SCHEMA = frozenset({"metadata", "default", "expected", "members", "serialization"})
@@ -38,26 +38,26 @@ class OutputText:
     """Writes the outputs of one agent."""
 
     def __init__(self, output_type: OutputSpec[Any]) -> None:
-        """Look at the type once: the outputs of most types need no second look.
+        """Check the type once: the outputs of most types need no further check.
 
         Raises:
-            Exception: pydantic has no schema of the type, which it says in several ways.
+            Exception: pydantic has no schema of the type; it raises several kinds.
         """
         types = tuple(types_from_output_spec(output_type))
         self._adapter: TypeAdapter[Any] = TypeAdapter(cast("Any", Union)[types])
         kinds = set(_kinds(self._adapter.core_schema))
         self._sure = kinds <= _PLAIN
         self.may_be_endless = not kinds <= _PLAIN - {"any", "definition-ref"} or _is_made_by_code(output_type)
-        """Whether neither the type nor what the model wrote sets a bound to what is written of an output."""
+        """Whether neither the type nor the model's own text limits the length of the written output."""
         self._may_hold_no_number = not kinds.isdisjoint({"any", "float"})
         self._serializes_itself = _OWN_SERIALIZER in kinds
         self._ways = (_declared, _round_trip, _by_name, *(() if self._serializes_itself else (_plain, _base64)))
 
     def __call__(self, output: Any, *, partial: bool = False) -> str:
-        """Write an output, in the first way whose text is read as what it was; else, in the first whose text is valid.
+        """Write an output, in the first way whose text is read as an equal value; else, in the first with a valid text.
 
-        Where none is, the type's own serializers write what its validators refuse: that is told then. What JSON cannot
-        say is mended, as `storable` says.
+        If there is none, the type's own serializers write text that its validators refuse: that text is used. Values
+        without a JSON form are repaired by `storable`.
         """
         text = self._write(_declared, output)
         lost = self._may_hold_no_number and text is not None and b"null" in text and _holds_no_number(_unfolded(output))
@@ -98,7 +98,7 @@ class OutputText:
 
 
 def _is_made_by_code(output_type: Any) -> bool:
-    """Tell whether a function makes an output of what the model wrote."""
+    """Return whether a function makes an output of the model's text."""
     match output_type:
         case NativeOutput() | PromptedOutput():
             return _is_made_by_code(cast("Any", output_type).outputs)
@@ -112,7 +112,7 @@ def _is_made_by_code(output_type: Any) -> bool:
 
 
 def _same(read: Any, output: Any) -> bool:
-    """Tell whether what is read is what was written, in which NaN equals NaN."""
+    """Return whether the read value equals the written one, with NaN equal to NaN."""
     try:
         return bool(read == output) or repr(read) == repr(output)
     except Exception:  # noqa: BLE001  (how values of an agent's own types compare is theirs)
@@ -140,7 +140,7 @@ def _base64(_adapter: TypeAdapter[Any], output: Any) -> bytes:
 
 
 def _unfolded(value: Any) -> Any:
-    """Take models apart into what their fields are read from; what is excluded stays out."""
+    """Convert models to the values from which their fields are read; excluded fields stay out."""
     fields: dict[str, FieldInfo] = getattr(cast("Any", type(value)), "__pydantic_fields__", {})
     match value:
         case RootModel():
@@ -200,7 +200,7 @@ def _kinds(schema: Any) -> Iterator[str]:
 
 
 def _traits(schema: dict[str, Any]) -> Iterator[str]:
-    """List what one schema says of itself."""
+    """List the kinds in one schema."""
     if isinstance(kind := schema.get("type"), str):
         yield kind
         if schema.get("validation_alias") != schema.get("serialization_alias"):

@@ -28,9 +28,9 @@ def work(
     *,
     metrics_ports: Sequence[int] = (),
 ) -> None:
-    """Run a worker until it is told to stop, or one that is made for a single suspect until that has ended.
+    """Run a worker until it is stopped, or one for a single quarantined run until that has ended.
 
-    Its metrics are shown on the first of these ports that is free; those of a suspect's process nowhere.
+    Its metrics are shown on the first of these ports that is free; a process for a quarantined run shows none.
     """
     logs.configure(settings)
     if only is not None:
@@ -43,7 +43,7 @@ def work(
 
 
 def work_in_processes(settings: Settings, processes: int) -> None:
-    """Keep so many workers running until told to stop.
+    """Keep this number of workers running until stopped.
 
     This process shows its metrics on `METRICS_PORT`, and each worker on one of the ports after it.
     """

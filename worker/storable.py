@@ -22,7 +22,7 @@ from pydantic_core import to_json, to_jsonable_python
 DEEPEST = 100
 """Levels of nesting that are kept; every JSON reader in use takes more."""
 MOST_CONTAINERS = 10_000
-"""Once so many lists, dicts and objects of a value were kept, those that are met again are not kept once more."""
+"""Once this number of lists, dicts and objects of a value were kept, those that are met again are not kept again."""
 MOST_VALUES = 500_000
 """Values that are kept of one value; lists, dicts and objects after them are not. Each takes up to two microseconds."""
 MOST_MEETINGS = 10
@@ -30,14 +30,14 @@ MOST_MEETINGS = 10
 LONGEST_INTEGER_BITS = 12_000
 """Python refuses to read integers of more than 4,300 digits."""
 _KEPT_IN_MESSAGES = (bytes, date, time, timedelta)
-"""What pydantic-ai's own format says in its own way."""
+"""Values that pydantic-ai's own format writes in its own way."""
 _SCALARS = (NoneType, bool, str, int, float)
 _ARRAYS = (list, tuple, AbstractSet, deque)
 _CONTAINERS = (Mapping, *_ARRAYS)
 
 
 def storable(value: Any) -> Any:
-    """Return a value as JSON can say it: text, numbers, lists and dicts with text as keys.
+    """Convert a value to values of JSON: text, numbers, lists and dicts with text as keys.
 
     - Text: the two halves of a surrogate pair are joined; a lone half and NUL become U+FFFD.
     - `NaN` and infinities become null.
@@ -52,7 +52,7 @@ def storable(value: Any) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """Write a value as JSON text; `storable` says what happens to what JSON cannot say."""
+    """Write a value as JSON text; `storable` converts values that have no JSON form."""
     try:
         return to_json(value, inf_nan_mode="null").decode()
     except BaseException:  # noqa: BLE001  (serializers of foreign classes raise anything)
@@ -71,7 +71,7 @@ class _Met:
         """Whether an object around is tangled, so that there is no need to look again."""
 
     def too_often(self, container: Any) -> bool:
-        """Note a container, and tell whether it is one too many."""
+        """Count a container, and return whether it is one too many."""
         again = id(container) in self._kept
         self._kept[id(container)] = container
         self._times += 1
@@ -114,9 +114,9 @@ def _scalar(kind: type[Any], value: Any) -> Any:
 
 
 def _converted_object(value: Any, inside: frozenset[int], met: _Met) -> Any:
-    """Convert as pydantic does; where a part of the object cannot be converted, convert its fields one by one.
+    """Convert as pydantic does; if a part of the object cannot be converted, convert its fields one by one.
 
-    Pydantic would read an iterator to its end, which some do not have, and write what is tangled without end.
+    Pydantic would read an iterator to its end, which some do not have, and write tangled values without end.
     """
     around = met.tangled
     met.tangled = around or _is_tangled(value)
@@ -171,7 +171,7 @@ def _inside(value: Any) -> Iterable[Any]:
 
 
 def _fields(value: Any) -> dict[str, Any] | None:
-    """Read the fields of an object that says which they are."""
+    """Read the fields of an object that lists them."""
     if isinstance(value, BaseModel):
         return dict(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

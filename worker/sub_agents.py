@@ -1,4 +1,4 @@
-"""What the agents do that a tool asks in turn: their tool calls and progress, shown among those of the run."""
+"""Events of an agent that a tool asks: its tool calls and progress, shown among those of the run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def sub_agent_events(ctx: RunContext[Any]) -> EventStreamHandler[Any]:
     async def show(_: RunContext[Any], events: AsyncIterable[Any]) -> None:
         async for event in events:
             match event:
-                case CustomEvent():  # Of agents that the sub-agent asks, too: it says who asked them.
+                case CustomEvent():  # Of agents that the sub-agent asks, too: it has the id of the call.
                     await ctx.emit(event)
                 case (
                     FunctionToolCallEvent()

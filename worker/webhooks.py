@@ -42,7 +42,7 @@ OF_A_RECEIVER = 4
 """A receiver that is slow leaves room for the others of its tenant."""
 LOOK_SECONDS = 1.0
 LEASE_TIMEOUTS = 3
-"""A delivery that is not settled after so many times the timeout is due again: its worker has died."""
+"""A delivery that is not settled after this many times the timeout is due again: its worker has died."""
 LONGEST_RESPONSE_BYTES = 64 << 10
 JITTER = 0.2
 CLOSE_SECONDS = 2.0
@@ -50,7 +50,7 @@ CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What came of one attempt: a response, or why there was none."""
+    """The result of one attempt: a response, or the reason why there was none."""
 
     response_status: int | None = None
     error: str | None = None
@@ -92,7 +92,7 @@ class WebhookSender:
                 await asyncio.sleep(LOOK_SECONDS * random.uniform(0.75, 1.25))  # noqa: S311
 
     async def close(self) -> None:
-        """Begin no more, and give those under way a moment; what is cut off is due again after its lease."""
+        """Begin no more, and give those under way a moment; a delivery that is cut off is due again after its lease."""
         self._closing = True
         if under_way := set(self._under_way):
             await asyncio.wait(under_way, timeout=CLOSE_SECONDS)
@@ -126,14 +126,14 @@ class WebhookSender:
             await self._refuse(delivery, error)
 
     async def _refuse(self, delivery: Delivery, error: Exception) -> None:
-        """Count an attempt that could not be made; the schedule says when the next is due, perhaps elsewhere."""
+        """Count an attempt that could not be made; the next one follows the schedule, perhaps in another worker."""
         refuse(BadInput.DELIVERY, f"webhook_deliveries {delivery.id}", error)
         away = skip_if_database_away(log, "courier.database_away delivery=%s", delivery.id)
         with skip_if_failed("courier", "settle"), away:  # It is due again after its lease; the others are delivered.
             await self._settle(delivery, Attempt(error="cannot_be_sent"))
 
     async def _settle(self, delivery: Delivery, attempt: Attempt) -> None:
-        """Note what came of an attempt, and where the schedule has another one, when that is due."""
+        """Store the result of an attempt, and the time of the next one, if the schedule has one."""
         schedule, response = self._settings.webhook_retry_seconds, attempt.response_status
         status, pause = DeliveryStatus.FAILED, 0.0
         if response is not None and httpx2.codes.is_success(response):
@@ -156,7 +156,7 @@ class WebhookSender:
         )
 
     async def _post(self, delivery: Delivery, message: Message) -> Attempt:
-        """Post the message, within one limit for all of it; what comes after the status counts for nothing."""
+        """Post the message, within one time limit; bytes after the status do not matter."""
         until = asyncio.get_running_loop().time() + self._settings.webhook_timeout_seconds
         try:
             async with asyncio.timeout_at(until):

@@ -1,4 +1,4 @@
-"""The bank that the sample agent answers for: one table of customers beside the service's own. It knows no agent."""
+"""The bank of the sample agent: one table of customers beside the service's own. It knows no agent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from agent_relay.shared.database.tables import Base
 
 SEEDED_CUSTOMER_ID = 123
-"""The customer whom the migration brings, and the one of a thread that names none."""
+"""The customer that the migration inserts, for threads that name none."""
 
 _LARGEST_ID = (1 << 63) - 1
 
@@ -25,14 +25,14 @@ class BankCustomer(Base):
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     name: Mapped[str]
     balance: Mapped[int] = mapped_column(BigInteger)
-    """What is booked."""
+    """The booked balance."""
     pending: Mapped[int] = mapped_column(BigInteger)
-    """What is not booked yet: below zero for payments, above for what comes in."""
+    """Not booked yet: below zero for payments, above for income."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Customer:
-    """A customer as the agent knows them."""
+    """A customer, with the fields that the agent uses."""
 
     id: int
     name: str
@@ -50,7 +50,7 @@ class Bank:
         return None if row is None else Customer(id=row[0], name=row[1])
 
     async def balance(self, customer_id: int, include_pending: bool) -> int | None:  # noqa: FBT001  (the tool's own argument)
-        """Read a balance in cents, with or without what is not booked yet; None if there is no such customer."""
+        """Read a balance in cents, with or without pending bookings; None if there is no such customer."""
         row = await self._read(customer_id, BankCustomer.balance, BankCustomer.pending)
         if row is None:
             return None

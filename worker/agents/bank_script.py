@@ -1,4 +1,4 @@
-"""A scripted model for the sample agent: no network, no key, and it says so in its answer.
+"""A scripted model for the sample agent: no network and no key; its answer states that.
 
 It calls the real tool, takes amounts from what the tool returned, and writes the answer token by token at a steady
 pace. It knows four kinds of queries and no language.
@@ -50,14 +50,14 @@ class _Intent(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class _Turn:
-    """What the messages tell about the query that is being answered."""
+    """The messages' content about the query that is being answered."""
 
     query: str
     asked_balance_before: bool
     """Whether an earlier run of the thread looked a balance up."""
     called: bool
     returned: str | None
-    """What the tool returned in this run."""
+    """The tool's result in this run."""
 
     @property
     def intent(self) -> _Intent:
@@ -106,7 +106,7 @@ async def _paced(tokens: list[str], tokens_per_second: float) -> AsyncIterator[s
 
 def _read(messages: list[ModelMessage]) -> _Turn:
     parts: list[ModelRequestPart | ModelResponsePart] = [part for message in messages for part in message.parts]
-    # A request can hold the last run's tool returns and this run's query: only the parts tell where a run begins.
+    # A request can hold the last run's tool returns and this run's query: only the parts show where a run begins.
     begins = max((place for place, part in enumerate(parts) if isinstance(part, UserPromptPart)), default=0)
     this_run = parts[begins:]
     returned = [part for part in this_run if isinstance(part, ToolReturnPart) and part.tool_name == _TOOL]

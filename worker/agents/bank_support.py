@@ -31,7 +31,7 @@ def _require_all(schema: dict[str, Any]) -> None:
 
 @with_config(ConfigDict(title="SupportAnswer", json_schema_extra=_require_all))
 class SupportAnswer(TypedDict, total=False):
-    """The answer to the customer and what the bank does about it."""
+    """The answer to the customer, and the bank's actions."""
 
     # No field is required here, so that an answer validates while it is written; see `WholeAnswer`.
     support_advice: _Advice
@@ -41,7 +41,7 @@ class SupportAnswer(TypedDict, total=False):
 
 
 class WholeAnswer(BaseModel):
-    """What an answer has once it is written."""
+    """The fields of a whole answer."""
 
     support_advice: _Advice = Field(min_length=1)
     block_card: _BlockCard
@@ -51,10 +51,10 @@ class WholeAnswer(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class SupportDependencies:
-    """Who asks, and the bank that knows them."""
+    """The customer who asks, and the bank."""
 
     customer: Customer | None
-    """None if the thread names somebody whom the bank does not know."""
+    """None if the thread names a customer that the bank does not have."""
     bank: Bank
 
 
@@ -62,7 +62,7 @@ async def dependencies(scope: RunScope) -> SupportDependencies:
     """Find the customer: `customer_id` of the thread's metadata, else the seeded one."""
     bank = Bank(scope.database)
     customer_id = scope.thread_metadata.get("customer_id", SEEDED_CUSTOMER_ID)
-    # Somebody who is named wrongly is a stranger, never the seeded customer.
+    # A thread with a wrong customer gets an unknown one, never the seeded one.
     is_id = isinstance(customer_id, int) and not isinstance(customer_id, bool)
     return SupportDependencies(customer=await bank.customer(customer_id) if is_id else None, bank=bank)
 
@@ -82,7 +82,7 @@ agent = Agent(
 
 @agent.instructions
 def introduce_customer(ctx: RunContext[SupportDependencies]) -> str:
-    """Say who asks."""
+    """Name the customer."""
     customer = ctx.deps.customer
     if customer is None:
         return (

@@ -1,1 +1,1 @@
-"""What keeps an agent's code apart from its process and from the runs of others."""
+"""Keeps an agent's code apart from its process and from the runs of others."""

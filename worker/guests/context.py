@@ -1,7 +1,7 @@
-"""Tell the code of a run from the code of the worker, and refuse the first what belongs to the whole process.
+"""Distinguish the code of a run from the code of the worker, and refuse it changes of the whole process.
 
 The code of a run (an agent, its tools, its factory of dependencies) runs in a context of its own: its tasks, callbacks
-and threads inherit it. Code that has left the context nevertheless changes what it likes; `guard` puts that back.
+and threads inherit it. Code that has left the context nevertheless can change anything; `guard` restores it.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ SHARED_MODULES: tuple[ModuleType, ...] = (
     time,
     uuid,
 )
-"""Modules whose functions and classes everything here and in pydantic-ai uses, and that some code replaces."""
+"""Modules whose functions and classes all code here and in pydantic-ai uses, and that some code replaces."""
 _ONLY_OF_THE_LOG = frozenset({"slow_callback_duration"})
 
 
 @dataclass(frozen=True, slots=True)
 class EnteredFor:
-    """Stands in `GUEST` for what an agent has open for all of its runs, such as sessions and the tasks that serve them.
+    """Stands in `GUEST` for objects that an agent has open for all of its runs, such as sessions and their tasks.
 
-    A session takes over the context of whoever sends: its tasks are partly of the agent and partly of its runs, and may
+    A session takes over the context of its sender: its tasks are partly of the agent and partly of its runs, and may
     cancel each other.
     """
 
@@ -66,7 +66,7 @@ def guest_context(run: object) -> Context:
 
 
 def public(module: ModuleType) -> dict[str, Any]:
-    """Return what a module offers."""
+    """Return the public names of a module."""
     return {name: value for name, value in vars(module).items() if not name.startswith("_")}
 
 
@@ -90,7 +90,7 @@ class Task(asyncio.Task[Any]):
 
 
 class Loop(uvloop.Loop):
-    """The event loop of a worker: it knows which tasks are of which run, and a run cannot take it from the others."""
+    """The event loop of a worker: it knows the run of each task, and a run cannot take it from the others."""
 
     ends = False
     _firsts: WeakValueDictionary[object, Task]

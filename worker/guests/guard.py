@@ -1,9 +1,9 @@
-"""What an agent's code does to the process it runs in ends its own run, and not the process or the runs of others.
+"""An agent's code that harms its process ends its own run, and not the process or the runs of others.
 
-The event loop is run again after whatever stopped it. Synchronous tools have threads without limit, so that some that
-never return leave threads to the others. Children that a tool forks neither answer our signals nor run our code. What
-belongs to the whole process (signal handlers, log, limits, standard streams) is put back about a second after a tool
-changed it, and the log names the runs that were in flight. At the end, threads that do not end are not waited for.
+The event loop is started again after it was stopped. Synchronous tools have threads without limit, so that tools that
+never return leave threads to the others. Children that a tool forks neither answer our signals nor run our code.
+Settings of the whole process (signal handlers, log, limits, standard streams) are restored about a second after a tool
+changed them, and the log names the runs that were in flight. At the end, threads that do not end are not waited for.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _in_this_process(call: Callable[[], Result]) -> Result:
     pid = os.getpid()
     try:
         return call()
-    except StopIteration as error:  # A future cannot hold it, and whoever waits would wait for ever.
+    except StopIteration as error:  # A future cannot hold it: its waiter would wait for ever.
         raise RuntimeError("A synchronous tool raised StopIteration.") from error
     finally:
         if os.getpid() != pid:
@@ -111,10 +111,10 @@ def _end_forked_child(error: BaseException | None) -> None:
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
-    """Run `main` in an event loop of its own until it has ended, whatever else asks the loop to end.
+    """Run `main` in an event loop of its own until it has ended, also if other code stops the loop.
 
     A task or a callback that raises SystemExit or KeyboardInterrupt stops a loop, as `loop.stop()` does. Here the loop
-    goes on: whoever waits for that task gets the exception.
+    goes on: the waiter for that task gets the exception.
     """
     pid = os.getpid()
     loop = Loop()
@@ -170,7 +170,7 @@ def _exit_soon(task: asyncio.Task[None]) -> None:
 
 
 def end_process(reason: str, in_flight: str) -> None:
-    """End a process that is of no use any more; the log says where its main thread is, and for whom."""
+    """End a broken process; the log has the line of its main thread, and the run that it works for."""
     log.critical("%s at=%s in_flight=%s", reason, where(*frames_of(threading.main_thread().ident)), in_flight)
     os._exit(EXIT_STATUS)
 
@@ -183,7 +183,7 @@ def where(*frames: FrameType) -> str:
 
 
 def frames_of(thread_id: int | None) -> list[FrameType]:
-    """Find what a thread is doing: its frames, from the outermost to the innermost."""
+    """Return the frames of a thread, from the outermost to the innermost."""
     frame = sys._current_frames().get(thread_id or 0)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return [frame for frame, _ in traceback.walk_stack(frame)][::-1] if frame else []
 
@@ -254,7 +254,7 @@ class _EndingTrace:
 
 
 def _refuse_signals_to_ourselves(worker_pid: int) -> None:
-    """Have a tool that tells this process to stop raise an error instead: a signal does not say who sent it."""
+    """Raise an error in a tool that sends its process a stop signal: a signal does not carry its sender."""
 
     def refusing(send: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(send)
@@ -272,17 +272,17 @@ def _refuse_signals_to_ourselves(worker_pid: int) -> None:
         setattr(module, name, refusing(getattr(module, name)))
 
 
-# What belongs to the whole process.
+# State of the whole process.
 
 
 class ProcessGuard:
-    """Puts back what an agent's code changes of the process, where `guest_context` could not refuse it."""
+    """Restores the state of the process that an agent's code changes, if `context.py` could not refuse the change."""
 
     def __init__(self, stop: Callable[[], None], in_flight: Callable[[], str]) -> None:
-        """Note how things are; made once all agents are imported, for what they do as they are imported may stay.
+        """Store the state; made once all agents are imported, because changes of their import may stay.
 
         Args:
-            stop: called in the loop when the process is told to stop.
+            stop: called in the loop when the process receives a stop signal.
             in_flight: names the runs in flight and their agents.
         """
         self._loop: Any = asyncio.get_running_loop()
@@ -322,7 +322,7 @@ class ProcessGuard:
             self.look()
 
     def look(self) -> None:
-        """Put back what was changed; called at the end of each run, too, so that it does not meet the next.
+        """Restore changed state; called at the end of each run, too, so that it does not affect the next.
 
         Without changes it takes some ten microseconds.
         """
@@ -355,7 +355,7 @@ class ProcessGuard:
         log.error("process_guard.signal signal=%s in_flight=%s", signal.Signals(number).name, self._in_flight())
 
     def _put_back_streams(self) -> bool:
-        """Open what was closed on the null device: else the next connection gets its number, and what is printed."""
+        """Open closed descriptors on the null device: else the next connection gets their number, and printed text."""
         changed = [number for number, before in self._streams.items() if before and _is_lost(number, before)]
         for number in changed:
             null = os.open(os.devnull, os.O_RDWR)

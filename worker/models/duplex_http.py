@@ -1,4 +1,4 @@
-"""Connections on which an answer is heard while the request is still being written.
+"""Connections that read a response while the request is still being written.
 
 A receiver may refuse a large body before it has read it, and close. The answer is then among what has arrived; a client
 that reads only once it has written everything finds a connection that was reset.
@@ -116,7 +116,7 @@ class _TwoWay(httpcore2.AsyncNetworkStream):
             writing.cancel()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """Read what has come, or what comes next."""
+        """Read received bytes, or the next ones."""
         if self._interim:
             heard, self._interim = self._interim, b""
             return heard
@@ -142,7 +142,7 @@ class _TwoWay(httpcore2.AsyncNetworkStream):
         return _TwoWay(await self._stream.start_tls(ssl_context, server_hostname, timeout))
 
     def get_extra_info(self, info: str) -> Any:
-        """Tell what is known of the connection."""
+        """Return information about the connection."""
         return self._stream.get_extra_info(info)
 
     def _read(self) -> asyncio.Task[bytes]:

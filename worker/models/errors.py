@@ -1,4 +1,4 @@
-"""What a model's error means for its run, and how it is told: its provider's words to the operator, ours to callers."""
+"""The failure code of a model's error, its message for callers, and the provider's words for the operator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_rejected(error: BaseException) -> bool:
         case FallbackExceptionGroup(exceptions=errors):
             return all(map(is_rejected, errors))
         case ModelQuotaExceededError():
-            return False  # Whoever pays mends it, and the same request succeeds.
+            return False  # Once it is paid, the same request succeeds.
         case ContentFilterError() | ModelRequestRejectedError():
             return True
         case ModelHTTPError(status_code=status):
@@ -71,7 +71,7 @@ def _kind(error: BaseException) -> str:
 
 
 def for_operator(error: BaseException) -> str:
-    """Say what a provider said, in one line: status and body, cut to `LOGGED_CHARACTERS`, keys left out."""
+    """Write a provider's error in one line: status and body, cut to `LOGGED_CHARACTERS`, keys left out."""
     return " | ".join(map(_said, _each(error)))
 
 

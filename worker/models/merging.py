@@ -1,6 +1,6 @@
 """Merge neighbouring deltas of a model's stream before the agent's machinery sees them.
 
-Nearly all of what a token costs a worker is that machinery, paid for each event; merged, it is paid for each window.
+Nearly all of a token's cost in a worker is that machinery, paid for each event; merged, it is paid for each window.
 The first delta goes through at once, and nothing is held back for longer than a window, however long a model pauses.
 """
 
@@ -88,7 +88,7 @@ class _Merged(StreamedResponse):
             await stop([pump])
 
     async def _pump(self, arrived: list[ModelResponseStreamEvent], news: asyncio.Event) -> None:
-        """Take what the model says as it comes; of neighbouring deltas of one part, make one."""
+        """Take the model's events as they come; merge neighbouring deltas of one part."""
         async for event in self.inner:
             if arrived and (merged := _merge(arrived[-1], event)) is not None:
                 arrived[-1] = merged

@@ -1,7 +1,7 @@
-"""The HTTP client for OpenAI's APIs and their like: it reads a streamed answer in windows, and of each it makes one.
+"""The HTTP client for OpenAI's APIs and similar ones: it reads a streamed answer in windows, and makes one of each.
 
-Below the SDK, because most of what a token costs is spent there, where an event of the wire becomes a tree of models.
-Nothing is held back for longer than a window, and what is not plainly the next piece of the same text stays as it came.
+It works below the SDK, because most of a token's cost is there, where an event becomes a tree of models. Nothing is
+held back for longer than a window, and an event that is not plainly the next piece of the same text stays as it came.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from agent_relay.worker.models.merging import seconds_left
 log = logging.getLogger(__name__)
 
 LONGEST_ERROR = 500
-"""Characters of what is wrong with an answer."""
+"""Characters of a malformed answer."""
 LONGEST_HEADER_BYTES = 100 << 10
 """Of a response; as much as httpx takes of all headers together."""
 _EVENT = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _DATA = re.compile(rb"((?:event: ?[\w.]+\r?\n)?data: ?)(\{.*\})([\r\n]+)")
 _VARYING = frozenset({"choices", "delta", "obfuscation", "sequence_number", "created"})
-"""In what two events may differ that say the same but for their text."""
+"""The fields in which two events may differ that are alike except for their text."""
 _RESPONSES = frozenset(
     {
         "response.output_text.delta",
@@ -40,7 +40,7 @@ _RESPONSES = frozenset(
     }
 )
 _TEXTS = ("content", "reasoning_content", "reasoning")
-"""What a delta of a chat completion may hold of text; servers do not agree on the name of the reasoning."""
+"""The text fields of a delta of a chat completion; servers do not agree on the name of the reasoning."""
 
 
 def windowed_client(window_seconds: float, **options: Any) -> httpx2.AsyncClient:
@@ -113,7 +113,7 @@ class _Windows(httpx2.AsyncByteStream):
                 pieces = list(_merged(events))
                 yield b"".join(map(bytes, pieces))
                 speaking = speaking or any(isinstance(piece, _Piece) and piece.text for piece in pieces)
-            if speaking:  # What comes meanwhile is read in one go.
+            if speaking:  # Events that come meanwhile are read together.
                 await asyncio.sleep(seconds_left(self._window_seconds))
         yield rest
 
@@ -123,10 +123,10 @@ class _Windows(httpx2.AsyncByteStream):
 
 @dataclass(slots=True)
 class _Piece:
-    """An event that says the next piece of a text, and nothing else."""
+    """An event that holds the next piece of a text, and nothing else."""
 
     same: Any
-    """What the next one must be like to belong to the same text."""
+    """The attributes that the next one must have to belong to the same text."""
     head: bytes
     said: dict[str, Any]
     tail: bytes
@@ -136,7 +136,7 @@ class _Piece:
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """The piece of text."""
         return self.holder[self.field]
 
     def __bytes__(self) -> bytes:
@@ -161,7 +161,7 @@ def _merged(events: Iterable[bytes]) -> Iterator[bytes | _Piece]:
 
 
 def _piece(event: bytes) -> _Piece | None:
-    """Read an event of a chat completion or of a response; None where it says anything but a piece of text."""
+    """Read an event of a chat completion or of a response; None if it is anything but a piece of text."""
     match = _DATA.fullmatch(event)
     if match is None:
         return None

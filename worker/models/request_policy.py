@@ -1,6 +1,6 @@
 """How each model request of a run is made, whichever model the agent, its capabilities or `MODEL` choose for it.
 
-pydantic-ai asks a capability to wrap the model that serves a request; so nothing that an agent has chosen is replaced.
+pydantic-ai asks a capability to wrap the model that serves a request; so no choice of an agent is replaced.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class RequestPolicy(AbstractCapability[Any]):
     """Wraps the model of each request: our settings, further tries, models that cannot stream, and windows."""
 
     settings: ModelSettings
-    """What holds where neither the agent nor the model says anything else."""
+    """Settings that hold if neither the agent nor the model sets them."""
     tries: int
     give_up_at: float
     """On the loop's clock: no further try begins after it."""
     window_seconds: float
     model: Model | str | None = None
-    """What an agent without a model is asked with, unless one of its own capabilities chooses one."""
+    """The model of an agent without one, unless one of its own capabilities chooses one."""
     failed: bool = field(default=False, init=False)
     """Whether the newest request failed; the agent's own code may raise a model's errors, too."""
 
@@ -56,7 +56,7 @@ class RequestPolicy(AbstractCapability[Any]):
 
 
 class _Watched(WrapperModel):
-    """A model whose policy learns whether the newest request failed."""
+    """A model whose policy records whether the newest request failed."""
 
     def __init__(self, wrapped: Model, policy: RequestPolicy) -> None:
         super().__init__(wrapped)
@@ -82,7 +82,7 @@ class _Watched(WrapperModel):
 
 
 class _DefaultSettings(WrapperModel):
-    """A model with settings that hold where nobody has set them: not the agent, and not the model itself."""
+    """A model with settings that hold if neither the agent nor the model sets them."""
 
     def __init__(self, wrapped: Model, settings: ModelSettings) -> None:
         super().__init__(wrapped)
@@ -128,9 +128,9 @@ def _leaves(model: Model) -> Iterator[Model]:
 
 
 def demand_finish_reasons(model: Model) -> None:
-    """Have models that speak OpenAI's Chat Completions tell a stream that was cut from a whole one.
+    """Let models of OpenAI's Chat Completions distinguish a stream that was cut from a whole one.
 
-    A model whose server never says why it stops can be given a profile that says so.
+    A model whose server never sends a finish reason can be given a profile for that.
     """
     spoken: Any = sys.modules.get("pydantic_ai.models.openai")
     if spoken is None:

@@ -1,8 +1,8 @@
-"""Ask a model again that could not be had just now: before its first event, a few times, with full jitter.
+"""Ask an unavailable model again: before its first event, a few times, with full jitter.
 
-What has begun is not asked again here: half an answer is no success, and the next would not go on where it stopped. Nor
-is a model asked again that asks for more time than the run has. A `FallbackModel` is asked again as a whole, once all
-its models have failed and as soon as one of them may be asked.
+A response that has begun is not asked for again here: half an answer is no success, and the next would not go on where
+it stopped. Nor is a model asked again whose `Retry-After` is longer than the run's time. A `FallbackModel` is asked
+again as a whole, once all its models have failed and as soon as one of them may be asked.
 """
 
 from __future__ import annotations

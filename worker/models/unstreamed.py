@@ -1,4 +1,4 @@
-"""Models that cannot stream, or whose provider refuses to: they are asked for a whole answer, which is then told."""
+"""Models that cannot stream, or whose provider refuses to: they are asked for a whole answer, which is one partial."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UnstreamedModel(WrapperModel):
     """A model that is asked for a whole answer where it cannot stream one."""
 
     def __init__(self, wrapped: Model, known_as: Model) -> None:
-        """Wrap a model; what is learned is remembered for `known_as`."""
+        """Wrap a model; whether it streams is remembered for `known_as`."""
         super().__init__(wrapped)
         self._known_as = known_as
 
@@ -87,10 +87,10 @@ def _can_stream(model: Model) -> bool:
 
 
 def _refuses_to_stream(error: BaseException) -> bool:
-    """Tell whether an error says that there is no streaming.
+    """Return whether an error means that there is no streaming.
 
-    A provider says so in words of its own: OpenAI's API answers an organisation that is not verified with 400, `param:
-    stream`. A refusal that names streams for another reason costs one more request, which is refused, too.
+    Providers differ in the form: OpenAI's API answers an organisation that is not verified with 400, `param: stream`. A
+    refusal that names streams for another reason costs one more request, which is refused, too.
     """
     match error:
         case NotImplementedError():

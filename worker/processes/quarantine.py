@@ -1,4 +1,4 @@
-"""Answer a suspect, a run under which a worker died, in a process of its own: a poison run takes nobody with it."""
+"""Answer a run under which a worker died in a process of its own, so that its death affects no other run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from agent_relay.worker.processes.spawner import Spawner, SpawnerLost
 log = logging.getLogger(__name__)
 
 START_SECONDS = 10.0
-"""How long a process that is made for a suspect may take until it claims it; then somebody else is called, too."""
+"""Time for a quarantined run's process to claim it; then the run wakes other workers, too."""
 WAITING = 2
 """Quarantined runs that hold a slot of this worker, for each one that is tried at a time."""
 
@@ -45,9 +45,9 @@ class Quarantine:
         self._stopping = False
 
     async def answer(self, run_id: UUID) -> None:
-        """Have a child answer the run; if it dies, its run is taken back at once. With too many here, it is left."""
+        """Answer the run in a child; if that dies, the run is recovered at once. With too many children, it is left."""
         if self._here >= self._most_here:
-            return  # It is still queued, and swept to whoever has room then.
+            return  # It is still queued, and a sweep enqueues it for a worker with room.
         self._here += 1
         try:
             async with self._room:
@@ -57,7 +57,7 @@ class Quarantine:
 
     async def _try(self, run_id: UUID) -> None:
         if self._stopping or not await set_aside(self._database, run_id, START_SECONDS):
-            return  # It is still queued, and swept to somebody else; or somebody else is at it.
+            return  # It is still queued and enqueued again by a sweep, or another worker answers it.
         worker_id = new_id()
         log.warning("isolation.suspect run_id=%s worker_id=%s", run_id, worker_id)
         try:
@@ -74,7 +74,7 @@ class Quarantine:
             await self._sweeper.take_back()
 
     def stop(self) -> None:
-        """Ask the children to give back what they have."""
+        """Ask the children to return their runs to the queue."""
         self._stopping = True
         self._nursery.stop()
 

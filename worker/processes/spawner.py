@@ -38,12 +38,12 @@ _Wish = tuple[UUID, UUID | None] | list[str] | None
 _FORK = multiprocessing.get_context("fork")
 _NEW_INTERPRETER = multiprocessing.get_context("spawn")
 _HELD_BACK = {signal.SIGINT, signal.SIGTERM}
-"""Whole groups of processes are sent these, but the nursery ends after those that it made. They get them even in the
-instant in which they are made."""
+"""Signals that go to whole groups of processes: the spawner ends after the processes that it made. These get them even
+in the instant in which they are made."""
 
 
 class SpawnerLost(Exception):
-    """The nursery has died: no more processes can be made, and nobody knows what became of the others."""
+    """The spawner has died: no more processes can be made, and the state of the others is not known."""
 
 
 class Spawner:
@@ -55,8 +55,8 @@ class Spawner:
         """Start the spawner; `above` is the one that this process was forked from.
 
         `fresh` starts a new interpreter, to which `work` and `imports` are pickled; by default where a fork is unsafe.
-        What was imported is never garbage, and to look it through takes a sixth of a second each time; a process that
-        does so also makes a copy of it all.
+        Imported objects are never garbage, and a collection of them takes a sixth of a second each time; a process that
+        collects them also makes a copy of them all.
         """
         if imports is not None:
             imports()
@@ -84,7 +84,7 @@ class Spawner:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have it end, after all that it made have stopped."""
+        """End it, after all that it made have stopped."""
         self._end.close()
         self._process.join()
 
@@ -94,7 +94,7 @@ class Spawner:
         return cast("int", self._process.pid)
 
     async def run(self, worker_id: UUID, only: UUID | None = None) -> int:
-        """Have a process work, and wait for its end; returns its exit status, negative of a signal.
+        """Run work in a process, and wait for its end; returns its exit status, negative of a signal.
 
         Raises:
             NurseryLost: how it ended, or whether it began, is not known.
@@ -111,7 +111,7 @@ class Spawner:
             self._pids.pop(worker_id, None)
 
     def prepare(self, modules: Iterable[str]) -> None:
-        """Have modules imported there, and in the nursery above, so that processes made from now on need not do it."""
+        """Import modules there, and in the spawner above, so that processes made from now on need not do it."""
         names = list(modules)
         self._say(names)
         if self._above is not None:
@@ -180,7 +180,7 @@ def _import_and_serve(imports: Imports | None, work: Work, end: Connection, othe
 
 
 def _serve(work: Work, end: Connection, other_end: Connection) -> None:
-    """Fork, and tell what becomes of it, until the other end is closed; then have all stop."""
+    """Fork, and report the ends, until the other end is closed; then stop all."""
     other_end.close()
     signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     woken, waking = os.pipe()
@@ -219,7 +219,7 @@ def _serve(work: Work, end: Connection, other_end: Connection) -> None:
 
 def _import(modules: list[str]) -> None:
     for module in modules:
-        with suppress(Exception):  # A process that needs it says what is wrong.
+        with suppress(Exception):  # A process that needs it reports the error.
             importlib.import_module(module)
     gc.freeze()
 
@@ -241,7 +241,7 @@ def _tell_the_ended(children: dict[UUID, BaseProcess], end: Connection) -> None:
 
 
 def _tell(end: Connection, worker_id: UUID, child: BaseProcess) -> None:
-    with suppress(OSError):  # Nobody is left to hear it.
+    with suppress(OSError):  # The other end is closed.
         end.send((worker_id, child.pid, child.exitcode))
 
 

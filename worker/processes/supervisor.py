@@ -1,7 +1,7 @@
-"""A small parent of several worker processes: it restarts what dies, and takes back at once what died with it.
+"""A small parent of several worker processes: it restarts dead ones, and recovers their runs at once.
 
-What it takes back is suspect, and needs processes of its own. The parent makes the first few of these itself: a worker
-that could may only be starting.
+The recovered runs are quarantined, and need processes of their own. The parent makes the first few of these itself:
+the workers that could make them may still be starting.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from agent_relay.worker.processes.spawner import Spawner, SpawnerLost
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.2
-"""Before the restart: the processes of the suspects start first, for whose answers somebody waits already."""
+"""Before the restart: the processes of quarantined runs start first, because their callers have waited already."""
 LONGEST_PAUSE_SECONDS = 10.0
 HEALTHY_SECONDS = 30.0
-"""A child that lived for so long is restarted as if it were the first to die."""
+"""A child that lived for this time is restarted as if it were the first to die."""
 
 
 class WorkerSupervisor:
-    """Keeps so many workers running."""
+    """Keeps this number of workers running."""
 
     def __init__(self, settings: Settings, processes: int, nursery: Spawner) -> None:
         self._settings = settings
@@ -50,7 +50,7 @@ class WorkerSupervisor:
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
-        """Run the children until told to stop, and wait until they have stopped."""
+        """Run the children until stopped, and wait until they have stopped."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self.stop)
         async with self._together:
@@ -62,7 +62,7 @@ class WorkerSupervisor:
             raise SystemExit(1)
 
     def stop(self) -> None:
-        """Have the children stop, and do not start them again."""
+        """Stop the children, and do not start them again."""
         self._stopping.set()
         self._isolation.stop()
 
@@ -97,7 +97,7 @@ class WorkerSupervisor:
             self._together.create_task(self._answer(run_id))
 
     async def _answer(self, run_id: UUID) -> None:
-        """Have a suspect answered, unless one of the workers, whom it was rung for, has been sooner."""
+        """Answer a quarantined run, unless one of the workers, for which it was enqueued, has claimed it."""
         try:
             with skip_if_database_away(log, "parent.database_away"):  # A worker sees to it.
                 await self._isolation.answer(run_id)

@@ -1,8 +1,8 @@
-"""How many runs of batches a worker answers at once: as many as leave its event loop time for those who wait.
+"""How many runs of batches a worker answers at once: as many as leave its event loop time for interactive runs.
 
-Slots alone do not say: forty runs that wait for a slow model are nothing, and two of a fast one take a whole core. So
-the loop is looked at, twice a second. A batch begins with a few runs and soon has more, as long as the loop has time;
-where it has not, a batch has fewer, but never none.
+The number of slots is no measure: forty runs that wait for a slow model need no time, and two of a fast one take a
+whole core. So the load of the loop is measured, twice a second. A batch begins with a few runs and soon has more, as
+long as the loop has time; otherwise a batch has fewer, but never none.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 SCHEDULER = Path("/proc/thread-self/schedstat")
-"""What Linux says of the thread that reads it: nanoseconds for which it ran, and for which it waited for a core."""
+"""Linux' figures of the thread that reads it: nanoseconds for which it ran, and for which it waited for a core."""
 LOOK_SECONDS = 0.5
 BEGIN_SHARE = 0.25
-"""Of the slots that batches may have, what a batch begins with."""
+"""The share of the slots for batches with which a batch begins."""
 FULL = 0.95
 """Above this busy share, the measurement saturates: more work does not show."""
 TOLERANCE = 0.05
@@ -34,17 +34,16 @@ class AdaptiveLimit:
         self._most_held = 0
         """Since the last look."""
         self.slots = self._begin
-        """What batches may have now."""
+        """The number of runs that batches may have now."""
 
     def note(self, held: int) -> None:
-        """Note that batches have so many slots."""
+        """Store the number of slots that batches have."""
         self._most_held = max(self._most_held, held)
 
     def look(self, busy: float, held: int) -> None:
-        """Allow more or fewer, after the loop was busy for this share of its time; batches have so many slots now.
+        """Allow more or fewer, after the loop was busy for this share of its time; batches have `held` slots now.
 
-        Whatever else keeps the loop busy counts, too: interactive runs go first. What was learned of one batch is
-        forgotten when nothing of it is left.
+        All work of the loop counts: interactive runs go first. The limit is reset when no run of a batch is left.
         """
         if self._most_held == 0:
             self.slots = self._begin
@@ -57,7 +56,7 @@ class AdaptiveLimit:
 
 
 async def busy_shares() -> AsyncIterator[float]:
-    """Tell now and then for how much of its time this thread had something to do since it was told last."""
+    """Return now and then the share of its time for which this thread was busy since the last value."""
     at, wanted = time.monotonic(), _wanted_seconds()
     while True:
         await asyncio.sleep(LOOK_SECONDS)

@@ -1,11 +1,11 @@
-"""The doorbell: arq's worker, rung by `BZMPOP` instead of polling. The answering side of arq.
+"""The queue consumer: arq's worker, fed by `BZMPOP` instead of polling. The consumer side of arq.
 
 When there is a free slot, due jobs are handed to one worker at once. Their runs are claimed together, while arq reads
-the jobs; a job ends with its run's answer, and what cannot be read of it keeps no run from being answered. What was
-popped and not claimed is rung again by the sweeper, so a ring may get lost here but never a run.
+the jobs; a job ends with its run's answer, and a job that cannot be read does not keep its run from being answered. The
+sweeper enqueues again a run that was popped and not claimed, so an entry may get lost here but never a run.
 
-`shares.py` says, anew for each pop, which lanes it lists. A pop in flight is never cancelled, because what it has
-popped would be lost until swept; it is woken through a key of this worker's own, which stands before the lanes.
+`slots.py` returns, for each pop, the queues that it lists. A pop in flight is never cancelled, because its entries
+would be lost until swept; it is woken through a key of this worker's own, which stands before the queues.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ log = logging.getLogger(__name__)
 POP_MOST = 8
 """Runs that one pop takes and claims together. Larger pops starve idle workers."""
 POP_SECONDS = 1
-"""How long a pop blocks: nobody is kept waiting by it."""
+"""How long a pop blocks; no entry waits for the end of a pop."""
 BACK_OFF_SECONDS = 0.5
 UNWIND_SECONDS = 60
 """arq's own timeout is only a net below the deadline, which ends a run properly."""
 
-logging.getLogger("arq").setLevel(logging.CRITICAL)  # Its lines say nothing that ours do not.
+logging.getLogger("arq").setLevel(logging.CRITICAL)  # Its lines repeat ours.
 
 
 class QueueConsumer(Worker):
@@ -77,11 +77,11 @@ class QueueConsumer(Worker):
             job_deserializer=loads,
         )
         names = settings.names
-        # arq has these as constants, and no other way to have a job under a name of ours.
+        # arq has these as constants, and no other way to use a job name of ours.
         arq_worker.job_key_prefix = names.jobs  # pyright: ignore[reportPrivateImportUsage]
         arq_worker.retry_key_prefix = names.tries  # pyright: ignore[reportPrivateImportUsage]
         self._kept = (names.jobs, names.tries)
-        """What the keys of a job begin with; the others are of what is switched off."""
+        """The beginnings of the keys of a job; the others belong to features that are switched off."""
         self._keys = {lane: names.lane(settings.pool, lane) for lane in Lane}
         self._wake_key = names.wake(new_id())
         self._slots = asyncio.Semaphore(settings.worker_slots)
@@ -92,7 +92,7 @@ class QueueConsumer(Worker):
         """The lanes of the pop in flight, until it is woken."""
         self._waking: asyncio.Task[None] | None = None
         self._answering: dict[str, asyncio.Task[None]] = {}
-        """What answers the runs of the jobs that have slots."""
+        """Answers the runs of the jobs that have slots."""
         self._may_pop = may_pop
         self._answer = answer
         self._ended: list[str] = []
@@ -100,7 +100,7 @@ class QueueConsumer(Worker):
         self._forgetting: asyncio.Task[None] | None = None
 
     async def main(self) -> None:
-        """Hand popped jobs to slots until told to stop."""
+        """Hand popped jobs to slots until stopped."""
         looking = asyncio.create_task(self._look_at_the_loop())
         try:
             await self._pop_and_answer()
@@ -129,7 +129,7 @@ class QueueConsumer(Worker):
                 task.add_done_callback(partial(self._over, lane, member))
 
     async def _run(self, member: str, answering: asyncio.Task[None] | None) -> None:
-        """Have arq run a job, which waits for the answer; it is answered also if arq does not begin the job."""
+        """Let arq run a job, which waits for the answer; it is answered also if arq does not begin the job."""
         if answering is not None:
             self._answering[member] = answering
         try:
@@ -147,7 +147,7 @@ class QueueConsumer(Worker):
             log.error("doorbell.job_failed job=%s", member, exc_info=error)
 
     def stop(self) -> None:
-        """Pop no more, even if all slots are taken; what was popped goes on."""
+        """Pop no more, even if all slots are taken; popped runs go on."""
         self.allow_pick_jobs = False
         self._slots.release()
         self._wake()
@@ -177,7 +177,7 @@ class QueueConsumer(Worker):
         self._forgetting = None
 
     async def _pop(self) -> tuple[Lane, dict[str, UUID]] | None:
-        """Wait a moment for rings; takes as many as there is room for, of one lane, and returns runs by member."""
+        """Wait a moment for entries; takes as many as there is room for, of one queue, and returns runs by member."""
         self._listed = self._shares.lanes()
         lanes = {self._keys[lane]: lane for lane in self._listed}
         most = min(POP_MOST, *(self._shares.room(lane) for lane in self._listed))
@@ -216,12 +216,12 @@ class QueueConsumer(Worker):
             self._list_more()
 
     def _list_more(self) -> None:
-        """Have the pop in flight return if it lists less than it may."""
+        """End the pop in flight if it lists fewer queues than it may."""
         if self._listed is not None and not set(self._shares.lanes()) <= set(self._listed):
             self._wake()
 
     def _wake(self) -> None:
-        """Have the pop in flight, if there is one, return at once; it is enough to be woken once."""
+        """End the pop in flight at once, if there is one; one wake-up is enough."""
         if self._listed is not None:
             self._listed = None
             self._waking = asyncio.create_task(self._ring_myself())

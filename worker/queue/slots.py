@@ -1,8 +1,8 @@
-"""Who gets a free slot of a worker: interactive runs first, and always some slots; batches what is left, and a turn.
+"""The slot policy of a worker: interactive runs first, and always some slots; batches the rest, and a turn.
 
-How many slots are left for batches is a matter of the worker's time, too: see `allowance.py`.
+The number of slots for batches depends on the worker's time, too: see `adaptive_limit.py`.
 
-It counts and knows no lane's content: the doorbell pops from the lanes that are named here, in that order.
+It counts and does not read queues: the queue consumer pops from the queues that it names, in that order.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agent_relay.worker.queue.adaptive_limit import AdaptiveLimit
 
 
 class Shares:
-    """The slots of one worker, and who holds them."""
+    """The slots of one worker, and their runs."""
 
     def __init__(self, slots: int, *, interactive_share: float, batch_turn: int) -> None:
         self._slots = slots
@@ -42,7 +42,7 @@ class Shares:
         return [Lane.INTERACTIVE]
 
     def room(self, lane: Lane) -> int:
-        """Tell how many runs of a lane that was named may be taken at once."""
+        """Return how many runs of a named queue may be taken at once."""
         free = self._slots - self._held.total()
         if self._is_turn_of_batches():
             return 1
