@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from pydantic import ValidationError
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.files import UNNAMED, tidy
 from agent_relay.api.problems import FieldError, Refused, invalid
@@ -182,3 +184,23 @@ def in_their_places(placed: Sequence[Placed], whole: str) -> Generator[list[Atta
             if error.pointer.startswith(_ATTACHMENTS):
                 error.pointer = moved(error.pointer)
         raise
+
+
+_KEPT = text("SELECT attachments FROM runs WHERE id = :id")
+
+
+async def are_attached(database: AsyncEngine, run_id: UUID, placed: Sequence[Placed]) -> bool:
+    """Tell whether a run has these attachments. Of bytes that came with the query, name, type and length tell."""
+    async with database.connect() as connection:
+        kept = attachments.attached_of(await connection.scalar(_KEPT, {"id": run_id}))
+    return len(kept) == len(placed) and all(
+        _is_kept_as(each.attachment, as_kept) for each, as_kept in zip(placed, kept, strict=True)
+    )
+
+
+def _is_kept_as(given: Attachment, kept: attachments.Attached) -> bool:
+    if given.data is None:
+        return kept.get("url") == given.url and (given.file_id is None or kept.get("file_id") == str(given.file_id))
+    size = len(given.data) // 4 * 3 - given.data[-2:].count("=")
+    media_type = None if given.media_type is None else plain(given.media_type)
+    return (kept.get("filename"), kept.get("media_type"), kept.get("bytes")) == (tidy(given.filename), media_type, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import httpx
 import pytest
 
 from tests.support.ag_ui import AgUiClient
+from tests.support.attachment_agents import shown
 from tests.support.client import Client
 from tests.support.service import Running, Service, serving
 from tests.support.step_agents import Planned
@@ -23,6 +25,9 @@ AGENTS = {
     "breaks": "tests.support.agents:breaks",
     "bank_support": "agent_relay.worker.agents.bank_support:served",
     "asks": "tests.support.waiting_agents:asks",
+    "sees": "tests.support.attachment_agents:sees",
+    "images_only": "tests.support.attachment_agents:images_only",
+    "passes": "tests.support.attachment_agents:passes",
     "steps": "tests.support.step_agents:steps",
     "dies": "tests.support.step_agents:forgetful",
 }
@@ -273,6 +278,84 @@ async def test_the_agent_is_told_the_context_for_this_run_and_keeps_forwarded_pr
     assert "first" in page.said()[-1]
 
 
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+SEEN = shown(PNG, "image/png")
+AWAY = "https://example.org/a.png"
+
+
+def part(kind: str, source: str, value: str | bytes, **more: Any) -> dict[str, Any]:
+    """Write a part of a message that is a file."""
+    written = value if isinstance(value, str) else base64.b64encode(value).decode()
+    return {"type": kind, "source": {"type": source, "value": written, **more}}
+
+
+def asks(page: AgUiClient, *parts: dict[str, Any]) -> None:
+    """Write a message with files."""
+    content = [{"type": "text", "text": "What is it?"}, *parts]
+    page.messages.append({"id": f"user-{len(page.messages)}", "role": "user", "content": content})
+
+
+async def test_files_of_the_last_message_are_given_to_the_agent(client: Client) -> None:
+    uploaded = await client.http.post("/files", content=PNG, headers={"Content-Type": "image/png"})
+    file_id = uploaded.json()["id"]
+    page = AgUiClient(f"thread {uuid4()}")
+    asks(
+        page,
+        part("image", "data", PNG, mimeType="image/png"),
+        part("document", "data", b"a,b", mimeType="text/csv"),
+        part("image", "url", f"data:image/png;base64,{base64.b64encode(PNG).decode()}"),
+        part("image", "file", file_id, provider="agent-relay"),
+        part("document", "file", file_id),
+    )
+    await run(client, page, "sees")
+    given = ["What is it?", SEEN, shown(b"a,b", "text/csv"), SEEN, SEEN, SEEN]
+    assert json.loads(page.said()[-1]) == given
+    again = (await run_behind(client, page))["id"]
+    page.messages = page.messages[:1]
+    await run(client, page, "sees")
+    assert (await run_behind(client, page))["id"] == again
+    page.messages[0]["content"].pop()
+    assert await refusal(client, page, "sees") == (422, "/runId")
+    later = AgUiClient(page.thread_id)
+    later.say("And now?")
+    await run(client, later, "sees", "run-2")
+    assert json.loads(later.said()[-1])[:2] == given[:2]
+    thread = await client.http.get(f"/threads/{(await run_behind(client, later))['thread_id']}")
+    assert len(thread.json()["messages"][0]["attachments"]) == 5
+
+    handed_on = AgUiClient(f"thread {uuid4()}")
+    asks(handed_on, part("image", "url", AWAY, mimeType="image/png"), part("audio", "url", AWAY))
+    await run(client, handed_on, "passes")
+    assert json.loads(handed_on.said()[-1]) == ["What is it?", {"url": AWAY}, {"url": AWAY}]
+
+
+async def test_a_file_that_cannot_be_attached_is_refused_where_it_stands(client: Client, api: Running) -> None:
+    async with Client(api.url) as other:
+        uploaded = await other.http.post("/files", content=PNG, headers={"Content-Type": "image/png"})
+    value = "/messages/0/content/1/source/value"
+    text = part("document", "data", b"hello", mimeType="text/plain")
+    for agent, wrong, pointer in (
+        ("sees", part("image", "file", uploaded.json()["id"]), value),
+        ("sees", part("image", "file", str(uuid4())), value),
+        ("sees", part("image", "file", "file-1"), value),
+        ("sees", part("image", "file", "file-1", provider="openai"), "/messages/0/content/1/source/provider"),
+        ("sees", part("image", "data", "%%%%", mimeType="image/png"), value),
+        ("sees", part("image", "data", b"GIF89a", mimeType="image/png"), value),
+        ("sees", part("image", "data", PNG, mimeType="image/svg+xml"), value),
+        ("sees", part("image", "url", "http://example.org/a.png"), value),
+        ("sees", part("image", "url", "https://127.0.0.1/a.png"), value),
+        ("sees", part("image", "url", "data:image/png,AAAA"), value),
+        ("images_only", text, value),
+    ):
+        page = AgUiClient(f"thread {uuid4()}")
+        asks(page, wrong)
+        assert await refusal(client, page, agent) == (422, pointer), wrong
+    crowded = AgUiClient(f"thread {uuid4()}")
+    asks(crowded, *[text] * 21)
+    assert await refusal(client, crowded, "sees") == (422, "/messages/0/content")
+    assert (await client.http.get("/threads")).json()["items"] == [], "nothing was begun"
+
+
 async def test_what_cannot_be_carried_is_refused_by_its_name(client: Client) -> None:
     page = page_that_says("?")
     tool = {"name": "look", "description": "Looks."}
@@ -286,9 +369,8 @@ async def test_what_cannot_be_carried_is_refused_by_its_name(client: Client) -> 
     assert (await refusal(client, page, "nobody"))[0] == 422
     assert (await refusal(client, page, "echo", resume=[{"interruptId": "1", "status": "resolved"}]))[0] == 422
     image = {"type": "image", "source": {"type": "url", "value": "https://example.org/a.png"}}
-    parts = [{"type": "text", "text": "See"}, image]
-    shown = [{"id": "1", "role": "user", "content": parts}]
-    assert await refusal(client, page, "echo", messages=shown) == (422, "/messages/0/content/1")
+    without_text = [{"id": "1", "role": "user", "content": [image]}]
+    assert await refusal(client, page, "echo", messages=without_text) == (422, "/messages/0/content")
     answer = [*page.messages, {"id": "2", "role": "assistant", "content": "!"}]
     assert await refusal(client, page, "echo", messages=answer) == (422, "/messages/1/role")
     await run(client, page, "echo")

@@ -27,4 +27,11 @@ MUTATIONS = [
         "thread_id",
         CLIENT + "test_the_same_run_is_followed_again_and_asks_nothing_again",
     ),
+    Mutation(
+        "a run of AG-UI that is taken for one with other files",
+        "api/protocols/ag_ui/routes.py",
+        "        if not same or not await are_attached(database, before.id, wanted.files):\n",
+        "        if not same:\n",
+        CLIENT + "test_files_of_the_last_message_are_given_to_the_agent",
+    ),
 ]

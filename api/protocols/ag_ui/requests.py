@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+from uuid import UUID
 
-from ag_ui.core import Message, ResumeEntry, RunAgentInput, ToolMessage
+from ag_ui.core import Message, PartSource, ResumeEntry, RunAgentInput, TextPart, ToolMessage
 from pydantic import ConfigDict, Field
 from pydantic_core import from_json
 
+from agent_relay.api.attachments import NotAttachable, Placed, from_data, from_id, from_url
 from agent_relay.api.problems import Refused, invalid
 from agent_relay.api.protocols.ag_ui.message_ids import told_by
 from agent_relay.api.schemas import GivenAnswer
@@ -18,6 +21,7 @@ from agent_relay.shared.runs.said import Said
 from agent_relay.shared.schemas import Metadata, RunRequest
 
 LONGEST_ID = 255
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 ABANDONED = "The user has left this unanswered."
 
 
@@ -89,8 +93,22 @@ def wrong_role(place: int) -> Refused:
     return invalid(f"/messages/{place}/role", "wrong_role", message)
 
 
-def query_in(asked: NewRun) -> str:
-    """Read the query of the last message, which is a user's.
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the last message asks."""
+
+    query: str
+    files: Sequence[Placed]
+    pointer: str
+    """Where its content stands."""
+
+
+OWN = "agent-relay"
+"""The provider of the files of this service, as a client may say it."""
+
+
+def query_in(asked: NewRun) -> Asked:
+    """Read the query of the last message, which is a user's, and its files.
 
     Raises:
         Refused: 422, it is no user's, or holds what is not taken.
@@ -100,19 +118,40 @@ def query_in(asked: NewRun) -> str:
     last = asked.messages[place] if place >= 0 else None
     if last is None or last.role != "user":
         raise wrong_role(max(place, 0))
-    if isinstance(last.content, str):
-        query = last.content
-    else:
-        texts: list[str] = []
-        for number, part in enumerate(last.content):
-            if part.type != "text":
-                message = "Agents are asked in text: leave this part out"
-                raise invalid(f"{pointer}/content/{number}", "unsupported_content", message)
+    pointer += "/content"
+    texts: list[str] = []
+    files: list[Placed] = []
+    for number, part in enumerate([TextPart(text=last.content)] if isinstance(last.content, str) else last.content):
+        if part.type == "text":
             texts.append(part.text)
-        query = "\n".join(texts)
+        else:
+            files.append(_file(part.source, f"{pointer}/{number}/source"))
+    query = "\n".join(texts)
     if not query:
-        raise invalid(f"{pointer}/content", "missing", "The last message asks nothing")
-    return query
+        raise invalid(pointer, "missing", "The last message asks nothing: it needs a text")
+    return Asked(query, files, pointer)
+
+
+def _file(source: PartSource, pointer: str) -> Placed:
+    """Read where the bytes of a part are.
+
+    Raises:
+        Refused: 422, they are nowhere that is taken.
+    """
+    value = f"{pointer}/value"
+    try:
+        match source.type:
+            case "data":
+                return Placed(from_data(source.value, source.mime_type), value)
+            case "url":
+                return Placed(from_url(source.value, source.mime_type), value)
+            case "file":
+                if source.provider not in (None, OWN):
+                    message = "Only files of this service can be read: give the id that POST /files gave"
+                    raise invalid(f"{pointer}/provider", "unsupported_value", message)
+                return Placed(from_id(UUID(source.value) if _UUID.fullmatch(source.value) else None), value)
+    except NotAttachable as wrong:
+        raise invalid(value, "unsupported_content", str(wrong)) from None
 
 
 def instructions_in(asked: NewRun, most_bytes: int) -> list[Said]:

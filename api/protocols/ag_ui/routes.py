@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.answering import Answerer
+from agent_relay.api.attachments import are_attached, in_their_places
 from agent_relay.api.dependencies import (
     CallLimits,
     Cancel,
@@ -129,10 +130,12 @@ async def _submitted(
         Refused: 422, it says what is not taken, or the client's run has asked something else before; 409, a run of the
             thread waits.
     """
-    query, metadata = query_in(asked), metadata_in(asked)
+    wanted, metadata = query_in(asked), metadata_in(asked)
+    query = wanted.query
     before = await run_of(database, caller, thread, asked.run_id) if thread.is_there else None
     if before is not None:
-        if before.query != query or metadata_of(before.metadata) != metadata:
+        same = before.query == query and metadata_of(before.metadata) == metadata
+        if not same or not await are_attached(database, before.id, wanted.files):
             raise _reused()
         return Asked(before, REPLAYED)
     if asked.last_place < len(asked.messages) - 1:  # The query has its answer: this is another run.
@@ -145,14 +148,15 @@ async def _submitted(
         user_id=caller.user_id,
         route=f"/api/v1{PATH}",
         key=str(message_id),
-        body_hash=hashlib.sha256(to_json([query, metadata])).digest(),
+        body_hash=hashlib.sha256(to_json([query, metadata, *(each.attachment for each in wanted.files)])).digest(),
         kept_seconds=settings.idempotency_retention_hours * 3600,
     )
     instructions = instructions_in(asked, settings.max_history_bytes)
-    new = NewQuery(thread_id=thread.id, query=query, metadata=metadata)
     ids = OwnIds(message_id, None if thread.is_there else agent_type)
     try:
-        return await submitter.ask(caller, new, key, instructions, ids=ids)
+        with in_their_places(wanted.files, wanted.pointer) as attachments:
+            new = NewQuery(thread_id=thread.id, query=query, metadata=metadata, attachments=attachments)
+            return await submitter.ask(caller, new, key, instructions, ids=ids)
     except KeyReused:
         raise _reused() from None
 
