@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,8 @@ import httpx
 import pytest
 
 from tests.support.ai_sdk import Clients, Page, chatting, text_in, visible
+from tests.support.attachment_agents import PNG as PAINTED
+from tests.support.attachment_agents import shown
 from tests.support.eventually import eventually
 from tests.support.service import KEYS, Running, Service, serving
 from tests.support.thinking_agents import Thinking
@@ -25,6 +28,10 @@ AGENTS = {
     "bank_support": "agent_relay.worker.agents.bank_support:served",
     "asks": "tests.support.waiting_agents:asks",
     "thinks": "tests.support.thinking_agents:thinks",
+    "sees": "tests.support.attachment_agents:sees",
+    "images_only": "tests.support.attachment_agents:images_only",
+    "passes": "tests.support.attachment_agents:passes",
+    "draws": "tests.support.attachment_agents:draws",
 }
 
 
@@ -476,10 +483,124 @@ def test_a_token_reaches_the_chats_of_its_threads(api: Running, caller: Caller) 
         assert holder.post("another", "again", "m2").status_code == 404
 
 
-USER = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
-FILE = {"type": "file", "mediaType": "image/png", "url": "data:image/png;base64,AA=="}
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+SEEN = shown(PNG, "image/png")
+
+
+def picture(content: bytes = PNG, **more: Any) -> dict[str, Any]:
+    """Write a picture as a page sends it."""
+    url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return {"type": "file", "mediaType": "image/png", "filename": "a.png", "url": url, **more}
+
+
+def files_of(caller: Caller) -> list[str]:
+    """List the files of a user."""
+    return [file["id"] for file in caller.http.get("/files").json()["items"]]
+
+
+def test_files_are_given_to_the_agent_and_painted_with_a_path_that_leads_to_them(
+    clients: Clients, api: Running, caller: Caller, user_id: str
+) -> None:
+    page = clients.open(api.url, "pictures", user_id=user_id, body={"agent_type": "sees"})
+    page.send("What is it?", files=[picture()])
+    user, _ = painted = caller.messages("pictures")
+    [file_id] = files_of(caller)
+    path = f"/api/v1/files/{file_id}/content"
+    content = caller.http.get(f"{api.url}{path}")
+    again = clients.open(api.url, "pictures", user_id=user_id, body={"agent_type": "sees"}, messages=painted)
+    again.do("regenerate", options={})
+    again.responded()
+    regenerated, kept = json.loads(again.text()), files_of(caller)
+    page.send("And now?", files=[picture(url=path)])
+    live = clients.open(api.url, "live", user_id=user_id, body={"agent_type": "sees"})
+    live.send("Live?", files=[picture()])
+    live.do("regenerate", options={})
+    live.responded()
+
+    assert user["parts"] == [picture(url=path), {"type": "text", "text": "What is it?"}]
+    assert (content.content, content.headers["Content-Type"]) == (PNG, "image/png")
+    assert regenerated == ["What is it?", SEEN]
+    assert kept == [file_id]
+    assert json.loads(page.text()) == ["What is it?", SEEN, "And now?", SEEN]
+    assert [each["parts"][0]["url"] for each in caller.messages("pictures")[::2]] == [path, path]
+    assert json.loads(live.text()) == ["Live?", SEEN]
+    assert len(files_of(caller)) == 2, "what is regenerated is not stored again"
+
+
+def test_a_message_with_files_is_asked_once_and_edited_with_its_id(caller: Caller) -> None:
+    def post(*files: dict[str, Any], **body: Any) -> httpx.Response:
+        parts = [*files, {"type": "text", "text": "See?"}]
+        message = {"id": "m1", "role": "user", "parts": parts}
+        asked = {"id": "seen", "messages": [message], "trigger": "submit-message", "agent_type": "sees", **body}
+        return caller.http.post("/ai-sdk/chat", json=asked)
+
+    first = chunks(post(picture()))
+    assert chunks(post(picture()))[0] == first[0]
+    for other in ((), (picture(PNG + b"."),), (picture(filename="b.png"),), (picture(), picture())):
+        assert post(*other).json()["errors"][0]["code"] == "message_id_reused"
+    for files in ((picture(PNG + b"."),), ()):
+        edited = chunks(post(*files, messageId="m1"))
+        [seen] = [json.loads("".join(each["delta"] for each in edited if each["type"] == "text-delta"))]
+        assert seen == ["See?", *(shown(PNG + b".", "image/png") for _ in files)]
+    assert len(caller.messages("seen")) == 2
+
+
+def test_what_an_agent_makes_is_a_part_of_its_message(
+    clients: Clients, api: Running, caller: Caller, user_id: str
+) -> None:
+    for agent, text, content in (("sees", "call: paint", PAINTED), ("draws", "blue, please", PAINTED + b"blue")):
+        page = clients.open(api.url, agent, user_id=user_id, body={"agent_type": agent})
+        page.send(text)
+
+        [file] = [part for part in page.parts if part["type"] == "file"]
+        assert file["mediaType"] == "image/png"
+        assert caller.http.get(f"{api.url}{file['url']}").content == content
+        painted = [part for part in visible({"messages": caller.messages(agent)}) if part["type"] == "file"]
+        assert painted == [file]
+
+
+def test_files_of_others_are_not_there(api: Running, caller: Caller) -> None:
+    stranger = Caller(api.url, str(uuid4()))
+    with stranger.http:
+        uploaded = stranger.http.post("/files", content=PNG, headers={"Content-Type": "image/png"})
+    answers: list[Any] = []
+    for file_id in (uploaded.json()["id"], str(uuid4())):
+        parts = [picture(url=f"/api/v1/files/{file_id}/content"), {"type": "text", "text": "See?"}]
+        body = {"id": "not mine", "messages": [{**USER, "parts": parts}], "trigger": "submit-message"}
+        answers.append(caller.http.post("/ai-sdk/chat", json={**body, "agent_type": "sees"}).json()["errors"])
+
+    assert answers[0] == answers[1]
+    assert [(error["pointer"], error["code"]) for error in answers[0]] == [("/messages/0/parts/0/url", "unknown_file")]
+
+
+USER: dict[str, Any] = {"id": "m1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
+
+
+def with_file(file: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Write a message with a file."""
+    return {"messages": [{**USER, "parts": [{"type": "text", "text": "See?"}, file]}], **more}
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a file": ({"messages": [{**USER, "parts": [FILE]}]}, "/messages/0/parts/0"),
+    "a file that is none": (with_file(picture(b"GIF89a")), "/messages/0/parts/1/url"),
+    "a file of a page": (with_file(picture(url="blob:http://127.0.0.1/1")), "/messages/0/parts/1/url"),
+    "a file that is near by": (with_file(picture(url="https://127.0.0.1/a.png")), "/messages/0/parts/1/url"),
+    "a file that is no base64": (with_file(picture(url="data:image/png,AAAA")), "/messages/0/parts/1/url"),
+    "a file of a wrong type": (with_file(picture(mediaType=1)), "/messages/0/parts/1"),
+    "a type that is not taken": (
+        with_file(picture(url="data:text/html;base64,PGI+YQ==")),
+        "/messages/0/parts/1/url",
+    ),
+    "a type that the agent does not take": (
+        with_file(picture(url="data:text/plain;base64,aGVsbG8="), agent_type="images_only"),
+        "/messages/0/parts/1/url",
+    ),
+    "a file with more": (
+        with_file(picture(providerReference={"openai": "file-1"})),
+        "/messages/0/parts/1/providerReference",
+    ),
+    "too many files": ({"messages": [{**USER, "parts": [*USER["parts"], *[picture()] * 21]}]}, "/messages/0/parts"),
+    "a file without a text": ({"messages": [{**USER, "parts": [picture()]}]}, "/messages/0/parts"),
     "an unknown part": ({"messages": [{**USER, "parts": [{"type": "data-x", "data": 1}]}]}, "/messages/0/parts/0"),
     "no text": ({"messages": [{**USER, "parts": []}]}, "/messages/0/parts"),
     "a system message": ({"messages": [{**USER, "role": "system"}]}, "/messages/0/role"),

@@ -35,4 +35,18 @@ MUTATIONS = [
         "",
         FOLLOWER + "test_a_reader_who_goes_on_after_a_pause_waits_for_what_comes_after_it",
     ),
+    Mutation(
+        "a file of the AI SDK's that is taken and never given to the agent",
+        "api/protocols/ai_sdk/requests.py",
+        '                files.append(_file(part, f"{asked.pointer}/parts/{number}", url_of_file))\n',
+        '                _file(part, f"{asked.pointer}/parts/{number}", url_of_file)\n',
+        CLIENT + "test_a_message_with_files_is_asked_once_and_edited_with_its_id",
+    ),
+    Mutation(
+        "a file that a lost attempt has made, and that another one makes again, never shown",
+        "api/protocols/ai_sdk/renderer.py",
+        "            step.native_calls.add(file_id)\n",
+        "            pass\n",
+        RENDERER + "test_a_file_of_a_response_that_is_void_is_taken_back_and_made_again",
+    ),
 ]

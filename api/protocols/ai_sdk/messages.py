@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 from uuid import UUID
@@ -12,10 +12,12 @@ from pydantic_core import from_json
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from agent_relay.api.files import UNNAMED
 from agent_relay.api.protocols.ai_sdk.renderer import OUTPUT, reasoning_id
 from agent_relay.api.requests.pagination import bounded, read_bounded
 from agent_relay.api.schemas import Step
 from agent_relay.api.steps import SIZE_OF_STEPS, steps_of_runs
+from agent_relay.shared.attachments import Attached, attached_of
 from agent_relay.shared.database.typed_rows import columns
 from agent_relay.shared.schemas import Metadata, Resource, RunRequest, metadata_of, requests_in, requests_of
 
@@ -27,6 +29,7 @@ class _Row:
     id: UUID
     role: Literal["user", "assistant", "system"]
     content: str
+    attachments: JsonValue
     metadata: JsonValue
     position: int
     place: int
@@ -50,7 +53,7 @@ _SELECT = f"""
     WHERE messages.thread_id = :thread_id ORDER BY position DESC, place DESC LIMIT :limit
 """  # noqa: S608  (constants)
 
-_SIZE = f"(octet_length(content) + {SIZE_OF_STEPS})"
+_SIZE = f"(octet_length(content) + coalesce(octet_length(CAST(attachments AS text)), 0) + {SIZE_OF_STEPS})"
 _LAST = text(bounded(_SELECT, _SIZE, "position DESC, place DESC"))
 
 
@@ -67,7 +70,9 @@ class UiMessage(Resource):
     """What it consists of, as the stream would have made it."""
 
 
-async def last_messages(database: AsyncEngine, thread_id: UUID, limit: int) -> list[UiMessage]:
+async def last_messages(
+    database: AsyncEngine, thread_id: UUID, limit: int, url_of_file: Callable[[object], str]
+) -> list[UiMessage]:
     """Read the last messages of a thread, fewer where they are large, in the order of the conversation."""
     async with database.connect() as connection:
         found = read_bounded(await connection.execute(_LAST, {"thread_id": thread_id, "limit": limit}), _Row)
@@ -77,36 +82,50 @@ async def last_messages(database: AsyncEngine, thread_id: UUID, limit: int) -> l
             id=row.id,
             role=row.role,
             metadata=metadata_of(row.metadata),
-            parts=_parts(row, steps.get(row.steps_of, []) if row.steps_of else []),
+            parts=_parts(row, steps.get(row.steps_of, []) if row.steps_of else [], url_of_file),
         )
         for row in reversed(found.rows)
     ]
 
 
-def _parts(row: _Row, steps: Sequence[Step]) -> list[dict[str, JsonValue]]:
+def _parts(row: _Row, steps: Sequence[Step], url_of_file: Callable[[object], str]) -> list[dict[str, JsonValue]]:
     if row.role != "assistant":
-        return [{"type": "text", "text": row.content}]
+        attached = [_attached(each, url_of_file) for each in attached_of(row.attachments)]
+        return [*attached, {"type": "text", "text": row.content}]
     requests = {request.request_id: request for request in requests_of(row.requests)}
     last = max((number for number, step in enumerate(steps) if step.kind == "response"), default=-1)
-    parts = _Parts()
+    parts = _Parts(url_of_file)
     for number, step in enumerate(steps):
         match step.kind:
             case "tool_call" | "native_tool":
                 parts.call(_tool(step, requests.get(step.tool_call_id or "")), native=step.kind == "native_tool")
+                parts.show(step.result)
             case "reasoning":
                 parts.think(step.text or "")
             case "response" if row.text_output and number != last and step.text:
                 parts.say({"type": "text", "text": step.text, "state": "done"})
             case _:
                 pass
-    parts.say(_output(row))
+    output = _output(row)
+    parts.say(output)
+    parts.show(output.get("data"))
     return parts.said
+
+
+def _attached(attached: Attached, url_of_file: Callable[[object], str]) -> dict[str, JsonValue]:
+    """Show what was attached; a page reads a file of this service by its path, with the headers of all calls."""
+    stored, media_type, filename = attached.get("file_id"), attached.get("media_type"), attached.get("filename")
+    url = attached["url"] if stored is None else url_of_file(stored)
+    part: dict[str, JsonValue] = {"type": "file", "mediaType": media_type or UNNAMED, "url": url}
+    return part if filename is None else part | {"filename": filename}
 
 
 class _Parts:
     """The parts of an answer, with a mark where a new response begins: after the calls of the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, url_of_file: Callable[[object], str]) -> None:
+        self._url_of_file = url_of_file
+        self._shown = set[str]()
         self.said: list[dict[str, JsonValue]] = [{"type": "step-start"}]
         self._called = False
         self._thoughts = 0
@@ -127,6 +146,20 @@ class _Parts:
         """Add a call; one of the provider's own tools is a part of the response."""
         self.said.append(part)
         self._called = self._called or not native
+
+    def show(self, made: JsonValue) -> None:
+        """Add the files that a tool has returned, or that the output is, each once."""
+        if isinstance(made, list):
+            for each in made:
+                self.show(each)
+        elif isinstance(made, dict) and {"file_id", "media_type"} <= made.keys() <= {"file_id", "media_type", "bytes"}:
+            file_id, media_type = str(made["file_id"]), str(made["media_type"])
+            if file_id not in self._shown:
+                self._shown.add(file_id)
+                self.said.append({"type": "file", "mediaType": media_type, "url": self._url_of_file(file_id)})
+        elif isinstance(made, dict):
+            for each in made.values():
+                self.show(each)
 
 
 def _output(row: _Row) -> dict[str, JsonValue]:

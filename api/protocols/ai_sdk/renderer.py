@@ -97,7 +97,7 @@ class _Step:
     has_calls: bool = False
     """Whether tools of the agent's are called: then the response is complete."""
     native_calls: set[str] = field(default_factory=set[str])
-    """Calls of the provider's own tools, which belong to the response itself."""
+    """Calls of the provider's own tools, and files that the model made: they belong to the response itself."""
 
     @property
     def is_empty(self) -> bool:
@@ -130,10 +130,22 @@ class Known:
 class ChunkRenderer:
     """Writes the events of a run for one reader, and keeps what may have to be written again."""
 
-    __slots__ = ("_asked", "_denied", "_failed", "_given", "_kept_calls", "_known", "_run", "_step", "_steps")
+    __slots__ = (
+        "_asked",
+        "_denied",
+        "_failed",
+        "_given",
+        "_kept_calls",
+        "_known",
+        "_run",
+        "_step",
+        "_steps",
+        "_url_of_file",
+    )
 
-    def __init__(self, run: RunRow, known: Known | None = None) -> None:
+    def __init__(self, run: RunRow, url_of_file: Callable[[str], str], known: Known | None = None) -> None:
         self._run = run
+        self._url_of_file = url_of_file
         self._known = set[str]() if known is None else set(known.calls)
         self._given = frozenset[str]() if known is None else known.results
         self._asked = set[str]()
@@ -323,6 +335,19 @@ class ChunkRenderer:
             self._step.parts.append(written)
         return called + written
 
+    def _file(self, fields: Mapping[str, Any]) -> bytes:
+        """Write a file that was made; one that is made again by another attempt is known."""
+        file_id = fields["file_id"]
+        if file_id in self._known:
+            return b""
+        self._known.add(file_id)
+        step, begun = self._begin(calls=True)
+        written = chunk("file", url=self._url_of_file(file_id), mediaType=fields["media_type"])
+        if not step.has_calls:
+            step.parts.append(written)
+            step.native_calls.add(file_id)
+        return begun + written
+
     def _request(self, request: Mapping[str, Any]) -> bytes:
         """Write what the run waits for: an approval as such, another answer as the call that lacks its output."""
         call_id = request["request_id"]
@@ -346,6 +371,7 @@ class ChunkRenderer:
         "message_started": _attempt,
         "tool_call": _call,
         "tool_result": _result,
+        "file": _file,
         "progress": _progress,
         "waiting": _wait,
         "answered": _answer,

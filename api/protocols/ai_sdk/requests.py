@@ -5,19 +5,27 @@ The conversation itself is the thread's. A message before the last one is not lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from agent_relay.api.problems import invalid
+from agent_relay.api.attachments import NotAttachable, Placed, from_id, from_url
+from agent_relay.api.files import UNNAMED
+from agent_relay.api.problems import invalid, pointer_step
 from agent_relay.api.protocols.ai_sdk.renderer import Known
 from agent_relay.api.schemas import AgentType, GivenAnswer, Options, Request
 from agent_relay.shared.database.tables import RequestKind
+from agent_relay.shared.media_types import plain
 from agent_relay.shared.runs.accept import Strategy
 from agent_relay.shared.schemas import Metadata, RunRequest
 
+UrlOfFile = Callable[[UUID], str]
+"""Makes the path of a file's content, as messages show it."""
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 CHAT_ID = r"^[^/\x00-\x1f\x7f]+$"
 LONGEST_ID = 255
 Part = dict[str, JsonValue]
@@ -34,7 +42,7 @@ class SentMessage(BaseModel):
     role: Literal["user", "assistant", "system"]
     """Who speaks."""
     parts: list[Part]
-    """Of a user: text. Of an assistant: also the calls whose answers the run waits for."""
+    """Of a user: text and files. Of an assistant: also the calls whose answers the run waits for."""
 
 
 class ChatRequest(Request):
@@ -83,8 +91,16 @@ class ChatRequest(Request):
         return f"/messages/{len(self.messages) - 1}"
 
 
-def query_in(asked: ChatRequest) -> str:
-    """Read the query of the last message, which is a user's.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the last message asks."""
+
+    query: str
+    files: Sequence[Placed]
+
+
+def query_in(asked: ChatRequest, url_of_file: UrlOfFile) -> Wanted:
+    """Read the query of the last message, which is a user's, and its files.
 
     Raises:
         Refused: 422, it is no user's, or holds what is not taken.
@@ -92,19 +108,42 @@ def query_in(asked: ChatRequest) -> str:
     if asked.last.role != "user":
         raise invalid(f"{asked.pointer}/role", "wrong_role", "The last message must be a user's")
     texts: list[str] = []
+    files: list[Placed] = []
     for number, part in enumerate(asked.last.parts):
         said = part.get("text")
         match part.get("type"):
             case "text" if isinstance(said, str):
                 texts.append(said)
             case "file":
-                raise _refused(asked, number, "files_not_taken", "Files are not taken here: leave the part out")
+                files.append(_file(part, f"{asked.pointer}/parts/{number}", url_of_file))
             case _:
-                raise _refused(asked, number, "unknown_part", "Of a user's message, only text parts are taken")
+                raise _refused(asked, number, "unknown_part", "Of a user's message, text and files are taken")
     query = "\n".join(texts)
     if not query:
         raise invalid(f"{asked.pointer}/parts", "missing", "A text part that is not empty is needed")
-    return query
+    return Wanted(query, files)
+
+
+def _file(part: Part, pointer: str, url_of_file: UrlOfFile) -> Placed:
+    """Read a part that is a file.
+
+    Raises:
+        Refused: 422, it is none, or has what is not taken.
+    """
+    url, media_type, filename = (part.get(name) for name in ("url", "mediaType", "filename"))
+    if not isinstance(url, str) or not isinstance(media_type, str) or not isinstance(filename, str | None):
+        raise invalid(pointer, "unsupported_content", "A file has url, mediaType and, where it is known, filename")
+    for name in part.keys() - {"type", "url", "mediaType", "filename"}:
+        if part[name] is not None:
+            raise invalid(f"{pointer}/{pointer_step(name)}", "extra_forbidden", "Not taken with a file")
+    stored = _UUID.search(url)
+    try:
+        if stored is not None and url == url_of_file(UUID(stored[0])):
+            return Placed(from_id(UUID(stored[0])), f"{pointer}/url")
+        known = None if plain(media_type) == UNNAMED else media_type
+        return Placed(from_url(url, known, filename), f"{pointer}/url")
+    except NotAttachable as wrong:
+        raise invalid(f"{pointer}/url", "unsupported_content", str(wrong)) from None
 
 
 def _refused(asked: ChatRequest, number: int, code: str, message: str) -> Exception:

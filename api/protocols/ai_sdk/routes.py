@@ -12,7 +12,17 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.answering import Answerer
-from agent_relay.api.dependencies import CallLimits, Cancel, Database, RunRelay, ServiceSettings, Submit, TakeAnswers
+from agent_relay.api.attachments import are_attached, in_their_places
+from agent_relay.api.dependencies import (
+    CallLimits,
+    Cancel,
+    Database,
+    RunRelay,
+    ServiceSettings,
+    Submit,
+    TakeAnswers,
+    UrlOf,
+)
 from agent_relay.api.problems import Refused, invalid
 from agent_relay.api.protocols.ai_sdk.chats import Chat, find_chat, run_of_answer, run_of_query, unfinished_run
 from agent_relay.api.protocols.ai_sdk.messages import UiMessage, last_messages
@@ -22,6 +32,7 @@ from agent_relay.api.protocols.ai_sdk.requests import (
     LONGEST_ID,
     Answers,
     ChatRequest,
+    Wanted,
     answers_in,
     known_in,
     query_in,
@@ -72,6 +83,7 @@ async def send_chat(
     canceller: Cancel,
     calls: CallLimits,
     settings: ServiceSettings,
+    url_of: UrlOf,
     caller: Caller,
     key: IdempotencyKey,
     agent_type: Annotated[
@@ -91,9 +103,10 @@ async def send_chat(
             found = Asked(run)
         else:
             agent = _agent(asked, agent_type, chat)
+            wanted = query_in(asked, _paths_of_files(url_of))
             if key is None:
-                key = _key(asked, chat, caller, agent, settings.idempotency_retention_hours * 3600)
-            found = await _submitted(database, submitter, caller, chat, asked, agent, key)
+                key = _key(asked, wanted, chat, caller, agent, settings.idempotency_retention_hours * 3600)
+            found = await _submitted(database, submitter, caller, chat, asked, wanted, agent, key)
             cursor, known = BEFORE_ALL, None
         run_id = found.run.id
 
@@ -101,42 +114,54 @@ async def send_chat(
             await canceller.cancel(run_id)
 
         hung_up = cancel if asked.on_disconnect == "cancel" else None
-        return _stream(relay, call, found.run, cursor, known, hung_up, found.headers)
+        return _stream(relay, call, url_of, found.run, cursor, known, hung_up, found.headers)
 
 
 @router.get("/{chat}/stream")
-async def resume_chat(chat: ChatId, database: Database, relay: RunRelay, calls: CallLimits, caller: Caller) -> Response:
+async def resume_chat(
+    chat: ChatId, database: Database, relay: RunRelay, calls: CallLimits, url_of: UrlOf, caller: Caller
+) -> Response:
     """The stream, from its start, of the run that is under way or waits for answers."""
     run = await unfinished_run(database, caller, await find_chat(database, caller, chat))
     if run is None:
         return Response(status_code=204)
     with calls.open(caller).kept() as call:
-        return _stream(relay, call, run)
+        return _stream(relay, call, url_of, run)
 
 
 @router.get("/{chat}/messages", response_model_exclude_unset=True)
-async def list_chat_messages(chat: ChatId, database: Database, caller: Caller, limit: Limit = 100) -> list[UiMessage]:
+async def list_chat_messages(
+    chat: ChatId, database: Database, url_of: UrlOf, caller: Caller, limit: Limit = 100
+) -> list[UiMessage]:
     """UI messages for the first paint of a page; a chat that has not begun has none.
 
     The answer that is being written is not among them: resume the stream for it.
     """
     found = await find_chat(database, caller, chat)
-    return [] if found.agent_type is None else await last_messages(database, found.thread_id, limit)
+    if found.agent_type is None:
+        return []
+    return await last_messages(database, found.thread_id, limit, _paths_of_files(url_of))
 
 
 def _stream(
     relay: Relay,
     call: OpenCall,
+    url_of: Callable[[str, object], str],
     run: RunRow,
     cursor: Id = BEFORE_ALL,
     known: Known | None = None,
     hung_up: Callable[[], Awaitable[None]] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    renderer = ChunkRenderer(run, known)
+    renderer = ChunkRenderer(run, _paths_of_files(url_of), known)
     # A client takes a stream that just ends for a complete one.
     follower = Follower(relay, call, run, cursor, renderer, until_waiting=True, breaks_off=True, hung_up=hung_up)
     return Stream(follower, {**HEADERS, **(headers or {})})
+
+
+def _paths_of_files(url_of: Callable[[str, object], str]) -> Callable[[object], str]:
+    """Make paths of the content of files, for callers of this service."""
+    return lambda file_id: f"{url_of('files', file_id)}/content"
 
 
 def _agent(asked: ChatRequest, in_query: str | None, chat: Chat) -> str | None:
@@ -158,11 +183,14 @@ def _agent(asked: ChatRequest, in_query: str | None, chat: Chat) -> str | None:
     return None
 
 
-def _key(asked: ChatRequest, chat: Chat, caller: Owner, agent: str | None, kept_seconds: float) -> Key | None:
+def _key(
+    asked: ChatRequest, wanted: Wanted, chat: Chat, caller: Owner, agent: str | None, kept_seconds: float
+) -> Key | None:
     """Make the idempotency key of a new message of the user's; None where one that is there is replaced."""
     if asked.trigger == "regenerate-message" or asked.message_id is not None:
         return None
-    body = to_json([query_in(asked), agent, asked.options, asked.metadata])
+    files = [each.attachment for each in wanted.files]
+    body = to_json([wanted.query, agent, asked.options, asked.metadata, *files])
     return Key(
         tenant=caller.tenant,
         user_id=caller.user_id,
@@ -179,6 +207,7 @@ async def _submitted(
     caller: Owner,
     chat: Chat,
     asked: ChatRequest,
+    wanted: Wanted,
     agent: str | None,
     key: Key | None,
 ) -> Asked:
@@ -187,7 +216,8 @@ async def _submitted(
     Raises:
         Refused: 422, the message says what is not taken, or was sent before and said something else.
     """
-    query, replace_from = query_in(asked), None
+    query: str | None = wanted.query
+    files, replace_from = wanted.files, None
     message_id = chat.message_id(asked.last.id)
     edits = asked.trigger == "submit-message" and asked.message_id is not None
     if edits and asked.message_id != asked.last.id:
@@ -195,11 +225,15 @@ async def _submitted(
     before = None if agent is not None else await run_of_query(database, caller, chat, asked.last.id)
     if before is not None:
         if asked.trigger == "submit-message" and not edits:
-            if before.query != query:
-                message = "This message was sent before, with another text: to edit it, give its id as messageId, too"
+            if before.query != query or not await are_attached(database, before.id, files):
+                message = (
+                    "This message was sent before, and said something else: to edit it, give its id as messageId, too"
+                )
                 raise invalid(f"{asked.pointer}/id", "message_id_reused", message)
             return Asked(before, REPLAYED)
         message_id = replace_from = before.user_message_id
+        if before.query == query and await are_attached(database, before.id, files):
+            query, files = None, ()  # The same again: its files are there.
     new = NewQuery(
         thread_id=chat.thread_id,
         query=query,
@@ -209,7 +243,9 @@ async def _submitted(
         options=asked.options,
     )
     try:
-        return await submitter.ask(caller, new, key, ids=OwnIds(message_id, agent))
+        with in_their_places(files, f"{asked.pointer}/parts") as attachments:
+            new = new.model_copy(update={"attachments": attachments})
+            return await submitter.ask(caller, new, key, ids=OwnIds(message_id, agent))
     except IntegrityError:  # Another call has just stored a message of this id.
         run = await run_of_query(database, caller, chat, asked.last.id)
         if run is None:

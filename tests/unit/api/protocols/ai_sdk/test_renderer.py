@@ -61,6 +61,8 @@ class Message:
                 self.parts.pop()
         elif kind.startswith("tool-"):
             self._tool(kind, chunk)
+        elif kind == "file":
+            self.parts.append(chunk)
         elif kind.startswith("data-"):
             self._data(chunk)
         elif kind in {"start", "finish", "message-metadata"}:
@@ -120,7 +122,7 @@ class Reader:
 
     def __init__(self, run: RunRow | None = None, known: Known | None = None, message: Message | None = None) -> None:
         self.run = run or run_row(text_output=True)
-        self.renderer = ChunkRenderer(self.run, known)
+        self.renderer = ChunkRenderer(self.run, lambda file_id: f"/files/{file_id}", known)
         self.message = message or Message()
         self.chunks: list[str] = []
         self.done = False
@@ -218,6 +220,39 @@ async def test_a_text_grows_and_ends_with_what_was_used() -> None:
     assert reader.done
     assert reader.message.metadata["run_id"] == str(reader.run.id)
     assert reader.message.metadata["usage"] == {"requests": 2}
+
+
+def made(file_id: str) -> Part:
+    return {"event": "file", "file_id": file_id, "media_type": "image/png", "bytes": 9}
+
+
+def files_in(reader: Reader) -> list[str]:
+    return [part["url"] for part in reader.message.parts if part["type"] == "file"]
+
+
+async def test_a_file_is_a_part_and_stays_where_the_text_beside_it_is_written_again() -> None:
+    reader = Reader().take(FIRST, "It is", made("f"), "It was", made("f"))
+
+    assert part_of(reader, "file") == {"type": "file", "mediaType": "image/png", "url": "/files/f"}
+    assert reader.kinds == ["step-start", "text", "file"]
+    assert reader.text == "It was"
+
+
+async def test_a_file_of_a_response_that_is_void_is_taken_back_and_made_again() -> None:
+    reader = Reader().take(FIRST, call("1"), made("f"), result("1"), "I drew", made("g"))
+    assert files_in(reader) == ["/files/f", "/files/g"]
+
+    reader.take({**LOST, "steps_kept": 2}, attempt=2)
+    assert files_in(reader) == ["/files/f"]
+    reader.take("I draw", made("g"), made("f"), attempt=2)
+    assert files_in(reader) == ["/files/f", "/files/g"]
+
+
+async def test_a_file_of_an_attempt_that_is_void_is_taken_back_and_made_again() -> None:
+    reader = Reader().take(FIRST, call("1"), made("f")).take({**LOST, "steps_kept": 0}, attempt=2)
+    assert files_in(reader) == []
+    reader.take(call("1"), made("f"), result("1"), attempt=2)
+    assert reader.kinds == ["step-start", "tool-look", "file"]
 
 
 async def test_growth_is_sent_as_growth_and_shared() -> None:
