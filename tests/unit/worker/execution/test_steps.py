@@ -287,7 +287,11 @@ async def test_parallel_calls_are_stored_one_by_one_as_each_returns() -> None:
 
 async def test_a_run_waits_for_a_person_once_its_finished_calls_are_stored() -> None:
     work = Work(["a", "asks"], output=[str, DeferredToolRequests])
-    work.agent.tool_plain(name="asks", requires_approval=True)(lambda word: word)
+
+    def asks(word: str) -> str:
+        return word
+
+    work.agent.tool_plain(name="asks", requires_approval=True)(asks)
     desk = Desk(work)
     desk.turns_to_store = 100
     heard = await desk.attempt()
