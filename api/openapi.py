@@ -75,6 +75,14 @@ are ASCII, off the end of the text that you have, then append. The first of a co
 
 A browser's `EventSource` cannot send headers: give it the `url` of a ticket from `POST /runs/{id}/stream-ticket`.
 
+## The stream of a thread
+
+`GET /threads/{id}/stream` tells all runs of a thread, those to come too, whoever asked: one run whole, then the next, in their
+order. The events are the same; each also has a `run_id`, and its id holds for this stream alone. `message_created` has
+`after_run_id`, the run before it in the conversation: what came after that one was taken out of the thread. After a run's
+`done` the stream waits for the next run. It closes with the event `thread_deleted`; one without it was cut: resume it. It
+begins with the first run, or with the one of `?from_run=`: for a page that shows the messages, the `run_id` of the last.
+
 ## Waiting
 
 A tool may need an approval, an answer or a result from outside. Its run is `waiting` then, and its `requests` say for what;
@@ -184,6 +192,26 @@ STREAM: dict[str, Any] = {
     },
 }
 """How a route says that it answers with a stream."""
+
+_OF_THREAD: list[dict[str, Any]] = [
+    {"id": "1-0-1", "event": "message_created", "run_id": _RUN, "message": _EVENTS[0]["message"], "after_run_id": None},
+    *({**event, "id": f"1-{event['id']}", "run_id": _RUN} for event in _EVENTS[1:]),
+    {"id": "2-0-0", "event": "thread_deleted"},
+]
+THREAD_STREAM: dict[str, Any] = {
+    "description": "The events of the thread's runs, see *The stream of a thread* above.",
+    "content": {
+        "application/x-ndjson": {
+            "schema": STREAM["content"]["application/x-ndjson"]["schema"],
+            "examples": {event["event"]: {"value": event} for event in _OF_THREAD},
+        },
+        "text/event-stream": {
+            "schema": STREAM["content"]["text/event-stream"]["schema"],
+            "example": _SSE.replace("2-1", "1-2-1"),
+        },
+    },
+}
+"""How a route says that it answers with the stream of a thread."""
 
 _RESULT: dict[str, Any] = {
     "cursor": 1,

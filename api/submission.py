@@ -216,7 +216,7 @@ class Submitter:
         reached(Failpoint.RUN_ACCEPTED)
         log.info("asking.accepted agent=%s thread=%s", accepted.run.agent_type, accepted.run.thread_id)
         if accepted.ring is not None:
-            await self._queue.ring([accepted.ring])
+            await self._queue.ring([accepted.ring], in_thread=accepted.run.thread_id)
         reached(Failpoint.RUN_RUNG)
         if accepted.superseded:
             await self._canceller.announce(accepted.superseded)

@@ -75,7 +75,12 @@ def message(method: str, path: str, body: Any = None) -> bytes:
 
 async def post_run(port: int, query: str, agent_type: str) -> str:
     """Post a run; returns its id."""
-    response = await request(port, "POST", "/api/v1/runs", {"query": query, "agent_type": agent_type})
-    run = [line async for line in response.lines()]
+    return await post(port, "/api/v1/runs", {"query": query, "agent_type": agent_type})
+
+
+async def post(port: int, path: str, body: dict[str, Any]) -> str:
+    """Create something; returns its id."""
+    response = await request(port, "POST", path, body)
+    created = [line async for line in response.lines()]
     response.close()
-    return json.loads(run[0])["id"]
+    return json.loads(created[0])["id"]

@@ -16,7 +16,7 @@ from uuid import UUID
 import uvloop
 
 from agent_relay.shared.event_log import BEFORE_ALL, Append, Entry, EventLog, Id, text_body
-from benchmarks.client import message, post_run
+from benchmarks.client import message, post, post_run
 from benchmarks.processes import allow_many_sockets, heard, module, resident_bytes
 from benchmarks.rounds import Spread, asked, table
 from benchmarks.stage import Stage, port, stage
@@ -116,12 +116,20 @@ async def measure(
     return Cost(kib, (connected, connected_with_all), statistics.median(times))
 
 
-async def ours(on: Stage, streams: int, *, runs: int) -> Cost:
-    """Measure a fresh API process whose streams follow so many runs; all of them tell the same at once."""
+async def ours(on: Stage, streams: int, *, runs: int, of_threads: bool = False) -> Cost:
+    """Measure a fresh API process whose streams follow so many runs; all of them tell the same at once.
+
+    With `of_threads`, each run is in a thread, whose stream is followed.
+    """
     api = on.service.api()
     log = EventLog(on.redis)
-    run_ids = [await post_run(port(api), "hello", "words") for _ in range(runs)]
-    requests = [message("GET", f"/api/v1/runs/{run_ids[n % runs]}/stream") for n in range(streams)]
+    if of_threads:
+        threads = [await post(port(api), "/api/v1/threads", {"agent_type": "words"}) for _ in range(runs)]
+        run_ids = [await post(port(api), "/api/v1/runs", {"query": "hello", "thread_id": each}) for each in threads]
+        requests = [message("GET", f"/api/v1/threads/{threads[n % runs]}/stream") for n in range(streams)]
+    else:
+        run_ids = [await post_run(port(api), "hello", "words") for _ in range(runs)]
+        requests = [message("GET", f"/api/v1/runs/{run_ids[n % runs]}/stream") for n in range(streams)]
 
     async def say(number: int) -> bytes:
         entry = Entry(Id(1, number), text_body(f"event number {number} of the benchmark"))
@@ -166,10 +174,16 @@ async def main(rounds: int) -> None:
     with stage() as on:
         on.register_agents()
         for streams in STREAMS:
-            sides: dict[str, list[Cost]] = {"of one run": [], "of a run each": [], "StreamingResponse": []}
+            sides: dict[str, list[Cost]] = {
+                "of one run": [],
+                "of a run each": [],
+                "of a thread each": [],
+                "StreamingResponse": [],
+            }
             for _ in range(rounds):  # Each side is a fresh process, so there is nothing to warm up.
                 sides["of one run"].append(await ours(on, streams, runs=1))
                 sides["of a run each"].append(await ours(on, streams, runs=streams))
+                sides["of a thread each"].append(await ours(on, streams, runs=streams, of_threads=True))
                 sides["StreamingResponse"].append(await plain(streams))
             for name, costs in sides.items():
                 is_ours = name.startswith("of")

@@ -138,17 +138,20 @@ class RunQueue:
         self._redis = redis
         self.names = names
 
-    async def ring(self, rings: Iterable[QueueEntry]) -> bool:
-        """Call for workers, few round trips for many; False where Redis was away, which the sweeper makes good."""
+    async def ring(self, rings: Iterable[QueueEntry], *, in_thread: UUID | None = None) -> bool:
+        """Call for workers, few round trips for many; False where Redis was away, which the sweeper makes good.
+
+        `in_thread` is the thread that has these runs: whoever follows it is told that there is news.
+        """
         remaining = iter(rings)
         while some := list(islice(remaining, RINGS_A_TRIP)):
-            if not await self._try_to_ring(some):
+            if not await self._try_to_ring(some, in_thread):
                 return False
         return True
 
-    async def _try_to_ring(self, rings: Sequence[QueueEntry]) -> bool:
+    async def _try_to_ring(self, rings: Sequence[QueueEntry], in_thread: UUID | None) -> bool:
         try:
-            outcomes = await self._ring(rings)
+            outcomes = await self._ring(rings, in_thread)
             if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
                 await self._redis.script_load(_RING)
                 outcomes = await self._ring(rings)
@@ -166,7 +169,7 @@ class RunQueue:
             log.warning("lanes.ring_failed error=%r", failed[0])
         return not failed
 
-    async def _ring(self, rings: Sequence[QueueEntry]) -> list[Any]:
+    async def _ring(self, rings: Sequence[QueueEntry], in_thread: UUID | None = None) -> list[Any]:
         pipeline = self._redis.pipeline(transaction=False)
         job = serialize_job(JOB, (_ANY_RUN,), {}, None, now_ms(), serializer=dumps).decode()
         before, after = job.split(_ANY_RUN)
@@ -174,6 +177,8 @@ class RunQueue:
             keys = [self.names.lane(pool, lane), self.names.turns(pool, lane)]
             common = [self.names.jobs, str(expires_extra_ms), before, after, tenant, "1" if first else ""]
             pipeline.evalsha(_RING_SHA, 2, *keys, *common, *(call.member for call in calls))
+        if in_thread is not None:
+            pipeline.publish(self.names.thread(in_thread), b"")
         return await pipeline.execute(raise_on_error=False)
 
     async def check_writable(self) -> None:

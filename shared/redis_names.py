@@ -45,6 +45,10 @@ class Names:
         """Name the channel on which changes of a batch are announced."""
         return f"{self.prefix}batch:{batch_id}"
 
+    def thread(self, thread_id: UUID) -> str:
+        """Name the channel on which it is announced that a thread has a new run."""
+        return f"{self.prefix}thread:{thread_id}"
+
     def canary(self, hub_id: UUID) -> str:
         """Name the channel on which a hub listens to itself."""
         return f"{self.prefix}canary:{hub_id}"

@@ -20,9 +20,9 @@ from redis.asyncio import Redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.batches.queries import ResultRow, batch_with_results
-from agent_relay.api.streaming.run_feed import WakeReason, end_wait
 from agent_relay.api.streaming.sse_and_ndjson import one_line
 from agent_relay.api.streaming.subscriptions import Subscriptions
+from agent_relay.api.streaming.wakeups import WakeReason, end_wait
 from agent_relay.shared.away import skip_if_database_away
 from agent_relay.shared.bad_input import BadInput, refuse
 from agent_relay.shared.redis_names import Names

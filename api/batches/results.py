@@ -11,8 +11,8 @@ from starlette.types import Send
 from agent_relay.api.batches.feed import BatchFeed, BatchFeeds, BatchProgress, line_of, page_of
 from agent_relay.api.requests.rate_limits import OpenCall
 from agent_relay.api.streaming.response import send_frames
-from agent_relay.api.streaming.run_feed import WakeReason, end_wait
 from agent_relay.api.streaming.sse_and_ndjson import Framing
+from agent_relay.api.streaming.wakeups import WakeReason, end_wait
 from agent_relay.shared.away import DATABASE_ERRORS
 from agent_relay.shared.database import is_away
 from agent_relay.shared.rows import BatchRow

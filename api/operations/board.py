@@ -21,8 +21,8 @@ from starlette.types import Send
 from agent_relay.api.operations.figures import FLOW, STATE, WINDOWS, Minute, last_minute, series
 from agent_relay.api.problems import Refused
 from agent_relay.api.streaming.response import send_frames
-from agent_relay.api.streaming.run_feed import WakeReason, end_wait
 from agent_relay.api.streaming.sse_and_ndjson import Framing, one_line
+from agent_relay.api.streaming.wakeups import WakeReason, end_wait
 from agent_relay.shared.away import DATABASE_ERRORS
 from agent_relay.shared.bad_input import failed
 from agent_relay.shared.clock import now_ms

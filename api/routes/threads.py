@@ -7,13 +7,14 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import JsonValue
 from pydantic_core import to_json
 from sqlalchemy import TextClause, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from agent_relay.api.dependencies import Cancel, Database, UrlOf
+from agent_relay.api.dependencies import CallLimits, Cancel, Database, RunRelay, UrlOf
+from agent_relay.api.openapi import THREAD_STREAM
 from agent_relay.api.options import check_options
 from agent_relay.api.problems import invalid, pointer_step, responses
 from agent_relay.api.queries import read_owned, read_page
@@ -34,6 +35,7 @@ from agent_relay.api.schemas import (
     ThreadWithMessages,
 )
 from agent_relay.api.steps import SIZE_OF_STEPS, steps_of_runs
+from agent_relay.api.streaming.follow import Deltas, LastSeenInThread, follow_thread
 from agent_relay.shared.attachments import attached_of
 from agent_relay.shared.clock import new_id
 from agent_relay.shared.database import PLACE
@@ -309,6 +311,34 @@ async def list_messages(
         return message.model_copy(update={"steps": steps.get(row.steps_of) if row.steps_of else None, **of_run})
 
     return cursor.page(found, limit, shown, lambda row: [f"{row.position}.{row.place}"])
+
+
+@router.get(
+    "/{thread_id}/stream",
+    summary="Follow a thread",
+    response_class=Response,
+    responses={**responses(404, 406, 409), 200: THREAD_STREAM},
+)
+async def stream_thread(
+    thread_id: ThreadId,
+    database: Database,
+    relay: RunRelay,
+    calls: CallLimits,
+    caller: Caller,
+    cursor: LastSeenInThread,
+    from_run: Annotated[
+        UUID | None,
+        Query(description="Begin with this run, instead of the first; with a cursor, it says nothing."),
+    ] = None,
+    deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    """The events of all its runs, one run after the other, whoever asked; it stays open until the thread is deleted."""
+    await owned_thread(database, caller, thread_id)
+    with calls.open(caller).kept() as call:
+        return await follow_thread(
+            relay, call, thread_id, accept=accept, cursor=cursor, from_run=from_run, deltas=deltas
+        )
 
 
 @router.patch(

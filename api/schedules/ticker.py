@@ -149,7 +149,7 @@ class Ticker:
             return True
         log.info("schedules.ticked schedule_id=%s run_id=%s", schedule.id, outcome.run.id)
         if outcome.ring is not None:
-            await self._queue.ring([outcome.ring])
+            await self._queue.ring([outcome.ring], in_thread=outcome.run.thread_id)
         if outcome.superseded:
             await self._canceller.announce(outcome.superseded)
         return True

@@ -7,6 +7,7 @@ from typing import Any
 
 from agent_relay.api.streaming.run_feed import Event, Text
 from agent_relay.api.streaming.sse_and_ndjson import Framing
+from agent_relay.api.streaming.threads import PlaceInThread, ThreadPlace
 from agent_relay.shared.event_log import REASONING, Id
 from agent_relay.shared.rows import RunRow
 from agent_relay.shared.text_delta import Growth, growth
@@ -15,10 +16,12 @@ from agent_relay.shared.text_delta import Growth, growth
 class NativeRenderer:
     """Writes the events of a run for one reader. What is the same for several readers is written once."""
 
-    __slots__ = ("_base", "_deltas", "_framing", "_message_id", "_thought")
+    __slots__ = ("_base", "_deltas", "_framing", "_in_thread", "_message_id", "_thought")
 
-    def __init__(self, run: RunRow, framing: Framing, *, deltas: bool) -> None:
+    def __init__(self, run: RunRow, framing: Framing, *, deltas: bool, in_thread: PlaceInThread | None = None) -> None:
+        """Write the stream of a run, or with its place there its part of the stream of a thread."""
         self._framing = framing
+        self._in_thread = in_thread
         self._message_id = str(run.message_id)
         self._deltas = deltas
         self._base: tuple[Id, str, int] | None = None
@@ -33,8 +36,8 @@ class NativeRenderer:
 
     @property
     def opening(self) -> bytes:
-        """What the framing begins with."""
-        return self._framing.opening
+        """What the framing begins with; the stream of a thread has begun before."""
+        return self._framing.opening if self._in_thread is None else b""
 
     @property
     def keepalive(self) -> bytes:
@@ -60,7 +63,7 @@ class NativeRenderer:
             return self._shared(item, (self._framing, "growth"), lambda: self._text(item, _grown(growth_of_all)))
         grown = growth(base[1], item.whole)
         said = self._text(item, {"token": item.whole} if grown is None else _grown(grown))
-        return self._framing.frame(item.id, *said)
+        return self._frame(item.id, *said)
 
     def _text(self, item: Text, said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         if item.part:
@@ -68,10 +71,19 @@ class NativeRenderer:
         return "text_delta", {"message_id": self._message_id, **said}
 
     def _shared(self, item: Event | Text, kind: Hashable, say: Callable[[], tuple[str, Mapping[str, Any]]]) -> bytes:
+        if self._in_thread is not None:
+            kind = (kind, "in_thread")
         frame = item.frames.get(kind)
         if frame is None:
-            frame = item.frames[kind] = self._framing.frame(item.id, *say())
+            frame = item.frames[kind] = self._frame(item.id, *say())
         return frame
+
+    def _frame(self, event_id: Id, name: str, fields: Mapping[str, Any]) -> bytes:
+        place = self._in_thread
+        if place is None:
+            return self._framing.frame(event_id, name, fields)
+        before = {"after_run_id": place.after_run_id} if name == "message_created" else {}
+        return self._framing.frame(ThreadPlace(place.seq, event_id), name, {"run_id": place.run_id, **fields, **before})
 
 
 def _grown(grown: Growth) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The relay: what workers announce, handed to whoever follows a run in this process.
+"""The relay: what workers announce, handed to whoever follows a run in this process, or a thread (`threads.py`).
 
 Subscribe, then read: a feed is subscribed first, then the log is read, then it goes live. A jump, a reconnect and a
 new subscription all mean the same: read the log. Where Redis is away or silent, the rows tell how runs ended.
@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from agent_relay.api.streaming.run_feed import Event, RunFeed
 from agent_relay.api.streaming.subscriptions import Subscriptions
+from agent_relay.api.streaming.threads import Threads
 from agent_relay.shared.away import REDIS_ERRORS, skip_if_database_away, skip_if_redis_away
 from agent_relay.shared.bad_input import BadInput, refuse
 from agent_relay.shared.database.tables import TERMINAL
@@ -109,6 +110,7 @@ class Relay:
         self._event_log = event_log
         self._name = event_log.names.log
         self._hub = Subscriptions(redis, event_log.names, self._heard, self._subscribed)
+        self.threads = Threads(database, event_log.names, self._hub.want, self._hub.drop)
         self._followed: dict[str, _Followed] = {}
         self._unread: dict[str, _Followed] = {}
         self._reads = asyncio.Event()
@@ -120,13 +122,16 @@ class Relay:
 
     async def run(self) -> None:
         """Relay for ever."""
-        await run_together(self._hub.run(), self._read_logs(), self._watch_rows(), self._keep_alive())
+        await run_together(
+            self._hub.run(), self._read_logs(), self._watch_rows(), self.threads.watch(), self._keep_alive()
+        )
 
     def close(self) -> None:
         """Have every follower stop at the next event boundary."""
         self.closing = True
         for followed in self._followed.values():
             followed.feed.wake()
+        self.threads.wake_all()
 
     def __len__(self) -> int:
         return len(self._followed)
@@ -176,6 +181,7 @@ class Relay:
     def _heard(self, channel: str, message: bytes) -> None:
         followed = self._followed.get(channel)
         if followed is None:
+            self.threads.heard(channel)
             return
         entries = parse_announcement(message)
         if followed.reading or not followed.read_once.done():
@@ -201,6 +207,8 @@ class Relay:
     def _subscribed(self, channel: str) -> None:
         if channel in self._followed:
             self._read(channel)
+        else:
+            self.threads.heard(channel)
 
     def _read(self, channel: str) -> None:
         """Have a feed read its log, once more if it is reading already."""
@@ -284,6 +292,7 @@ class Relay:
             before = asyncio.get_running_loop().time() - self._keepalive_seconds + tick
             for followed in list(self._followed.values()):
                 followed.feed.tire(before)
+            self.threads.tire(before)
 
     async def _settle(self, run_ids: Sequence[UUID]) -> None:
         """Read the logs of runs that have ended or wait a last time, and add what only their rows hold."""

@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from agent_relay.api.requests.rate_limits import OpenCall
 from agent_relay.api.server.http_protocol import BREAK_OFF, tell_of_loss
 from agent_relay.api.streaming.relay import Relay
-from agent_relay.api.streaming.run_feed import Event, RunFeed, Text, WakeReason, end_wait
+from agent_relay.api.streaming.run_feed import Event, RunFeed, Text
+from agent_relay.api.streaming.wakeups import WakeReason, end_wait
 from agent_relay.shared.away import REDIS_ERRORS
 from agent_relay.shared.event_log import Id
 from agent_relay.shared.rows import RunRow
@@ -115,18 +116,15 @@ class CannotRender(Exception):
     """What comes cannot be said to a reader that has what came before; a new stream from the start can say it."""
 
 
-class Follower:
-    """One reader of a run's stream."""
+class RunTeller:
+    """Tells one reader a run, from a cursor on."""
 
     __slots__ = (
         "_began_at",
-        "_breaks_off",
-        "_call",
         "_complete",
         "_cursor",
         "_ended",
         "_following",
-        "_hung_up",
         "_lost",
         "_relay",
         "_renderer",
@@ -135,39 +133,17 @@ class Follower:
     )
 
     def __init__(
-        self,
-        relay: Relay,
-        call: OpenCall,
-        run: RunRow,
-        cursor: Id,
-        renderer: Renderer,
-        *,
-        until_waiting: bool = False,
-        breaks_off: bool = False,
-        hung_up: Callable[[], Awaitable[None]] | None = None,
+        self, relay: Relay, run: RunRow, cursor: Id, renderer: Renderer, *, until_waiting: bool = False
     ) -> None:
-        """Follow a run for one reader.
-
-        With `breaks_off`, a stream that is cut breaks its connection: its readers take every other end for the run's.
-        """
         self._until_waiting = until_waiting
-        self._breaks_off = breaks_off
         self._renderer = renderer
         self._relay = relay
-        self._call = call
-        call.revoked = self.end
         self._following = relay.follow(run)
         self._cursor = self._began_at = cursor
-        self._hung_up = hung_up
         self._lost = self._ended = False
         self._complete = False
         """Whether the reader was told how the run ended, or that it waits."""
         self._waiting: asyncio.Future[WakeReason] | None = None
-
-    @property
-    def media_type(self) -> str:
-        """The `Content-Type` of the stream."""
-        return self._renderer.media_type
 
     def lose(self) -> None:
         """The reader is gone; told by the connection, so that no task need listen for it."""
@@ -176,24 +152,16 @@ class Follower:
             end_wait(self._waiting, WakeReason.NO_LONGER)
 
     def end(self) -> None:
-        """End the stream without `done`, because its key was revoked."""
+        """Tell no more, because the key of the call was revoked."""
         self._ended = True
         if self._waiting is not None:
             end_wait(self._waiting, WakeReason.NO_LONGER)
 
-    async def write(self, send: Send) -> None:
+    async def tell(self, send: Send) -> bool:
         """Write what is new whenever the socket takes it, until the run ends, the service stops or the reader is gone.
 
-        Trouble of the service cuts the stream, without `done`.
+        Trouble of the service ends it early. Returns whether the reader was told how the run ended, or that it waits.
         """
-        try:
-            await self._write(send)
-        finally:
-            self._call.close()
-        if self._lost and self._hung_up is not None:
-            await self._hung_up()
-
-    async def _write(self, send: Send) -> None:
         async with self._following as feed:
             frames = [self._renderer.opening] if self._renderer.opening else []
             while not self._relay.closing and not self._lost and not self._ended:
@@ -218,10 +186,7 @@ class Follower:
                 self._waiting = feed.wait()
                 if await self._waiting is WakeReason.IN_VAIN:
                     frames = [self._renderer.keepalive]
-            if self._complete or not self._breaks_off:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            else:
-                await send({"type": BREAK_OFF})
+        return self._complete
 
     def _tells(self, item: Event | Text, feed: RunFeed) -> bool:
         """Tell a pause only where the stream ends there: as the last word of a run that waits."""
@@ -241,6 +206,52 @@ class Follower:
             log.info("stream.cannot_render cursor=%s", item.id)
             self._ended = True
             return b""
+
+
+class Follower(RunTeller):
+    """One reader of a run's stream."""
+
+    __slots__ = ("_breaks_off", "_call", "_hung_up")
+
+    def __init__(
+        self,
+        relay: Relay,
+        call: OpenCall,
+        run: RunRow,
+        cursor: Id,
+        renderer: Renderer,
+        *,
+        until_waiting: bool = False,
+        breaks_off: bool = False,
+        hung_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Follow a run for one reader.
+
+        With `breaks_off`, a stream that is cut breaks its connection: its readers take every other end for the run's.
+        """
+        super().__init__(relay, run, cursor, renderer, until_waiting=until_waiting)
+        self._breaks_off = breaks_off
+        self._call = call
+        call.revoked = self.end
+        self._hung_up = hung_up
+
+    @property
+    def media_type(self) -> str:
+        """The `Content-Type` of the stream."""
+        return self._renderer.media_type
+
+    async def write(self, send: Send) -> None:
+        """Write the stream; trouble of the service cuts it, without `done`."""
+        try:
+            complete = await self.tell(send)
+            if complete or not self._breaks_off:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            else:
+                await send({"type": BREAK_OFF})
+        finally:
+            self._call.close()
+        if self._lost and self._hung_up is not None:
+            await self._hung_up()
 
 
 async def send_frames(send: Send, frames: list[bytes]) -> None:

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import Any
 
+from agent_relay.api.streaming.wakeups import Wakeups
 from agent_relay.shared.database.tables import AttemptReason, RunStatus
 from agent_relay.shared.event_log import BEFORE_ALL, CREATED, REASONING, Entry, Id, digest, end_entry, final_text, knows
 from agent_relay.shared.rows import RunEnd, RunRow
@@ -68,18 +68,7 @@ class Text:
     """What followers share of it, once one of them has written it."""
 
 
-class WakeReason(Enum):
-    """What a wait was for, seen from its end."""
-
-    FOR_NEWS = auto()
-    """Something has come."""
-    NO_LONGER = auto()
-    """Who waited has gone."""
-    IN_VAIN = auto()
-    """There were no news for so long."""
-
-
-class RunFeed:
+class RunFeed(Wakeups):
     """One run, as far as this process knows."""
 
     __slots__ = (
@@ -93,7 +82,6 @@ class RunFeed:
         "_thought",
         "_thoughts",
         "_valid_from",
-        "_waiting",
         "ended",
         "run_id",
         "taken",
@@ -104,6 +92,7 @@ class RunFeed:
     )
 
     def __init__(self, run: RunRow) -> None:
+        super().__init__()
         self.run_id = run.id
         self.top = CREATED
         """The last id taken in."""
@@ -133,7 +122,6 @@ class RunFeed:
         """The attempt that began with the query; the later ones have gone on from there."""
         self._expired = BEFORE_ALL
         """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
-        self._waiting: dict[asyncio.Future[WakeReason], float] = {}
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
         """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
@@ -340,34 +328,8 @@ class RunFeed:
         texts = self._thoughts.values() if self.text is None else [self.text, *self._thoughts.values()]
         return sorted((text for text in texts if text.id > cursor), key=lambda text: text.id, reverse=True)
 
-    def wait(self) -> asyncio.Future[WakeReason]:
-        """Return a future that resolves at the next update; whoever waits for it may resolve it earlier."""
-        loop = asyncio.get_running_loop()
-        waiting: asyncio.Future[WakeReason] = loop.create_future()
-        self._waiting[waiting] = loop.time()
-        return waiting
-
-    def tire(self, before: float) -> None:
-        """Have those look who began to wait before that time; forget who waits no longer."""
-        for waiting, since in list(self._waiting.items()):
-            if since < before or waiting.done():
-                del self._waiting[waiting]
-                end_wait(waiting, WakeReason.IN_VAIN)
-
-    def wake(self) -> None:
-        """Have every follower look."""
-        for waiting in self._waiting:
-            end_wait(waiting, WakeReason.FOR_NEWS)
-        self._waiting.clear()
-
 
 def _kept(started: Entry, what: str) -> int:
     """Say how many steps, or parts of the reasoning, of earlier attempts an attempt goes on from."""
     kept = started.body.get(what)
     return kept if isinstance(kept, int) and not isinstance(kept, bool) and kept > 0 else 0
-
-
-def end_wait(waiting: asyncio.Future[WakeReason], reason: WakeReason) -> None:
-    """End a wait, if it has not ended; the first reason counts."""
-    if not waiting.done():
-        waiting.set_result(reason)

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from agent_relay.api.problems import Refused
+from agent_relay.api.streaming.threads import ThreadPlace
 from agent_relay.shared.event_log import Id
 
 _SEPARATORS = [(character.encode(), b"\\u%04x" % ord(character)) for character in "\x85\u2028\u2029"]
@@ -31,13 +32,13 @@ class Framing(Enum):
         """What breaks a silence."""
         return b":\n\n" if self is Framing.SSE else b"\n"
 
-    def frame(self, event_id: Id, name: str, fields: Mapping[str, Any]) -> bytes:
+    def frame(self, event_id: Id | ThreadPlace, name: str, fields: Mapping[str, Any]) -> bytes:
         """Write one event. `EventSource` uses `error` for itself, so there a failed run is called `run_failed`."""
         data = one_line(to_json({"id": str(event_id), "event": name, **fields}))
         if self is Framing.NDJSON:
             return data + b"\n"
         sse_name = "run_failed" if name == "error" else name
-        return b"id: %d-%d\nevent: %s\ndata: %s\n\n" % (*event_id, sse_name.encode(), data)
+        return b"id: %s\nevent: %s\ndata: %s\n\n" % (str(event_id).encode(), sse_name.encode(), data)
 
 
 def one_line(data: bytes) -> bytes:

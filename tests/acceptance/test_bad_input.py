@@ -297,6 +297,8 @@ ODD_PARAMETERS = {
     f"/runs/{UNKNOWN}?wait=c4n4ry": ("?wait", "float_parsing"),
     f"/runs/{UNKNOWN}?wait=1&wait=2": ("?wait", "repeated"),
     f"/runs/{UNKNOWN}/stream?from=c4n4ry": ("?from", "extra_forbidden"),
+    f"/threads/{UNKNOWN}/stream?until=waiting": ("?until", "extra_forbidden"),
+    f"/threads/{UNKNOWN}/stream?from_run=c4n4ry": ("?from_run", "uuid_parsing"),
 }
 
 
@@ -371,6 +373,7 @@ async def test_a_stream_in_no_framing_of_ours_is_refused(client: Client, accept:
         ("/threads", "GET, HEAD, POST"),
         (f"/threads/{UNKNOWN}", "DELETE, GET, HEAD, PATCH"),
         (f"/threads/{UNKNOWN}/messages", "GET, HEAD"),
+        (f"/threads/{UNKNOWN}/stream", "GET, HEAD"),
         ("/runs", "GET, HEAD, POST"),
         (f"/runs/{UNKNOWN}", "GET, HEAD"),
         (f"/runs/{UNKNOWN}/stream", "GET, HEAD"),
@@ -457,7 +460,12 @@ async def test_a_body_where_none_belongs_is_not_looked_at(client: Client, body: 
     assert read.json() == cancelled.json() == run
 
 
-THREAD_CALLS = [("GET", "/threads/{}"), ("DELETE", "/threads/{}"), ("GET", "/threads/{}/messages")]
+THREAD_CALLS = [
+    ("GET", "/threads/{}"),
+    ("DELETE", "/threads/{}"),
+    ("GET", "/threads/{}/messages"),
+    ("GET", "/threads/{}/stream"),
+]
 RUN_CALLS = [
     ("GET", "/runs/{}"),
     ("GET", "/runs/{}?wait=5"),

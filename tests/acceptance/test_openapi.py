@@ -26,7 +26,11 @@ Json = dict[str, Any]
 
 PROBLEM = "#/components/schemas/Problem"
 HEADERS = "#/components/headers/"
-STREAMS = {"/api/v1/agent/stream": "post", "/api/v1/runs/{run_id}/stream": "get"}
+STREAMS = {
+    "/api/v1/agent/stream": "post",
+    "/api/v1/runs/{run_id}/stream": "get",
+    "/api/v1/threads/{thread_id}/stream": "get",
+}
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +216,7 @@ def test_no_parameter_is_null(document: Json) -> None:
 @pytest.mark.parametrize(
     ("name", "taken", "refused"),
     [
+        ("after", "3-1-20", ["", "1", "1-1", "1-1-", "-1-1", "01-1-1", "1-01-1", "1-1-1-1", "1-1-1\n"]),
         ("cursor", "A" * 30, ["", "a b", "=" * 30, "short"]),
         ("after", "1-20", ["", "1", "1-", "-1", "01-1", "1-01", "1 - 1", "1-1\n"]),
         ("Last-Event-ID", "", ["1", "01-1", "null"]),
@@ -226,6 +231,7 @@ def test_what_a_parameter_looks_like(document: Json, name: str, taken: str, refu
         for path, operation in operations(document)
         for parameter in operation.get("parameters", ())
         if parameter["name"] == name and not path.endswith("/results")
+        if name != "after" or ("/threads/" in path) == (taken.count("-") == 2)  # Each has ids of its own.
     ]
 
     assert patterns

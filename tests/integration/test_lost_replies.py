@@ -154,7 +154,7 @@ class Rung(RunQueue):
         super().__init__(cast("Any", None))
         self.rung: list[QueueEntry] = []
 
-    async def ring(self, rings: Any) -> bool:
+    async def ring(self, rings: Any, *, in_thread: Any = None) -> bool:  # noqa: ARG002
         """Note the calls."""
         self.rung += rings
         return True

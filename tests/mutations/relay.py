@@ -225,7 +225,7 @@ MUTATIONS = [
     ),
     Mutation(
         "keep no silent stream alive",
-        "api/streaming/run_feed.py",
+        "api/streaming/wakeups.py",
         "if since < before or waiting.done():",
         "if waiting.done():",
         "tests/unit/api/streaming/test_run_feed.py::test_who_has_waited_for_long_is_woken_and_only_then",

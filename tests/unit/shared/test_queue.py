@@ -168,3 +168,15 @@ async def test_many_calls_of_one_tenant_have_turns_one_after_the_other(redis: Re
 
     assert sorted(scores) == sorted([*range(1200), -0.5, 0])
     assert len(await redis.keys(f"{DEFAULT.jobs}*")) == 1202
+
+
+async def test_who_follows_a_thread_hears_of_a_run_in_it(redis: Redis) -> None:
+    thread_id = UUID(int=1)
+    async with redis.pubsub(ignore_subscribe_messages=True) as heard:
+        await heard.subscribe(DEFAULT.thread(thread_id))
+        await heard.get_message(timeout=5)
+        await RunQueue(redis).ring(rings("acme", 1))
+        await RunQueue(redis).ring(rings("acme", 1), in_thread=thread_id)
+
+        assert (await heard.get_message(timeout=5) or {})["channel"] == DEFAULT.thread(thread_id).encode()
+        assert await heard.get_message() is None

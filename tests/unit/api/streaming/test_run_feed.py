@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent_relay.api.streaming.run_feed import KEPT_EVENTS, Event, RunFeed, Text, WakeReason, end_wait
+from agent_relay.api.streaming.run_feed import KEPT_EVENTS, Event, RunFeed, Text
+from agent_relay.api.streaming.wakeups import WakeReason, end_wait
 from agent_relay.shared.database.tables import RunStatus
 from agent_relay.shared.event_log import BEFORE_ALL, CREATED, REASONING, Entry, Id, end_entry, text_body
 from agent_relay.shared.rows import RunRow
