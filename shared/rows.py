@@ -82,6 +82,7 @@ class BatchRow:
     failed: int
     cancelled: int
     waiting: int
+    usage: JsonValue
     created_at: datetime
     start_at: datetime | None
     """When its runs were to start, if that was later than its acceptance."""

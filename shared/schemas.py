@@ -268,6 +268,8 @@ class Batch(Resource):
     """`in_progress` until the last run has ended, then `completed`; or `cancelling`, then `cancelled`."""
     counts: Counts
     """How far it is, exactly."""
+    usage: Usage
+    """What its runs that have ended used, all their attempts together, exactly."""
     served: bool | None
     """Until it has ended: whether a living worker serves its agent; if none does, it waits for one. Then null."""
     metadata: Metadata
@@ -303,6 +305,7 @@ def batch_of(row: BatchRow) -> Batch:
         agent_type=row.agent_type,
         status=row.status,
         counts=counts_of(row),
+        usage=Usage.model_validate(whole_usage(row.usage)),
         served=row.served,
         metadata=metadata_of(row.metadata),
         retry_of=row.retry_of,

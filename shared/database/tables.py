@@ -338,6 +338,8 @@ class Batch(Base):
     cancelled: Mapped[int] = mapped_column(server_default=text("0"))
     waiting: Mapped[int] = mapped_column(server_default=text("0"))
     """Runs that wait for answers now."""
+    usage: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    """What its runs that have ended used, summed by the trigger that counts them."""
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     start_at: Mapped[datetime | None]
     """When its runs were to start, if that was later than its acceptance."""

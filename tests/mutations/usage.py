@@ -5,7 +5,23 @@ from tests.mutations.mutation import Mutation
 TESTS = "tests/acceptance/test_usage.py::"
 ERASED = TESTS + "test_what_runs_used_is_summed_also_once_they_are_erased"
 
+COUNTS = "tests/integration/shared/batches/test_counts.py::"
+
 MUTATIONS = [
+    Mutation(
+        "the usage of a batch that is that of its last run",
+        "shared/migrations/versions/0031_usage_of_batches.py",
+        'return f"coalesce({of_batch} + {of_run}, {of_batch}, {of_run})"',
+        'return f"coalesce({of_run}, {of_batch})"',
+        COUNTS + "test_every_arrow_is_counted",
+    ),
+    Mutation(
+        "an end that fails for what stands in its usage",
+        "shared/migrations/versions/0031_usage_of_batches.py",
+        """return f"CASE jsonb_typeof({usage} -> '{kind}') WHEN 'number' THEN ({usage} ->> '{kind}')::numeric END\"""",
+        """return f"({usage} ->> '{kind}')::numeric\"""",
+        COUNTS + "test_a_run_ends_and_is_counted_whatever_stands_in_its_usage",
+    ),
     Mutation(
         "an attempt that has forgotten what the one before it cost",
         "worker/execution/attempt.py",

@@ -26,7 +26,7 @@ from agent_relay.shared.runs.claim import Claim, claim
 from agent_relay.shared.runs.finish import Ending, finish, give_back, let_go
 from agent_relay.shared.runs.queue_limits import Admission
 from agent_relay.shared.runs.recovery import declare_dead, expire, take_back
-from agent_relay.shared.schemas import counts_of
+from agent_relay.shared.schemas import batch_of, counts_of, usage_of, whole_usage
 from agent_relay.shared.settings import Settings
 
 RUN_SECONDS = 600.0
@@ -78,9 +78,9 @@ class Stage:
         assert claimed is not None
         return claimed
 
-    async def end(self, claimed: Claim, status: RunStatus = RunStatus.SUCCEEDED) -> None:
+    async def end(self, claimed: Claim, status: RunStatus = RunStatus.SUCCEEDED, **usage: float) -> None:
         """Finish a run."""
-        assert await finish(self.database, claimed, Ending(status=status, text="said", last_entry=1, usage={}))
+        assert await finish(self.database, claimed, Ending(status=status, text="said", last_entry=1, usage=usage))
 
     async def counts(self, accepted: Accepted) -> dict[str, int]:
         """Read the counts that are not zero, and check them against the rows."""
@@ -90,6 +90,12 @@ class Stage:
             "SELECT status, count(*) AS runs FROM runs WHERE batch_id = :id GROUP BY status", id=accepted.batch.id
         )
         assert {status: n for status, n in counts.items() if n and status != "total"} == dict(map(tuple, rows))
+        used = await self.execute(
+            "SELECT usage FROM runs WHERE batch_id = :id AND finished_at IS NOT NULL", id=accepted.batch.id
+        )
+        for kind, count in (await self.usage(accepted)).items():
+            each = [usage_of(usage)[kind] for (usage,) in used if kind in usage_of(usage)]
+            assert count == (pytest.approx(sum(each)) if each or kind != "cost_usd" else None), kind
         return {status: n for status, n in counts.items() if n and status != "total"}
 
     async def results(self, accepted: Accepted, after: int = 0) -> list[tuple[int, UUID]]:
@@ -98,6 +104,10 @@ class Stage:
             self.database, accepted.batch.id, after=after, limit=1000, most_bytes=1 << 20
         )
         return [(row.place, row.run_id) for row in rows]
+
+    async def usage(self, accepted: Accepted) -> dict[str, Any]:
+        """Read what the runs of a batch that have ended used."""
+        return batch_of(await owned_batch(self.database, self.owner, accepted.batch.id)).usage.model_dump()
 
     async def status(self, accepted: Accepted) -> str:
         """Read where a batch is in its life."""
@@ -126,15 +136,18 @@ async def test_every_arrow_is_counted(stage: Stage) -> None:
     claims = [await stage.claimed(run) for run in runs[:6]]
     assert await stage.counts(accepted) == {"queued": 3, "running": 6}
 
-    await stage.end(claims[0])
-    await stage.end(claims[1], RunStatus.FAILED)
-    assert await give_back(stage.database, claims[2], {}, AttemptReason.WORKER_STOPPING)
+    assert await stage.usage(accepted) == whole_usage({})
+    await stage.end(claims[0], requests=2, input_tokens=100, output_tokens=10, cost_usd=0.25)
+    await stage.end(claims[1], RunStatus.FAILED, requests=1, input_tokens=50, tool_calls=3)
+    assert await give_back(stage.database, claims[2], {"requests": 8}, AttemptReason.WORKER_STOPPING)
+    used = whole_usage({"requests": 3, "input_tokens": 150, "output_tokens": 10, "tool_calls": 3, "cost_usd": 0.25})
+    assert await stage.usage(accepted) == used
     assert await let_go(stage.database, claims[3].run_id, claims[3].attempt)
     assert await stage.counts(accepted) == {"queued": 5, "running": 2, "succeeded": 1, "failed": 1}
 
     assert await cancel(stage.database, runs[8])
     assert await cancel(stage.database, runs[5])
-    await stage.end(claims[5], RunStatus.CANCELLED)
+    await stage.end(claims[5], RunStatus.CANCELLED, requests=1, cost_usd=0.5)
     assert await stage.counts(accepted) == {"queued": 4, "running": 1, "succeeded": 1, "failed": 1, "cancelled": 2}
 
     await declare_dead(stage.database, stage.worker_id)
@@ -158,12 +171,25 @@ async def test_every_arrow_is_counted(stage: Stage) -> None:
     await stage.execute("UPDATE runs SET deadline_at = now() WHERE batch_id = :id", id=accepted.batch.id)
     assert len(await expire(stage.database)) == 3
     assert await stage.counts(accepted) == {"succeeded": 1, "failed": 5, "cancelled": 3}
+    of_lost_attempts = 4
+    assert await stage.usage(accepted) == used | {"requests": 3 + 8 + 1 + of_lost_attempts, "cost_usd": 0.75}
     assert await stage.status(accepted) == "completed"
     ended = [runs[0], runs[1], runs[8], runs[5], runs[6], runs[7]]
     results = await stage.results(accepted)
     assert results[:6] == list(enumerate(ended, 1))
     assert [place for place, _ in results] == list(range(1, 10))
     assert {run for _, run in results} == set(runs)
+
+
+async def test_a_run_ends_and_is_counted_whatever_stands_in_its_usage(stage: Stage) -> None:
+    accepted = await stage.submit(3)
+    odd = ["null", '{"requests": "many", "cost_usd": {}, "tool_calls": true}', '{"requests": 1e300, "other": 1}']
+    for run, usage in zip(await stage.runs(accepted), odd, strict=True):
+        end = "UPDATE runs SET status = 'succeeded', finished_at = now(), usage = CAST(:usage AS jsonb) WHERE id = :id"
+        await stage.execute(end, id=run, usage=usage)
+
+    assert await stage.status(accepted) == "completed"
+    assert await stage.usage(accepted) == whole_usage({"requests": 10**300})
 
 
 async def test_whoever_has_seen_a_place_has_seen_all_before_it(stage: Stage) -> None:
