@@ -21,6 +21,20 @@ MUTATIONS = [
         CLIENT + "test_a_stream_that_broke_off_is_resumed_by_the_same_call",
     ),
     Mutation(
+        "a state of AG-UI that is patched as if the attempt before still counted",
+        "api/protocols/ag_ui/renderer.py",
+        "        self._shown = None\n        if",
+        "        if",
+        RENDERER + "test_only_what_changes_of_a_structured_output_is_told_and_a_new_attempt_begins_with_the_whole",
+    ),
+    Mutation(
+        "a patch of AG-UI's state that takes true for 1",
+        "api/protocols/ag_ui/json_patch.py",
+        "if to_json(equal[0]) == to_json(equal[1]):",
+        "if equal[0] == equal[1]:",
+        "tests/unit/api/protocols/ag_ui/test_json_patch.py::test_the_sum_of_the_patches_is_the_last_state",
+    ),
+    Mutation(
         "a thread of AG-UI that another user of the same name for it gets into",
         "api/protocols/ag_ui/threads.py",
         'f"{caller.user_id} {thread_id}"',

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
+import jsonpatch  # pyright: ignore[reportMissingTypeStubs]
 from ag_ui.core import Event
 from pydantic import BaseModel, TypeAdapter
 
@@ -113,8 +114,9 @@ class AgUiClient:
                 self.call(event["toolCallId"])
                 result = {"id": event["messageId"], "role": "tool", "content": event["content"]}
                 self.messages.append(result | {"toolCallId": event["toolCallId"]})
-            case "STATE_SNAPSHOT":
-                self.state = event["snapshot"]
+            case "STATE_SNAPSHOT" | "STATE_DELTA":
+                changes = event.get("delta")
+                self.state = event["snapshot"] if changes is None else jsonpatch.apply_patch(self.state, changes)
                 self.states.append(self.state)
             case "MESSAGES_SNAPSHOT":
                 self._replace(event["messages"])

@@ -2,6 +2,8 @@
 
 A client of AG-UI only appends to a message. Where a text is void, because the agent has changed it or because a worker
 died, `MESSAGES_SNAPSHOT` replaces all messages. So the renderer keeps those that its reader has.
+
+A structured output is the state: the first one of an attempt as a whole, then what changes of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from ag_ui.core import Message
 from ag_ui.core.version import PROTOCOL_VERSION
 from pydantic_core import from_json, to_json
 
+from agent_relay.api.protocols.ag_ui.json_patch import patch
 from agent_relay.api.protocols.ag_ui.message_ids import message_id, told_by
 from agent_relay.api.streaming.run_feed import Event, Text
 from agent_relay.api.streaming.sse_and_ndjson import Framing, one_line
@@ -23,6 +26,7 @@ from agent_relay.shared.rows import RunRow
 from agent_relay.shared.schemas import whole_usage
 
 _STATE = "ag-ui state"
+_STATE_DELTA = "ag-ui state delta"
 _DELTA = "ag-ui delta"
 STILL_WAITS = "The run still waits for answers: send this call again."
 
@@ -116,6 +120,10 @@ class EventRenderer:
         self._turn: _Turn | None = None
         self._thought: int | None = None
         """The part of the reasoning that may grow."""
+        self._shown: Text | None = None
+        """The structured output that the reader has; None where an attempt has shown none."""
+        self._parsed: tuple[Id, object] | None = None
+        """One, and the id of its text."""
         self._newest = ""
         """The structured output so far."""
         self._requests: list[Mapping[str, Any]] = []
@@ -147,7 +155,7 @@ class EventRenderer:
             return b"" if write is None else write(self, item.fields)
         if item.part:
             return self._think(item)
-        return self._say(item) if self._run.text_output else self._state(item)
+        return self._say(item) if self._run.text_output else self._show(item)
 
     def _ids(self) -> dict[str, str]:
         return {"threadId": self._called.thread_id, "runId": self._called.run_id}
@@ -172,14 +180,30 @@ class EventRenderer:
         messages = b",".join(filter(None, (self._given, told)))
         return b'data: {"type":"MESSAGES_SNAPSHOT","messages":[%b]}\n\n' % one_line(messages)
 
-    def _state(self, item: Text) -> bytes:
-        """Write the structured output so far, which is JSON."""
+    def _show(self, item: Text) -> bytes:
+        """Write the structured output so far, which is JSON: what has changed of it, if the reader has one."""
         self._newest = item.whole
-        frame = item.frames.get(_STATE)
+        before, self._shown = self._shown, item
+        return self._end_thought() + (_state_snapshot(item) if before is None else self._state_delta(before, item))
+
+    def _state_delta(self, before: Text, item: Text) -> bytes:
+        """Write what has changed, or the whole where that is shorter; readers that have the same share it."""
+        frame = item.frames.get((_STATE_DELTA, before.id))
         if frame is None:
-            state = one_line(item.whole.encode())
-            frame = item.frames[_STATE] = b'data: {"type":"STATE_SNAPSHOT","snapshot":%b}\n\n' % state
-        return self._end_thought() + frame
+            parsed = self._parsed
+            state = parsed[1] if parsed is not None and parsed[0] == before.id else from_json(before.whole)
+            new = from_json(item.whole)
+            self._parsed = item.id, new
+            changes = patch(state, new)
+            delta = None if changes is None else one_line(to_json(changes))
+            if delta == b"[]":
+                frame = b""
+            elif delta is None or len(delta) > len(item.whole):
+                frame = _state_snapshot(item)
+            else:
+                frame = b'data: {"type":"STATE_DELTA","delta":%b}\n\n' % delta
+            item.frames[_STATE_DELTA, before.id] = frame
+        return frame
 
     def _say(self, item: Text) -> bytes:
         turn = self._turn
@@ -253,6 +277,7 @@ class EventRenderer:
     def _begin_attempt(self, fields: Mapping[str, Any]) -> bytes:
         """Take back what is void of the attempts before."""
         ended, told = self._end_open(), self._told
+        self._shown = None
         if fields["reason"] == AttemptReason.ANSWERED:
             self._turn, told.kept = None, len(told.messages)
             return ended
@@ -419,6 +444,14 @@ def _text_of(shown: object) -> str:
     if shown is None:
         return ""
     return shown if isinstance(shown, str) else to_json(shown).decode()
+
+
+def _state_snapshot(item: Text) -> bytes:
+    frame = item.frames.get(_STATE)
+    if frame is None:
+        state = one_line(item.whole.encode())
+        frame = item.frames[_STATE] = b'data: {"type":"STATE_SNAPSHOT","snapshot":%b}\n\n' % state
+    return frame
 
 
 def _content(kind: str, named: str, delta: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ag_ui.core import Message
 from pydantic import TypeAdapter
+from pydantic_core import from_json, to_json
 
 from agent_relay.api.protocols.ag_ui.renderer import STILL_WAITS, Called, EventRenderer
 from agent_relay.api.streaming.run_feed import Event, RunFeed
@@ -180,6 +181,57 @@ async def test_a_structured_output_is_the_state() -> None:
     assert client.states == [{"a": 1}, {"a": 1, "b": "\u2028"}]
     assert client.last["result"] == client.state
     assert client.messages == [ASKED]
+
+
+ITEMS = ["one", "two"]
+REPORT = {"title": "What was seen, at such length that a patch is shorter. " * 4, "items": ITEMS}
+
+
+async def test_only_what_changes_of_a_structured_output_is_told_and_a_new_attempt_begins_with_the_whole() -> None:
+    stream = Stream(run_row(text_output=False))
+    states = [REPORT, {**REPORT, "items": [*ITEMS, "th"]}, {**REPORT, "items": [*ITEMS, "three"]}]
+    texts = [to_json(state).decode() for state in states]
+    entries = [at(f"1-{number}", text) for number, text in enumerate(texts, 2)]
+    client = stream.take(at("1-1", STARTED), *entries)
+    assert client.states == states
+    assert [each["type"] for each in client.events[1:]] == ["STATE_SNAPSHOT", "STATE_DELTA", "STATE_DELTA"]
+    assert client.last["delta"] == [{"op": "replace", "path": "/items/2", "value": "three"}]
+
+    _, ended = end(stream.run, output=texts[-1], last_entry=3, attempt=2)
+    stream.take(at("2-1", lost(1)), at("2-2", texts[0]), at("2-3", texts[-1]), ended)
+    assert client.states == [*states, states[0], states[-1]]
+    kinds = ["STATE_SNAPSHOT", "STATE_DELTA", "STATE_DELTA", "STATE_SNAPSHOT", "STATE_DELTA", "RUN_FINISHED"]
+    assert [each["type"] for each in client.events[1:]] == kinds
+
+
+async def test_readers_that_are_at_different_places_are_each_told_what_they_miss() -> None:
+    run = run_row(text_output=False)
+    texts = [to_json({**REPORT, "items": ITEMS + ["more"] * number}).decode() for number in range(4)]
+    feed = RunFeed(run)
+    readers = [AgUiClient(), AgUiClient()]
+    renderers = [EventRenderer(run, Called("thread", "run", [])) for _ in readers]
+    feed.take_log([at("1-1", STARTED)])
+    cursors = [BEFORE_ALL, BEFORE_ALL]
+    for client, renderer in zip(readers, renderers, strict=True):
+        client.take(renderer.opening.decode())
+    for number, text in enumerate(texts, 2):
+        feed.take_log([at(f"1-{number}", text)])
+        for reader in (0, 1) if number != 4 else (0,):  # The second one is slow.
+            for item in list(feed.after(cursors[reader])):
+                cursors[reader] = item.id
+                readers[reader].take(renderers[reader].render(item).decode())
+    assert [client.state for client in readers] == [from_json(texts[-1])] * 2
+    assert [len(client.states) for client in readers] == [4, 3]
+    assert [client.last_type for client in readers] == ["STATE_DELTA"] * 2
+
+
+async def test_a_state_that_clients_in_javascript_cannot_patch_is_told_as_a_whole() -> None:
+    stream = Stream(run_row(text_output=False))
+    odd = {**REPORT, "__proto__": {"a": 1}}
+    texts = [to_json(state).decode() for state in (REPORT, odd)]
+    client = stream.take(at("1-1", STARTED), at("1-2", texts[0]), at("1-3", texts[1]))
+    assert [each["type"] for each in client.events[1:]] == ["STATE_SNAPSHOT", "STATE_SNAPSHOT"]
+    assert client.state == odd
 
 
 async def test_a_failure_is_an_error_and_a_cancelled_run_says_so() -> None:
