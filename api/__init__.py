@@ -1,1 +1,1 @@
-"""The API accepts queries and relays what becomes of them. It knows HTTP and no agent."""
+"""The API accepts queries and streams their events. It knows HTTP and no agent."""

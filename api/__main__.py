@@ -1,4 +1,4 @@
-"""`agent-relay api`: serve the API until told to stop. Start as many as you like behind any load balancer."""
+"""`agent-relay api`: serve the API until stopped. Start any number behind any load balancer."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ STOP_SECONDS = 3
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with streams that end at an event boundary when it is told to stop."""
+    """uvicorn, with streams that end at an event boundary when it stops."""
 
     def __init__(self, app: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
         self._app = app
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Stop taking requests, and let go of followers; they resume elsewhere."""
+        """Stop taking requests, and end streams; their readers resume elsewhere."""
         if hasattr(self._app.state, "relay"):
             self._app.state.relay.close()
             self._app.state.batch_feeds.close()
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to take requests, and say where; for sockets that were made elsewhere, uvicorn leaves that out."""
+        """Begin to take requests, and log where; for sockets that were made elsewhere, uvicorn leaves that out."""
         await super().startup(sockets)
         self._log_started_message(sockets or [])
 
 
 def give_memory_back() -> None:
-    """Have large blocks returned to the system when they are freed, where the C library is glibc.
+    """Return large blocks to the system when they are freed, if the C library is glibc.
 
     It keeps them once it has seen some: a hundred readers of large pages leave 200 MiB behind.
     """

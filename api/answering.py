@@ -1,4 +1,4 @@
-"""Answer what a run waits for; once nothing is open, call for a worker before all turns."""
+"""Answer the requests of a run that waits; once none is open, enqueue the run before all positions."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Answerer:
         self._log_seconds = settings.log_retention_seconds
 
     async def answer(self, caller: Owner, run_id: UUID, given: Sequence[GivenAnswer]) -> bool:
-        """Store answers to what a run of the caller's waits for; False where all of them were stored before.
+        """Store answers to requests of the caller's run; False if all of them were stored before.
 
         Raises:
             Refused: 422, an answer does not fit its request, or there is no such request.
-            Refusal: the run does not wait, or a request was answered otherwise.
+            Refusal: the run does not wait, or a request has another answer.
         """
         answers = [Given(one.request_id, one.content) for one in given]
         try:

@@ -90,9 +90,9 @@ _EXPOSED = [
 
 
 REDIS_CONNECTIONS = 8
-"""Of an API process, however many streams come at once: two for what is announced, the others for commands."""
+"""Of an API process, however many streams come at once: two for subscriptions, the others for commands."""
 FIRST_KEYS_SECONDS = 2.0
-"""How long a process that starts waits for its keys; without a database it listens then, and says so."""
+"""How long a process that starts waits for its keys; without a database it listens then, and answers 503."""
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ def _end_process(task: asyncio.Task[None]) -> None:
 
 
 class Application(openapi.Documented):
-    """FastAPI, whose streams are written when all that made them has returned: see `Stream`."""
+    """FastAPI, whose streams are written when the code that made them has returned: see `Stream`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
@@ -168,7 +168,7 @@ class Application(openapi.Documented):
 
 
 def create_app(settings: Settings, connections: int) -> FastAPI:
-    """Make the application of a process that may have so many connections; servers and tests run it."""
+    """Make the application of a process with this number of connections at most; servers and tests run it."""
     app = Application(lifespan=_lifespan, redirect_slashes=False)
     app.state.settings = settings
     app.state.connections = connections

@@ -1,4 +1,4 @@
-"""Read what callers attach to queries: what can be refused before anything is stored is refused here."""
+"""Read attachments of queries; everything that can be refused before anything is stored is refused here."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def read_attachments(
     given: Sequence[Attachment] | None,
     keep: Callable[[bytes], Pieces] = pieces_of,
 ) -> tuple[attachments.Attachments | None, list[FieldError]]:
-    """Read the attachments of a query; returns what is wrong with them beside. `keep` takes bytes that came with it.
+    """Read the attachments of a query; returns the problems beside. `keep` takes bytes that came with it.
 
-    Whether files are the caller's, and whether the agent takes them, is seen as they are stored.
+    Whether files are the caller's, and whether the agent takes them, is checked as they are stored.
     """
     if not given:
         return None, []
@@ -139,7 +139,7 @@ def from_data(data: str, media_type: str | None, filename: str | None = None) ->
 
 
 _LONGEST_HEAD = 300
-"""Of a `data:` URL: what is said before the data."""
+"""Of a `data:` URL, without its data."""
 
 
 def _attachment(**given: str | None) -> Attachment:
@@ -163,7 +163,7 @@ class Placed:
 
 @contextmanager
 def in_their_places(placed: Sequence[Placed], whole: str) -> Generator[list[Attachment] | None]:
-    """Give the attachments of a query; what is found wrong with one is said of its place, and of all, of the `whole`.
+    """Give the attachments of a query; an error of one has its place, and an error of all has that of the `whole`.
 
     Raises:
         Refused: 422, they are too many, or one cannot be attached.

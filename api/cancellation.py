@@ -1,4 +1,4 @@
-"""Cancel a run: end it at once if nobody holds it, else tell its worker."""
+"""Cancel a run: end it at once if no worker holds it, else notify its worker."""
 
 from __future__ import annotations
 

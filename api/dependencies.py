@@ -1,4 +1,4 @@
-"""What a route may touch: each is a dependency of its own, which the route names in its signature.
+"""The dependencies of routes: each part that a route uses is named in its signature.
 
 `app.py` makes them when the process starts, each an attribute of the application's state. Dependencies are coroutine
 functions: FastAPI runs a plain function in a thread, which costs more than its work.

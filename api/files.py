@@ -91,7 +91,7 @@ _OLDEST_FIRST = _page("ASC", f"> {PLACE_ASCENDING}")
 
 
 class FileSpool:
-    """A file that arrives. A context: what is long lies in a file that nobody else can see."""
+    """A file that arrives. A context: large content is in a file that no other process can open."""
 
     def __init__(self, room: DiskRoom, on_disk: Callable[[], AbstractContextManager[None]]) -> None:
         """Take `room` for bytes on the disk; once there are any, stay in the context that `on_disk` makes."""
@@ -151,7 +151,7 @@ class Arrived:
     size: int
     sha256: bytes
     digest: bytes
-    """SHA-256 of the body as it came, and of the headers that say what it is."""
+    """SHA-256 of the body as it came, and of the headers with its type."""
 
 
 class FileUploads:
@@ -280,7 +280,7 @@ def _parameter(disposition: str, name: str) -> str | None:
 
 
 def tidy(name: str | None) -> str | None:
-    """Take the folders off the name of a file, and what is not for the eye; None where nothing is left."""
+    """Take folders and invisible characters off the name of a file; None if nothing is left."""
     if not name:
         return None
     last = _NOT_IN_FILENAMES.sub("", re.split(r"[/\\]", name)[-1]).strip()
@@ -330,7 +330,7 @@ class _Part:
         )
 
     def feed(self, chunk: bytes) -> bytes:
-        """Read on; returns what is of the file."""
+        """Read on; returns the next bytes of the file."""
         try:
             self._parser.write(chunk)
         except FormParserError:

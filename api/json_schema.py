@@ -1,4 +1,4 @@
-"""Values against the JSON Schemas that agents and their tools bring: what does not fit, and where."""
+"""Check values against the JSON Schemas of agents and their tools; returns each error with its place."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def check_value(value: Any, schema: Any, pointer: str, whose: str) -> None:
 
 
 def _sentence(error: Any, whose: str) -> str:
-    """Say what the schema demands, and nothing of the value."""
+    """Describe the demand of the schema, without the value."""
     keyword = error.schema_path[-1] if error.schema_path else "schema"
     return f"Does not fit {whose} schema: {keyword}"
 

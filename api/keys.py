@@ -1,6 +1,6 @@
 """`agent-relay keys`: make, list, rotate and revoke API keys in the database of `DATABASE_URL`.
 
-API processes know of a change within a second. Operators can do the same over HTTP: see `api/routes/api_keys.py`.
+API processes apply a change within a second. Operators can do the same over HTTP: see `api/routes/api_keys.py`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Do what the command line says; `words` are its words, without the command's name."""
+    """Execute a command line; `words` are its words, without the command's name."""
     arguments = _parser().parse_args(words)
     try:
         asyncio.run(_do(arguments))
@@ -121,7 +121,7 @@ def _line(row: KeyRow) -> str:
 
 
 async def _has_keys(settings: Settings, engine: AsyncEngine) -> bool:
-    """Look for keys, also for revoked ones: whoever revoked them knows how to make one."""
+    """Return whether there is a key; a revoked one counts, too: its operator knows how to make another."""
     return bool(settings.api_keys or await api_keys.list_page(engine, None, (None, None), 1))
 
 

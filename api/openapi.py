@@ -1,4 +1,4 @@
-"""The API's documentation: what the OpenAPI document says besides the routes, and a page that shows it without a network.
+"""The API's documentation: the texts of the OpenAPI document beside the routes, and a page that needs no network.
 
 The page's script and style lie in the wheel of fastapi-swagger, which follows the releases of Swagger UI; its code is
 never run.
@@ -191,7 +191,7 @@ STREAM: dict[str, Any] = {
         },
     },
 }
-"""How a route says that it answers with a stream."""
+"""OpenAPI's description of a response that is a stream."""
 
 _OF_THREAD: list[dict[str, Any]] = [
     {"id": "1-0-1", "event": "message_created", "run_id": _RUN, "message": _EVENTS[0]["message"], "after_run_id": None},
@@ -237,7 +237,7 @@ RESULTS: dict[str, Any] = {
         },
     },
 }
-"""How a route says that it answers with the results of a batch."""
+"""OpenAPI's description of a response with the results of a batch."""
 
 router = APIRouter(include_in_schema=False)
 
@@ -265,7 +265,7 @@ class Documented(FastAPI):
         )
 
     def openapi(self) -> dict[str, Any]:
-        """Describe the API; what FastAPI cannot say is put right."""
+        """Describe the API, and correct what FastAPI generates."""
         if self.openapi_schema is None:
             document = super().openapi()
             document["components"]["schemas"] |= deepcopy(SCHEMAS)
@@ -355,7 +355,7 @@ HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
     "Warning": ("No living worker serves the agent; what was asked waits for one.", _WORDS),
     "Preference-Applied": ("How long the call would have waited, where `Prefer` said it.", _WORDS),
 }
-"""What responses say besides their body."""
+"""The headers of responses."""
 
 _CREATED = ("Location", "Idempotency-Replayed", "Warning")
 _HEADERS_OF_CALLS: dict[str, tuple[str, ...]] = {

@@ -1,4 +1,4 @@
-"""What readiness and metrics ask the servers, over connections of their own and once a second at most."""
+"""Checks of the servers for readiness and metrics, over connections of their own and once a second at most."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Known = TypeVar("Known")
 
 
 class KnownForAWhile(Generic[Known]):
-    """What it costs something to find out: however many ask, it is found out once a second at most, by one of them."""
+    """A result that is expensive to find: it is found once a second at most, for any number of callers."""
 
     def __init__(self, find_out: Callable[[], Awaitable[Known]]) -> None:
         self._find_out = find_out
@@ -34,7 +34,7 @@ class KnownForAWhile(Generic[Known]):
         self._known: tuple[Known, float] | None = None
 
     async def get(self) -> Known:
-        """Return what is known, or find it out."""
+        """Return the result, or find it."""
         loop = asyncio.get_running_loop()
         async with self._lock:
             if self._known is None or loop.time() >= self._known[1]:
@@ -70,7 +70,7 @@ class Probe:
 
 
 class Probes:
-    """Those of a process. They share the pulse of its pool: while the pool finds PostgreSQL hanging, so do they."""
+    """The probes of a process. They share the hang detector of its pool, and fail while PostgreSQL hangs."""
 
     def __init__(self, settings: Settings, pulse: HangDetector) -> None:
         self._engine = database.connect(settings, 1, pulse=pulse)

@@ -1,4 +1,4 @@
-"""Errors as clients see them: problem documents (RFC 9457). The one place that knows which status a refusal has."""
+"""Errors for clients: problem documents (RFC 9457). The one place that maps refusals to statuses."""
 
 from __future__ import annotations
 
@@ -143,9 +143,9 @@ class FieldError(BaseModel):
     pointer: str
     """Where: a JSON Pointer into the body, or `?name` for a query parameter."""
     code: str
-    """What kind of error, stable."""
+    """The kind of error, stable."""
     message: str
-    """What is wrong, for people."""
+    """A description for people."""
 
 
 class Problem(BaseModel):
@@ -160,15 +160,15 @@ class Problem(BaseModel):
     status: int
     """The HTTP status."""
     detail: str
-    """What is wrong, for people."""
+    """A description for people."""
     instance: str
     """The path that was called."""
     code: str
-    """The kind of problem, stable: what programs should look at."""
+    """The kind of problem, stable: for programs."""
     request_id: str
     """The request's id, as in `X-Request-ID`: name it when you ask for help."""
     errors: list[FieldError] | None = None
-    """With 422: what is wrong where, the first hundred."""
+    """With 422: the errors with their places, the first hundred."""
     run_id: str | None = None
     """Where a run is the problem: which."""
     thread_id: str | None = None
@@ -205,7 +205,7 @@ def invalid(pointer: str, code: str, message: str) -> Refused:
 
 
 ON_EVERY_CALL = (400, 408, 431, 503)
-"""What the connection itself may answer, whatever is called."""
+"""The statuses of the connection itself, for any call."""
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -289,7 +289,7 @@ def _problem_document(problem: Problem, headers: Mapping[str, str]) -> Response:
 
 
 def install(app: FastAPI, shapes: Mapping[str, Shape]) -> None:
-    """Have every error of the application answered with a problem document, or with the shape that its path has.
+    """Answer every error of the application with a problem document, or in the form of its path.
 
     `shapes` are those of other protocols, by the beginnings of their paths, such as `/v1/`.
     """

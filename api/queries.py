@@ -39,7 +39,7 @@ _SIZE = """(octet_length(query) + coalesce(octet_length(output), 0) + coalesce(o
 
 @cache
 def _page(*, of_status: bool, of_thread: bool, of_threads: bool, of_batch: bool, of_schedule: bool) -> TextClause:
-    """Write the query of a page. It says only what was asked, so that each plan of it reads along an index."""
+    """Write the query of a page. It has only the given conditions, so that each plan of it reads along an index."""
     select = f"""
         {_VISIBLE}
           {"AND status = :status" if of_status else ""}

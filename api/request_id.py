@@ -28,7 +28,7 @@ class RequestId:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Name the request, have the response say so, and count it by what was answered."""
+        """Give the request an id, add it to the response, and count the request by its result."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What clients send, and what only responses show; `shared/schemas.py` has what webhooks show as well."""
+"""Requests of clients, and parts of responses; `shared/schemas.py` has those of webhooks as well."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _date_time(value: object) -> object:
 
 
 def _of_our_time(value: datetime | None) -> datetime | None:
-    """Let only a time pass that is one in every zone: PostgreSQL and Python know others."""
+    """Accept only a time that is valid in every zone: PostgreSQL and Python have others."""
     if value is not None and not _FIRST_YEAR <= value.year <= _LAST_YEAR:
         raise PydanticCustomError("datetime_out_of_range", "Must be in a year from 1970 to 9998")
     return value
@@ -94,13 +94,13 @@ UserName = Annotated[str, Field(pattern=f"^{USER_NAME}$", max_length=LONGEST_USE
 
 
 class Request(BaseModel):
-    """What a request asks; a field that is not known is refused."""
+    """The fields of a request; an unknown field is refused."""
 
     model_config = ConfigDict(use_attribute_docstrings=True, extra="forbid")
 
 
 class Capabilities(Resource):
-    """What an agent takes, and what its runs may do."""
+    """The inputs of an agent, and the properties of its runs."""
 
     attachments: list[str]
     """The media types that may be attached to a query, as `application/pdf` or `image/*`; empty where none may."""
@@ -116,7 +116,7 @@ class Agent(Resource):
     agent_type: str
     """The name to ask it by."""
     description: str
-    """What it is for."""
+    """A description for people."""
     examples: list[str]
     """Queries to begin with, as the agent brings them."""
     output_schema: dict[str, Any]
@@ -124,7 +124,7 @@ class Agent(Resource):
     options_schema: dict[str, Any] | None
     """JSON Schema of the `options` that you may choose; null where there are none."""
     capabilities: Capabilities
-    """What it takes and does besides."""
+    """Its inputs and features."""
     served: bool
     """Whether a living worker serves it. A query for one that is not served waits, or is refused as `agent_not_served`
     once no worker has served it for a while."""
@@ -144,7 +144,7 @@ class NewThread(Request):
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
     options: Options | None = None
-    """What you choose of the agent's options for all runs of the thread; a run may choose otherwise."""
+    """The chosen options of the agent for all runs of the thread; a run may choose otherwise."""
 
 
 class ThreadChanges(Request):
@@ -172,7 +172,7 @@ class Thread(Resource):
     id: UUID
     """The thread's id."""
     user_id: UUID
-    """The user whose thread it is."""
+    """The user to whom the thread belongs."""
     agent_type: str
     """The agent that answers."""
     title: str | None
@@ -186,9 +186,9 @@ class Thread(Resource):
     unfinished_runs: int
     """How many of its runs are queued, running or waiting."""
     metadata: Metadata
-    """What you gave when you began it, or changed it last."""
+    """The metadata of its creation or last change."""
     options: dict[str, Any] | None
-    """What its runs have chosen of the agent's options, unless they choose otherwise."""
+    """The chosen options of the agent for its runs, unless they choose otherwise."""
 
 
 class Fork(Request):
@@ -199,7 +199,7 @@ class Fork(Request):
     through_message_id: UUID | None = None
     """The last message that the new thread has: an answer, or a query that got none. Without it, everything."""
     title: Title | None = None
-    """What the new thread is called; without it, as the old one."""
+    """The title of the new thread; without it, that of the old one."""
 
 
 class File(Resource):
@@ -210,7 +210,7 @@ class File(Resource):
     filename: str | None
     """Its name, where one is known."""
     media_type: str
-    """What it is, without parameters."""
+    """The media type, without parameters."""
     bytes: int
     """How long it is."""
     sha256: str
@@ -241,7 +241,7 @@ class MessageAttachment(Resource):
     filename: str | None = None
     """The name of the file, where it has one."""
     media_type: str | None = None
-    """What it is, where that is known."""
+    """The media type, if it is known."""
     bytes: int | None = None
     """How long the file is."""
 
@@ -256,7 +256,7 @@ class Message(Resource):
     content: str
     """The query; or the validated output as JSON text (of a text agent: the text)."""
     attachments: list[MessageAttachment]
-    """Of a message of the user's: what was attached to it."""
+    """Of a message of the user's: its attachments."""
     created_at: datetime
     """When it was stored."""
     metadata: Metadata
@@ -264,14 +264,14 @@ class Message(Resource):
 
 
 class Step(Resource):
-    """Something that a run has done on the way to its answer."""
+    """A step of a run on the way to its answer."""
 
     index: int = 0
     """0, 1, 2, … of each run."""
     kind: Literal["response", "tool_call", "native_tool", "reasoning", "message"]
-    """`response`: the model said something, or called tools. `tool_call`: a tool of the agent was called.
-    `native_tool`: one of the model's provider. `reasoning`: what the model thought. `message`: what you sent into the
-    run, from where the model knew of it."""
+    """`response`: the model wrote text, or called tools. `tool_call`: a tool of the agent was called.
+    `native_tool`: one of the model's provider. `reasoning`: the model's reasoning. `message`: a message that you sent
+    into the run, at the place where the model received it."""
     tool_call_id: str | None = None
     """The call's id, as in the stream."""
     tool_name: str | None = None
@@ -289,14 +289,14 @@ class Step(Resource):
     finished_at: datetime | None = None
     """When it ended, where that is known; null while a tool is being called, or waits for an answer."""
     usage: Usage | None = None
-    """What a response used."""
+    """The usage of a response."""
 
 
 class MessageWithSteps(Message):
-    """One message of a thread, and what was done for it."""
+    """One message of a thread, and the steps for it."""
 
     steps: list[Step] | None = None
-    """With `include=steps`: what the run did, on its answer; where there is none (yet), on its query. Else null."""
+    """With `include=steps`: the steps of the run, on its answer; if there is none (yet), on its query. Else null."""
     more_steps: bool | None = None
     """Whether the run did more than a page can show: `GET /runs/{id}/steps` has all."""
 
@@ -309,10 +309,10 @@ class ThreadWithMessages(Thread):
 
 
 def one_start(start_at: datetime | None, start_after_s: float | None) -> None:
-    """See that a start is said in one way.
+    """Check that a start is given in one way.
 
     Raises:
-        PydanticCustomError: it is said in both.
+        PydanticCustomError: it is given in both.
     """
     if start_at is not None and start_after_s is not None:
         raise PydanticCustomError("one_start", "Give either start_at or start_after_s")
@@ -354,11 +354,11 @@ class Attachment(Request):
     file_id: UUID | None = None
     """A file of yours, see `POST /files`."""
     url: WebhookUrl | None = None
-    """A public https address. A worker fetches it when the run begins; or the model does, where the agent says so."""
+    """A public https address. A worker fetches it when the run begins; or the model does, if the agent is set so."""
     data: Annotated[str, Field(min_length=4, json_schema_extra={"contentEncoding": "base64"})] | None = None
     """The bytes themselves, in base64; they become a file of yours."""
     media_type: Annotated[str, Field(min_length=3, max_length=100)] | None = None
-    """What it is: needed with `data`; with `url`, what the address says counts unless it is given."""
+    """The media type: needed with `data`; with `url`, by default that of the response."""
     filename: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """With `data`: its name."""
 
@@ -423,17 +423,17 @@ class NewQuery(Request):
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours; the agent's dependencies may use it."""
     options: Options | None = None
-    """What you choose of the agent's options, see `options_schema` of `GET /agents`; before those of its thread."""
+    """The chosen options of the agent, see `options_schema` of `GET /agents`; before those of its thread."""
     start_at: StartAt = None
     """No worker begins before this time, at most 90 days from now; one that has passed is now. In a thread, the query
-    takes its place once it starts: what is asked meanwhile goes before it."""
+    takes its place once it starts: queries that are asked before go before it."""
     start_after_s: StartAfterSeconds | None = None
     """Instead of `start_at`: seconds from acceptance."""
     deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance, or from its start, after which the run fails as `deadline_exceeded`."""
     wait_deadline_s: WaitSeconds | None = None
     """Seconds that the run may wait for answers, each time; then it fails as `answer_overdue`. 7 days, unless the
-    service says otherwise. Meanwhile, the clock of `deadline_s` stands still."""
+    service has another default. Meanwhile, the clock of `deadline_s` stands still."""
     webhook_url: WebhookUrl | None = None
     """Where to post the run once it has ended, or waits, see *Webhooks*: a public https address."""
 
@@ -472,13 +472,13 @@ class NewMessage(Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"query": "Only the card that ends in 12, please."}]})
 
     query: str = Field(min_length=1)
-    """What the agent is to know, or to do."""
+    """The message for the agent."""
     attachments: Attachments | None = None
     """Files that belong to it."""
 
 
 class SentMessage(Resource):
-    """A message into a run, and what has become of it."""
+    """A message into a run, and its state."""
 
     id: UUID
     """The message's id, in its thread and in the event `message_enqueued`."""
@@ -494,7 +494,7 @@ class AttendedQuery(NewQuery):
     """A query that its caller stays on the line for."""
 
     on_disconnect: Literal["continue", "cancel"] = "continue"
-    """What becomes of the run when the caller hangs up before its end."""
+    """The effect on the run when the caller disconnects before its end."""
 
 
 def _exactly(field: str, *more: str) -> JsonDict:
@@ -507,7 +507,7 @@ _OF_ANSWERS = ("approve", "args", "message", "result", "error")
 
 
 class GivenAnswer(Request):
-    """An answer to one of a run's `requests`: `approve`, `result` or `error`, as its `kind` says."""
+    """An answer to one of a run's `requests`: `approve`, `result` or `error`, by its `kind`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -531,13 +531,13 @@ class GivenAnswer(Request):
     approve: Annotated[bool, Field(strict=True)] = False
     """Of an `approval`: whether the call may be made."""
     args: dict[str, JsonValue] = Field(default_factory=dict)
-    """With `approve: true`: what the tool is called with instead."""
+    """With `approve: true`: arguments to call the tool with instead."""
     message: str = ""
     """With `approve: false`: a message to the agent."""
     result: JsonValue = None
     """Of a `question` the answer, of an `external` call its result."""
     error: str = ""
-    """Instead of a `result`: what went wrong, as a message to the agent."""
+    """Instead of a `result`: an error, as a message to the agent."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> GivenAnswer:
@@ -557,7 +557,7 @@ class GivenAnswer(Request):
 
 
 class GivenAnswers(Request):
-    """Answers to what a run waits for."""
+    """Answers to requests of a run that waits."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -569,7 +569,7 @@ class GivenAnswers(Request):
     )
 
     answers: list[GivenAnswer] = Field(min_length=1, max_length=500)
-    """Some of what is open, or all of it. The run goes on once nothing is open."""
+    """Answers to some of the open requests, or to all of them. The run goes on once none is open."""
 
 
 class Answer(Resource):
@@ -602,7 +602,7 @@ class NewUserToken(Request):
     model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "auth0|5f7c8ec7", "ttl_s": 3600}]})
 
     user_id: UserName
-    """The user to act as, as `X-User-ID` says it."""
+    """The user to act as, in the form of `X-User-ID`."""
     ttl_s: float = Field(ge=1, le=LONGEST_SECONDS, allow_inf_nan=False, strict=True)
     """Seconds that it is valid for."""
     threads: list[UUID] | None = Field(default=None, min_length=1, max_length=MOST_OF_TOKEN)
@@ -641,7 +641,7 @@ class WebhookDelivery(Resource):
     type: str
     """The event: `run.succeeded`, `run.failed`, `run.cancelled` or `run.waiting`; the same of batches."""
     resource_id: UUID
-    """The id of the run that it tells of."""
+    """The id of its run."""
     url: str
     """Where it goes."""
     status: DeliveryStatus | str
@@ -649,7 +649,7 @@ class WebhookDelivery(Resource):
     attempts: int
     """How often it was tried."""
     response_status: int | None
-    """What the receiver said last."""
+    """The last response of the receiver."""
     error: str | None
     """Why the last attempt had no response: `timeout`, `connection_failed`, `tls_failed`, `unknown_host`,
     `address_not_public`; or why there can be none: `resource_gone`."""
@@ -662,7 +662,7 @@ class WebhookDelivery(Resource):
 
 
 class DeadLetter(Resource):
-    """A failed run that nobody has had asked again. What was asked is not shown: it is the user's."""
+    """A failed run that was not requeued. Its query is not shown: it is the user's."""
 
     run_id: UUID
     """The run that failed."""
@@ -698,19 +698,19 @@ class Requeue(Request):
 
 
 class Requeued(Resource):
-    """What became of one of them."""
+    """The result for one of them."""
 
     run_id: UUID
     """The run that failed."""
     outcome: Literal["requeued", "already_requeued", "not_found", "unknown_agent"]
-    """`already_requeued`: it was before, by whomever. `not_found`: it is no dead letter. `unknown_agent`: no worker has
+    """`already_requeued`: it was requeued before. `not_found`: it is no dead letter. `unknown_agent`: no worker has
     registered its agent."""
     requeued_as: UUID | None
     """The new run, where there is one; it is its user's, with `retry_of`."""
 
 
 class RequeuedRuns(Resource):
-    """What became of all of them."""
+    """The results for all of them."""
 
     items: list[Requeued]
     """In the order of the request."""
@@ -728,9 +728,9 @@ class NewApiKey(Request):
     tenant: Tenant
     """Whom it belongs to."""
     label: str = Field(default="", max_length=200)
-    """What it is for."""
+    """Its use, for people."""
     scopes: list[Scope] | None = Field(default=None, min_length=1, max_length=len(Scope))
-    """What it may be used for; null for everything."""
+    """Its scopes; null for everything."""
     agents: list[Annotated[str, Field(pattern=f"^{AGENT_TYPE.pattern}$")]] | None = Field(default=None, max_length=100)
     """The agents that may be asked with it; null for all."""
     expires_at: Time = None
@@ -745,11 +745,11 @@ class ApiKey(Resource):
     tenant: str
     """Whom it belongs to."""
     label: str
-    """What it is for."""
+    """Its use, for people."""
     prefix: str
-    """Its first characters, by which people know it."""
+    """Its first characters, by which people recognise it."""
     scopes: list[str] | None
-    """What it may be used for; null for everything."""
+    """Its scopes; null for everything."""
     agents: list[str] | None
     """The agents that may be asked with it; null for all."""
     created_at: datetime

@@ -11,7 +11,7 @@ ON_EVERY_RESPONSE = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
-"""What a route sets itself stays as it is."""
+"""A header that a route sets itself stays."""
 _ON_EVERY_RESPONSE = [(name.lower().encode(), value.encode()) for name, value in ON_EVERY_RESPONSE.items()]
 
 

@@ -1,6 +1,6 @@
-"""What a run has done, step by step, read from what is stored of it: its steps, and its transcript.
+"""The steps of a run, read from the stored ones and from its transcript.
 
-It reads the JSON of a model's messages as pydantic-ai writes it and knows no agent. What it cannot read is left out.
+It reads the JSON of a model's messages as pydantic-ai writes it and knows no agent. Unreadable parts are left out.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ SHORT = 64 << 10
 """Characters that are read without a thread."""
 
 FULL, NAMES = "full", "names"
-"""What an agent may have shown of its tools, as workers register it; all else is nothing, but for an older worker's."""
+"""The parts of its tools that an agent may show, as workers register it; a null is one of an older worker."""
 
 _OUTPUT_TOOL = "final_result"
 _OUTPUT_RESULT = "Final result processed."
-"""What pydantic-ai calls the tool by which a model gives its output, and what it answers."""
+"""pydantic-ai's name of the tool by which a model gives its output, and the result of that tool."""
 
 SIZE_OF_STEPS = """coalesce((SELECT octet_length(messages) FROM transcripts WHERE run_id = steps_of), 0)
     + coalesce((SELECT sum(octet_length(messages)) FROM run_steps WHERE run_id = steps_of), 0)"""
@@ -78,10 +78,10 @@ _SOURCES = f"""
         SELECT *, count(*) FILTER (WHERE responds) OVER (PARTITION BY run_id ORDER BY source, n) AS exchange FROM known
     )
 """  # noqa: S608  (a constant)
-"""All messages of runs. Steps that a transcript holds, too, are its beginning, and know when they ended: they are taken
-from the steps, and the rest from the transcript. Requests after the last of these responses may hold more results than
-the steps do; who reads them leaves out what there is already. Without a transcript, as of a run without a thread, the
-output stands for the last response. An exchange is a response and the requests after it."""
+"""All messages of runs. Steps that a transcript holds, too, are its beginning, and have the time of their end: they are
+taken from the steps, and the rest from the transcript. Requests after the last of these responses may hold more results
+than the steps do; the reader of the rows leaves out those that it has. Without a transcript, as of a run without a
+thread, the output replaces the last response. An exchange is a response and the requests after it."""
 
 _ORDER = "run_id, exchange"
 
@@ -118,7 +118,7 @@ _DATE_TIME: TypeAdapter[datetime] = TypeAdapter(datetime)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A response of the model, and what came after it until the next."""
+    """A response of the model, and the requests after it until the next."""
 
     run_id: UUID
     exchange: int
@@ -130,9 +130,9 @@ class Exchange:
     reasoning: bool | None
     is_last: bool
     sent: Sequence[str]
-    """The hashes of what was sent into the run."""
+    """The hashes of the messages into the run."""
     length: Decimal
-    """In bytes; nothing of what came before the first response."""
+    """In bytes; 0 for requests before the first response."""
     entries: str
     """A JSON array of `{message, attempt, finished_at}`."""
 
@@ -208,7 +208,7 @@ async def _steps(row: Exchange) -> list[Step]:
 
 
 def steps_in(row: Exchange) -> Iterator[Step]:
-    """Say what an exchange shows: what the model thought and said, the calls it made and their results."""
+    """Return the steps of an exchange: the model's reasoning and text, its calls and their results."""
     try:
         read = from_json(row.entries)
     except ValueError as unreadable:
@@ -233,7 +233,7 @@ def steps_in(row: Exchange) -> Iterator[Step]:
 
 
 def _prompts(row: Exchange, entries: Sequence[_Entry]) -> Iterator[tuple[str, datetime | None, _Entry]]:
-    """Find what a user said after a response, or before the first one, but for the query; files come after the text."""
+    """Find the user's messages after a response, or before the first, except the query; files come after the text."""
     is_query = row.exchange == 0
     for entry in entries:
         for part in entry.parts:
@@ -306,7 +306,7 @@ def _call(kind: Any, row: Exchange, part: Mapping[str, Any], result: JsonValue, 
 
 
 def _without_references(result: JsonValue) -> JsonValue:
-    """Show what a worker stored of a file: its reference, which `worker/execution/file_references.py` writes."""
+    """Show the stored reference to a file, which `worker/execution/file_references.py` writes."""
     if isinstance(result, list):
         return [_without_references(each) for each in result]
     if not isinstance(result, dict):
@@ -338,7 +338,7 @@ def _written(found: object) -> str:
 
 
 def _value(args: object) -> JsonValue:
-    """Read arguments, which a model writes as JSON; what is none is shown as text."""
+    """Read arguments, which a model writes as JSON; malformed ones are shown as text."""
     if not isinstance(args, str):
         return cast("JsonValue", args)
     try:

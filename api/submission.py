@@ -1,4 +1,4 @@
-"""Take a query in, ring for a worker, and wait for its end where the caller does."""
+"""Submit a query: store it, enqueue it, and wait for its end if the caller does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from agent_relay.shared.webhooks import Resolver
 log = logging.getLogger(__name__)
 
 LOOK_UP_SECONDS = 1.0
-"""How long a caller waits for the look-up of its webhook's host; what takes longer is checked at the connection."""
+"""Time limit for the look-up of a webhook's host; after it, the host is checked at the connection only."""
 
 WARNING = "Warning"
 NOT_SERVED = '199 agent-relay "No living worker serves this agent; the query waits for one."'
@@ -55,7 +55,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class OwnIds:
-    """What a query of a protocol is called whose callers choose the ids of threads and messages."""
+    """The ids of a query, for a protocol whose callers choose the ids of threads and messages."""
 
     user_message_id: UUID
     begins_thread_with: str | None = None
@@ -90,15 +90,15 @@ class Submitter:
         after_run: UUID | None = None,
         ids: OwnIds | None = None,
     ) -> Asked:
-        """Store the query as a run, and ring; once this returns, it will be answered. Of a repeated call, find the run.
+        """Store the query as a run, and enqueue it; after that, it will be answered. A repeated call finds the run.
 
-        `history` is what was said before, where the caller holds the conversation; `after_run` is the run of the thread
+        `history` has the earlier messages, if the caller holds the conversation; `after_run` is the run of the thread
         that it has to follow directly. With `ids`, the caller's message gets an id that was chosen for it, and the
         thread may be begun with it.
 
         Raises:
             Refused: 422, the deadline is further away than this service allows; 403, a token allows other threads only.
-            NotFound: what the key created is gone.
+            NotFound: the run of the key is gone.
             Refusal: there is no such thread or agent, no worker has served the agent for a while, the thread is busy
                 or has gone on, the queue is full, or a webhook may not go there.
         """
@@ -116,10 +116,10 @@ class Submitter:
     async def send(
         self, caller: Owner, run_id: UUID, new: NewMessage, key: Key | None
     ) -> tuple[SentMessage, dict[str, str]]:
-        """Store a message into a run, and tell its worker; returns it, and headers that tell whether this call made it.
+        """Store a message into a run, and notify its worker; returns it, and headers for whether this call made it.
 
         Raises:
-            NotFound: there is no such run, or what the key created is gone.
+            NotFound: there is no such run, or the message of the key is gone.
             Refusal: the run has ended and has no thread, it has had too many messages, or as in `ask`.
         """
         asked = Query(
@@ -192,10 +192,10 @@ class Submitter:
         )
 
     async def _attachments(self, caller: Owner, given: Sequence[Attachment] | None) -> Attachments | None:
-        """Read what is attached; addresses are looked up as those of webhooks are.
+        """Read the attachments; addresses are looked up as those of webhooks are.
 
         Raises:
-            Refused: 422, something of it cannot be attached; 403, a token of some threads names a file, which may be of
+            Refused: 422, one of them cannot be attached; 403, a token of some threads names a file, which may be of
                 another thread.
         """
         if caller.threads is not None and any(each.file_id is not None for each in given or ()):

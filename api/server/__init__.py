@@ -1,1 +1,1 @@
-"""HTTP below the routes: connections and their time limits, headers, request ids, what every request passes."""
+"""HTTP below the routes: connections and their time limits, headers, request ids, and the common checks."""

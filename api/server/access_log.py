@@ -1,6 +1,6 @@
-"""A line of the log for each request, where the setting asks for it: `access.answered`, once the response has ended.
+"""A line of the log for each request, if the setting is on: `access.answered`, once the response has ended.
 
-What stands in a query string is left out: it may be a ticket.
+Query strings are left out: they may hold tickets.
 """
 
 from __future__ import annotations

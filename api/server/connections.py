@@ -188,7 +188,7 @@ class Connections:
         return False
 
     def _log(self, now: float) -> None:
-        """Report what was refused, one line for any number, so that no peer can flood the log."""
+        """Log the refusals, one line for any number, so that no peer can flood the log."""
         if self._refused and now - self._logged_at >= LOG_SECONDS:
             reasons = " ".join(f"{reason}={count}" for reason, count in sorted(self._refused.items()))
             log.warning("connections.refused open=%d limit=%d %s", len(self._open), self.most, reasons)
@@ -206,7 +206,7 @@ class Connections:
 
 
 def limit_of_connections(wanted: int) -> int:
-    """Say how many connections the limit of open files leaves room for, at most `wanted` where that is not 0.
+    """Return how many connections the limit of open files allows, at most `wanted` if that is not 0.
 
     The limit of open files is raised first, as far as the system allows a process to do that itself.
     """

@@ -8,7 +8,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Head:
-    """ASGI middleware: let the routes know nothing of HEAD."""
+    """ASGI middleware: answers HEAD as GET, so that routes need not handle it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

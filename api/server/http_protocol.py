@@ -1,10 +1,10 @@
 """uvicorn's HTTP protocol, with a limit on everything that a peer may leave unfinished or send without end.
 
-HTTP/1.0 gets bodies that it can read. A response that ends before its request does is not lost: what the client still
-sends is read before the connection is closed.
+HTTP/1.0 gets bodies that it can read. A response that ends before its request does is not lost: the rest of the request
+is read before the connection is closed.
 
 Heads, trailers, chunk extensions and pipelined requests have a limit; `connections.py` has the clocks. Little waits
-unsent in the kernel, so that a slow reader is sent what is new, not what was new a megabyte ago. A reader that takes
+unsent in the kernel, so that a slow reader is sent new events, not those of a megabyte ago. A reader that takes
 nothing for `STALLED_READER_SECONDS` is disconnected; it can resume.
 """
 
@@ -33,7 +33,7 @@ UNSENT_BYTES = 32 << 10
 _NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", {"linux": 25, "darwin": 0x201}.get(sys.platform))
 CHECKS_A_STALL = 4
 _LOST = "agent_relay.connection_lost"
-"""Where a request's scope holds what is called when its connection is lost, and then that it is."""
+"""The name in a request's scope of the functions to call when its connection is lost, and then of that fact."""
 BREAK_OFF = "agent_relay.break_off"
 """The type of a message, instead of more of a body: close the connection, so that the reader sees that more was due."""
 LONGEST_HEAD_BYTES = 64 << 10
@@ -69,7 +69,7 @@ _TOO_MANY = Refused(
 
 
 def tell_of_loss(scope: Scope, lost: Callable[[], None]) -> None:
-    """Have `lost` called when the connection of a request is lost; at once if it is already."""
+    """Call `lost` when the connection of a request is lost; at once if it is already."""
     if scope.get(_LOST) is True:
         lost()
     else:
@@ -99,7 +99,7 @@ class Cycle(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if message["type"] == BREAK_OFF:
-            self.transport.close()  # What was sent before arrives.
+            self.transport.close()  # Bytes that were sent before arrive.
         if self.transport.is_closing():
             self.disconnected = True
             self.message_event.set()
@@ -160,7 +160,7 @@ class PatientProtocol(HttpToolsProtocol):
         """Of the body, since the parser was given data: uvicorn copies all that waits with each piece."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Keep the kernel's share of what waits small, and see whether there is room."""
+        """Keep the kernel's send buffer small, and return whether there is room."""
         super().connection_made(transport)
         connection: Any = transport.get_extra_info("socket")
         if _NOTSENT_LOWAT is not None and connection is not None and connection.family != socket.AF_UNIX:
@@ -168,7 +168,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._has_room = self.connections_of_process.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has arrived, in this turn of the loop or a later one; nothing more is read until then."""
+        """Process received bytes, in this turn of the loop or a later one; nothing more is read until then."""
         if not self._held and self.connections_of_process.turns.take():
             self._take_in(data)
             return
@@ -187,7 +187,7 @@ class PatientProtocol(HttpToolsProtocol):
             self._take_in(data)
 
     def _take_in(self, data: bytes) -> None:
-        """Parse what has arrived, within the limits."""
+        """Parse received bytes, within the limits."""
         if self._deaf:
             self._unread_bytes += len(data)
             if self._unread_bytes > LINGER_BYTES:
@@ -227,7 +227,7 @@ class PatientProtocol(HttpToolsProtocol):
             raise _Refuse(_TOO_MUCH_FRAMING)
 
     def _check_head(self) -> None:
-        """Refuse what the parser lets pass, and proxies may read in another way."""
+        """Refuse requests that the parser accepts, and proxies may read in another way."""
         version = self.parser.get_http_version()  # pyright: ignore[reportOptionalMemberAccess]
         hosts = [value for name, value in self.headers if name == b"host"]
         if version not in {"1.0", "1.1"}:
@@ -378,7 +378,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._forget()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """There is nobody to watch any more, and nobody who follows."""
+        """There is no connection to watch any more, and no reader."""
         self._forget()
         self.connections_of_process.closed(self)
         if self.connections_of_process.turns.take():
@@ -414,7 +414,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 
 def patient_protocol(stalled_seconds: float, connections: Connections) -> type[PatientProtocol]:
-    """Make the protocol of a process's connections; a reader that takes nothing for so long is disconnected."""
+    """Make the protocol of a process's connections; a reader that takes nothing for this time is disconnected."""
     return type(
         "Protocol", (PatientProtocol,), {"stalled_seconds": stalled_seconds, "connections_of_process": connections}
     )

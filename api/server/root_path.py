@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 FIRST_STEPS = frozenset(
     {"", "api", "batches", "console", "docs", "health", "metrics", "openapi.json", "ops", "sign-in"}
 )
-"""What the paths of this application begin with; the page at `/` has nothing there."""
+"""The beginnings of the paths of this application; empty for the page at `/`."""
 FIRST_TWO_STEPS = frozenset({"v1/chat", "v1/conversations", "v1/files", "v1/models", "v1/responses"})
 """The same of OpenAI's paths: `/api` as the root path and `/v1` of these are no `/api/v1` of ours."""
 

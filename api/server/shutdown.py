@@ -11,7 +11,7 @@ from agent_relay.api.problems import respond, unavailable
 
 
 class CutShort:
-    """ASGI middleware: the server cancels what is still being answered when its time to stop is over."""
+    """ASGI middleware: answers 503 to requests that the server cancels because its time to stop is over."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

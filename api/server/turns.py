@@ -1,7 +1,7 @@
-"""Turns of the event loop: what connections received is taken in a few at a time, so that no turn gets long.
+"""Turns of the event loop: received bytes are processed for a few connections at a time, so that no turn gets long.
 
-A thousand connections may send something at once. Were it all parsed in one turn, and each request that waits for it
-woken in the next, everybody else would wait for all of them, once for each step of theirs.
+A thousand connections may send something at once. If all of it were parsed in one turn, and each waiting request woken
+in the next, all other requests would wait for all of them, once for each step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 
 AT_ONCE = 16
-"""Each takes half a millisecond at most, with what it wakes."""
+"""Each takes half a millisecond at most, with the tasks that it wakes."""
 
 
 class Turns:

@@ -62,9 +62,9 @@ async def _last_seen(
     with_underscores: Annotated[str | None, Query(alias="last_event_id", include_in_schema=False)] = None,
     with_prefix: Annotated[str | None, Query(alias="evs_last_event_id", include_in_schema=False)] = None,
 ) -> Id | None:
-    """Read where a reader got to. A reader that comes back says it beside the `after` that it began with.
+    """Read the cursor of a reader. A reader that reconnects sends it beside its first `after`.
 
-    An `EventSource` that has seen no event yet may say the empty string for it.
+    An `EventSource` that has received no event yet may send an empty string for it.
 
     Raises:
         Refused: 400, one of them is malformed, also where another one counts.
@@ -199,11 +199,11 @@ async def follow_thread(
 
 
 def possible(run: RunRow, cursor: Id | None) -> Id:
-    """Check where a reader got to.
+    """Check the cursor of a reader.
 
     Raises:
-        Refused: 400, it is beyond what the run has told. How far an attempt has come that goes on
-            or was lost, only Redis knows, which may have lost it too: there, any number of that attempt is taken.
+        Refused: 400, it is beyond the events of the run. Only Redis, which may have lost it too, has the last id of
+            an attempt that goes on or was lost: there, any number of that attempt is taken.
     """
     if cursor is None:
         return BEFORE_ALL
@@ -213,7 +213,7 @@ def possible(run: RunRow, cursor: Id | None) -> Id:
         cursor > end
         or cursor == BEFORE_ALL
         or (cursor.attempt == 0 and cursor.n > 1)
-        or (is_of_last_attempt and cursor.n > run.last_entry + 1)  # Where the log was lost, one more has been told.
+        or (is_of_last_attempt and cursor.n > run.last_entry + 1)  # If the log was lost, there is one more entry.
     ):
         raise Refused(400, "The cursor is beyond what this run has told.", code="impossible_cursor")
     return cursor

@@ -14,7 +14,7 @@ from agent_relay.shared.text_delta import Growth, growth
 
 
 class NativeRenderer:
-    """Writes the events of a run for one reader. What is the same for several readers is written once."""
+    """Writes the events of a run for one reader. Text that is the same for several readers is written once."""
 
     __slots__ = ("_base", "_deltas", "_framing", "_in_thread", "_message_id", "_thought")
 
@@ -36,12 +36,12 @@ class NativeRenderer:
 
     @property
     def opening(self) -> bytes:
-        """What the framing begins with; the stream of a thread has begun before."""
+        """The beginning of a stream in this format; the stream of a thread has begun before."""
         return self._framing.opening if self._in_thread is None else b""
 
     @property
     def keepalive(self) -> bytes:
-        """What breaks a silence in this framing."""
+        """The keep-alive of this format."""
         return self._framing.keepalive
 
     def render(self, item: Event | Text) -> bytes:

@@ -1,7 +1,7 @@
-"""The relay: what workers announce, handed to whoever follows a run in this process, or a thread (`threads.py`).
+"""The relay: passes announcements of workers to the readers of runs in this process, or of a thread (`threads.py`).
 
-Subscribe, then read: a feed is subscribed first, then the log is read, then it goes live. A jump, a reconnect and a
-new subscription all mean the same: read the log. Where Redis is away or silent, the rows tell how runs ended.
+Subscribe, then read: a feed is subscribed first, then the log is read, then it goes live. After a jump, a reconnect and
+a new subscription the log is read again. If Redis is away or silent, ends are read from the rows.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from agent_relay.shared.tasks import run_together
 log = logging.getLogger(__name__)
 
 READS_AT_ONCE = 16
-"""After a reconnect every feed reads its log; so many share a round trip, and one connection serves all."""
+"""After a reconnect every feed reads its log; this many share a round trip, and one connection serves all."""
 FIRST_READ_SECONDS = 1.0
-"""A follower waits so long for its first look at the log; without Redis it goes on with what the row says."""
+"""How long a reader waits for the first read of the log; without Redis it goes on with the row."""
 READ_AGAIN_SECONDS = 0.5
-"""After a read that failed; until then what is announced waits."""
+"""After a read that failed; until then announcements wait."""
 ROWS_SECONDS = 1.0
 QUIET_SECONDS = 2.0
-"""A feed without news for so long has its run's row looked at."""
+"""After this time without an entry, the row of a feed's run is read."""
 ROWS_AT_ONCE = 1000
 MOST_PENDING = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _News(RunEnd):
-    """What a row holds beyond the log: the end of a run, or what it waits for."""
+    """The data of a row that the log lacks: the end of a run, or the requests that it waits for."""
 
     finished_at: datetime | None
     wait_attempt: int | None
@@ -63,7 +63,7 @@ _NEWS = text(f"""
         AS told (run_id, told_attempt, told_entry) ON id = run_id
     WHERE finished_at IS NOT NULL OR (status = 'waiting' AND (attempt, last_entry) > (told_attempt, told_entry))
 """)  # noqa: S608  (a constant)
-"""What the rows hold and no event log does: ends, and the requests of runs that wait."""
+"""The data that only rows have: ends, and the requests of runs that wait."""
 
 
 class _Followed:
@@ -118,7 +118,7 @@ class Relay:
         self.live = 0
         """How many entries came by announcement."""
         self.read = 0
-        """How many entries were read from logs: again, or because they were written before anybody followed."""
+        """How many entries were read from logs: again, or because they were written before the first reader came."""
 
     async def run(self) -> None:
         """Relay for ever."""
@@ -127,7 +127,7 @@ class Relay:
         )
 
     def close(self) -> None:
-        """Have every follower stop at the next event boundary."""
+        """Stop every reader at the next event boundary."""
         self.closing = True
         for followed in self._followed.values():
             followed.feed.wake()
@@ -137,7 +137,7 @@ class Relay:
         return len(self._followed)
 
     def follow(self, run: RunRow) -> Following:
-        """Share the feed of a run for as long as somebody follows it; it has read its log by then, if there is one."""
+        """Share the feed of a run among its readers; it has read its log by then, if there is one."""
         return Following(self, run)
 
     async def enter(self, run: RunRow) -> RunFeed:
@@ -211,7 +211,7 @@ class Relay:
             self.threads.heard(channel)
 
     def _read(self, channel: str) -> None:
-        """Have a feed read its log, once more if it is reading already."""
+        """Let a feed read its log, once more if it is reading already."""
         followed = self._followed[channel]
         if followed.reading:
             followed.again = True
@@ -252,7 +252,7 @@ class Relay:
         await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def _read_some(self, some: Sequence[_Followed]) -> list[UUID]:
-        """Read some logs; return the runs whose end is not what was read."""
+        """Read some logs; return the runs whose end differs from the rows."""
         logs = await self._event_log.read_many([(followed.feed.run_id, followed.feed.top) for followed in some])
         unknown: list[UUID] = []
         for followed, entries in zip(some, logs, strict=True):
@@ -271,7 +271,7 @@ class Relay:
         return unknown
 
     async def _watch_rows(self) -> None:
-        """Look at the rows of quiet runs, all in one query: an end that nobody announced is told from there."""
+        """Read the rows of quiet runs, all in one query, and take ends without an announcement from there."""
         while True:
             await asyncio.sleep(ROWS_SECONDS)
             now = asyncio.get_running_loop().time()
@@ -285,7 +285,7 @@ class Relay:
                     await self._settle(quiet[first : first + ROWS_AT_ONCE])
 
     async def _keep_alive(self) -> None:
-        """Wake who has waited for so long; one clock for all, because a timer each is a good part of an idle stream."""
+        """Wake readers whose time to wait is over; one timer for all, because one each would be costly."""
         tick = min(1.0, self._keepalive_seconds / 4)
         while True:
             await asyncio.sleep(tick)
@@ -316,16 +316,16 @@ class Relay:
                 await self._end(followed.feed, row)
 
     async def _wait(self, feed: RunFeed, row: _News) -> None:
-        """Take in the rest of a log, and what the run waits for from its rows."""
+        """Add the rest of a log, and the requests of the run from its rows."""
         with skip_if_redis_away(log, "relay.redis_away"):
             self._take_log(feed, await self._event_log.read(row.id, after=feed.top))
         requests = [request for request in requests_of(row.requests) if request.attempt == row.wait_attempt]
         self._take_log(feed, wait_entries(row, requests))
 
     async def _end(self, feed: RunFeed, row: RunEnd) -> None:
-        """Take in the rest of a log, and the end from the row.
+        """Add the rest of a log, and the end from the row.
 
-        One that cannot be told cuts the streams of its own run, and nobody else's.
+        An end that cannot be shown cuts the streams of its own run, and no others.
         """
         with skip_if_redis_away(log, "relay.redis_away") as reading:
             self._take_log(feed, await self._event_log.read(row.id, after=feed.top))

@@ -1,4 +1,4 @@
-"""A stream to one follower, pulled by its socket: a slow reader gets fewer, later texts and keeps nobody waiting."""
+"""A stream to one reader, pulled by its socket: a slow reader gets fewer, later texts and delays no other."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _LAST_WORDS = {"done", "pause"}
 
 _READER = "agent_relay.reader"
 _OF_THE_HANDLING = (_READER, "fastapi_", "starlette.")
-"""What only the handling of a request needs has names in its scope that begin so."""
+"""Names in the scope of a request that only its handling needs begin so."""
 
 
 class Reader(Protocol):
-    """Somebody who reads what has no length."""
+    """A reader of a response without a length."""
 
     @property
     def media_type(self) -> str:
-        """The `Content-Type` of what the reader is written."""
+        """The `Content-Type` of the stream."""
         ...
 
     def lose(self) -> None:
-        """He is gone; told by the connection, so that no task need listen for it."""
+        """The reader is gone; called by the connection, so that no task need wait for it."""
         ...
 
     async def write(self, send: Send) -> None:
@@ -48,7 +48,7 @@ class Reader(Protocol):
 
 
 class Stream(Response):
-    """The head of an answer to a reader, who is written the rest."""
+    """The head of a response; the reader gets the rest later."""
 
     def __init__(self, reader: Reader, headers: Mapping[str, str]) -> None:
         super().__init__(media_type=reader.media_type)
@@ -66,10 +66,10 @@ class Stream(Response):
 
 
 async def write_rest(scope: Scope, send: Send) -> None:
-    """Write what is left of a stream, if the response is one, once everything that handled the request has returned.
+    """Write the rest of a stream, if the response is one, once all code that handled the request has returned.
 
-    What these need of the scope, such as exit stacks, is dropped: it would cost as much memory as the rest of an idle
-    stream. What the server has put there stays, and the route that was found: whoever called this application may look.
+    The objects of that code in the scope, such as exit stacks, are dropped: they would cost as much memory as the rest
+    of an idle stream. The server's own stay, and the route that was found, for callers of this application.
     """
     reader: Reader | None = scope.get(_READER)
     if reader is None:
@@ -95,12 +95,12 @@ class Renderer(Protocol):
 
     @property
     def opening(self) -> bytes:
-        """What a stream begins with, if anything."""
+        """The beginning of a stream, if any."""
         ...
 
     @property
     def keepalive(self) -> bytes:
-        """What breaks a silence."""
+        """The keep-alive."""
         ...
 
     def render(self, item: Event | Text) -> bytes:
@@ -113,7 +113,7 @@ class Renderer(Protocol):
 
 
 class CannotRender(Exception):
-    """What comes cannot be said to a reader that has what came before; a new stream from the start can say it."""
+    """The next event does not fit the events that the reader has; a new stream from the start can show it."""
 
 
 class RunTeller:
@@ -142,11 +142,11 @@ class RunTeller:
         self._cursor = self._began_at = cursor
         self._lost = self._ended = False
         self._complete = False
-        """Whether the reader was told how the run ended, or that it waits."""
+        """Whether the reader has received the end of the run, or the beginning of its wait."""
         self._waiting: asyncio.Future[WakeReason] | None = None
 
     def lose(self) -> None:
-        """The reader is gone; told by the connection, so that no task need listen for it."""
+        """The reader is gone; called by the connection, so that no task need wait for it."""
         self._lost = True
         if self._waiting is not None:
             end_wait(self._waiting, WakeReason.NO_LONGER)
@@ -158,9 +158,9 @@ class RunTeller:
             end_wait(self._waiting, WakeReason.NO_LONGER)
 
     async def tell(self, send: Send) -> bool:
-        """Write what is new whenever the socket takes it, until the run ends, the service stops or the reader is gone.
+        """Write new events whenever the socket takes them, until the run ends, the service stops or the reader is gone.
 
-        Trouble of the service ends it early. Returns whether the reader was told how the run ended, or that it waits.
+        An error of the service ends it early. Returns whether the reader has received the end of the run, or that it waits.
         """
         async with self._following as feed:
             frames = [self._renderer.opening] if self._renderer.opening else []

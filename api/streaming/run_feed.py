@@ -1,7 +1,7 @@
-"""What is known of one followed run, shared by all its followers: its newest text, and the events it told.
+"""The state of one followed run, shared by all its readers: its newest text, and its events.
 
-Pure bookkeeping: entries go in, whether from the log or live, and it says what a follower at a given id is still to be
-told. It knows neither Redis nor HTTP.
+It has no input or output: entries go in, from the log or live, and it returns the events that a reader at a given id
+has not received. It knows neither Redis nor HTTP.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALONE: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 }
 """Events that are not about the answer, so that its id is not among their fields."""
 _TEXTS = frozenset({None, REASONING})
-"""Of the answer's text, and of what the model thinks, entries say how it grows."""
+"""Of the answer's text, and of the reasoning, entries have deltas."""
 _COPIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tool_call": (("tool_call_id", "tool_name", "args"), ("native", "parent_tool_call_id")),
     "tool_result": (("tool_call_id", "tool_name", "content"), ("native", "parent_tool_call_id")),
@@ -36,21 +36,21 @@ _COPIED: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "message_complete": (("usage",), ()),
     "cancelled": (("partial",), ()),
 }
-"""Events that are told as they stand in the log: the fields that each has, and those that it may have."""
+"""Events that are sent as they are in the log: the fields that each has, and those that it may have."""
 
 KEPT_EVENTS = 256
-"""Events that a feed keeps; a follower that is further behind has them read from the log."""
+"""Events that a feed keeps; for a reader that is further behind they are read from the log."""
 
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """Something to be told that is not a text."""
+    """An event that is not a text."""
 
     id: Id
     name: str
     fields: Mapping[str, Any]
     frames: dict[Hashable, bytes] = field(default_factory=dict[Hashable, bytes])
-    """What followers share of it, once one of them has written it."""
+    """The shared text of it, once it has been written for one of the readers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -65,11 +65,11 @@ class Text:
     part: int = 0
     """Of the reasoning; 0 is the answer's text."""
     frames: dict[Hashable, bytes] = field(default_factory=dict[Hashable, bytes])
-    """What followers share of it, once one of them has written it."""
+    """The shared text of it, once it has been written for one of the readers."""
 
 
 class RunFeed(Wakeups):
-    """One run, as far as this process knows."""
+    """One run, as far as this process has read it."""
 
     __slots__ = (
         "_base",
@@ -98,11 +98,11 @@ class RunFeed(Wakeups):
         """The last id taken in."""
         self.text: Text | None = None
         self.ended = False
-        """Whether everything was told; `done` is the last event then."""
+        """Whether all events were sent; `done` is the last one then."""
         self.waits = False
         """Whether the run waits for answers, by the events so far."""
         self.touched = asyncio.get_running_loop().time()
-        """When the last news came."""
+        """When the last entry came."""
         self.taken = 0
         """How many entries were taken in."""
         self._base: tuple[Id, str] | None = None
@@ -117,33 +117,33 @@ class RunFeed(Wakeups):
         self._events: list[Event] = []
         self._forgotten = BEFORE_ALL
         self._kept: list[Id] = []
-        """What each attempt told last that was gone on from: it stays valid, whatever becomes of later ones."""
+        """The last event of each attempt that another one went on from: it stays valid, whatever later ones do."""
         self._valid_from = 1
         """The attempt that began with the query; the later ones have gone on from there."""
         self._expired = BEFORE_ALL
-        """A gap with nothing but `message_created` before it; who asks from the start is not missing anything."""
+        """A gap with nothing but `message_created` before it; a reader from the start is not missing anything."""
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
-        """Take in what the log holds; a hole in it stays one. False where the end is not what was read: ask the row."""
+        """Add the entries of the log; a missing one stays missing. False if the end is not the row's: read the row."""
         known = self._take(entries, holes=True)
         self.wake()
         return known
 
     def take_live(self, entries: Iterable[Entry]) -> bool:
-        """Take in what was announced; False where something between is missing: read the log."""
+        """Add an announcement; False if entries before it are missing: read the log."""
         known = self._take(entries, holes=False)
         self.wake()
         return known
 
     def cut(self) -> None:
-        """End it without `done`, because it cannot be told on; a reader may resume."""
+        """End it without `done`, because it cannot go on; a reader may resume."""
         self.ended = True
         self.wake()
 
     def settle(self, run: RunEnd, *, log_was_read: bool = True) -> None:
-        """Take in the end from the run's row, which is the truth; what is missing before it is gone.
+        """Add the end from the run's row, which is the truth; missing entries before it are gone.
 
-        Or it is only out of reach, where the log could not be read: then there is a gap for every reader.
+        If the log could not be read, they are only out of reach: then there is a gap for every reader.
         """
         if self.ended:
             return
@@ -151,7 +151,7 @@ class RunFeed(Wakeups):
         if self.top.attempt < last.attempt:
             self._begin_attempt()
         missed = text is not None and (self._base is None or (self.top <= last and self._base[1] != text))
-        at = last if self.top < last else Id(last.attempt, self.top.n + 1)  # Ids before it may have been told.
+        at = last if self.top < last else Id(last.attempt, self.top.n + 1)  # Earlier ids may have been sent.
         hole = Id(at.attempt, at.n - 1) if missed else last
         if last.n and self.top < hole:
             self._expired = hole if self.top == CREATED and log_was_read else BEFORE_ALL
@@ -223,7 +223,7 @@ class RunFeed(Wakeups):
         self._thought = self._thoughts[part] = text
 
     def _begin_attempt(self, started: Entry | None = None) -> None:
-        """What the attempt before told is obsolete, unless this one goes on from it; its text is in any case."""
+        """Drop the events of the attempt before, unless this one goes on from it; its text in any case."""
         self._base = self._thought = None
         self.text = None
         if started is not None and started.body.get("reason") == AttemptReason.ANSWERED:
@@ -237,7 +237,7 @@ class RunFeed(Wakeups):
         self._forget_reasoning(0 if started is None else _kept(started, "reasoning_kept"))
 
     def _forget_reasoning(self, kept: int) -> None:
-        """Forget the parts after those that an attempt goes on from, but for what was told before a wait."""
+        """Drop the parts after those that an attempt goes on from, except those before a wait."""
         last_kept = self._kept[-1] if self._kept else BEFORE_ALL
         self._thoughts = {part: text for part, text in self._thoughts.items() if part <= kept or text.id <= last_kept}
 
@@ -306,9 +306,9 @@ class RunFeed(Wakeups):
         return events
 
     def after(self, cursor: Id, forgotten: Iterable[Event] = ()) -> Iterator[Event | Text]:
-        """Say, in order, what a follower at that id is still to be told; of the text and of each thought, the newest.
+        """Return, in order, the events after that id for a reader; of the text and of each part, the newest.
 
-        `forgotten` are the events that had to be recalled for it.
+        `forgotten` are the events that had to be read from the log for it.
         """
         if cursor < CREATED:
             yield self._created
@@ -330,6 +330,6 @@ class RunFeed(Wakeups):
 
 
 def _kept(started: Entry, what: str) -> int:
-    """Say how many steps, or parts of the reasoning, of earlier attempts an attempt goes on from."""
+    """Return how many steps, or parts of the reasoning, of earlier attempts an attempt goes on from."""
     kept = started.body.get(what)
     return kept if isinstance(kept, int) and not isinstance(kept, bool) and kept > 0 else 0

@@ -24,12 +24,12 @@ class Framing(Enum):
 
     @property
     def opening(self) -> bytes:
-        """What a stream begins with: SSE clients are told how soon to come back."""
+        """The beginning of a stream: SSE clients get the time after which to reconnect."""
         return b"retry: 1000\n\n" if self is Framing.SSE else b""
 
     @property
     def keepalive(self) -> bytes:
-        """What breaks a silence."""
+        """The keep-alive."""
         return b":\n\n" if self is Framing.SSE else b"\n"
 
     def frame(self, event_id: Id | ThreadPlace, name: str, fields: Mapping[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
-"""One pub/sub connection for the whole process, however many its clients, and a canary that tells when it is dead.
+"""One pub/sub connection for the whole process, however many its clients, and a canary that finds a dead one.
 
-It delivers what is published on the channels that are wanted, never waits for whoever hears it, and says of a channel
-when it is subscribed, again after every reconnect: from then on nothing is missed, and what came before must be read.
+It delivers messages of the subscribed channels, never waits for a receiver, and reports each acknowledged subscription,
+again after every reconnect: from then on no message is missed, and earlier ones must be read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 CANARY_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
-"""A canary unheard for so long means that the connection is dead, whatever it says."""
+"""After this time without a canary the connection counts as dead."""
 BACK_OFF_SECONDS = 0.25
 CHANNELS_A_COMMAND = 500
 
@@ -43,12 +43,12 @@ class Subscriptions:
         self._canary = names.canary(new_id())
         self._wanted: set[str] = set()
         self._asked: set[str] = set()
-        """What is to be subscribed, again if it is: whoever wants it waits for the acknowledgement."""
+        """The channels to subscribe, or to subscribe again: a receiver waits for the acknowledgement."""
         self._sent: set[str] = set()
         self._changed = asyncio.Event()
         self._echo = 0.0
         self.connected = False
-        """Whether news arrive."""
+        """Whether messages arrive."""
 
     def want(self, channel: str) -> None:
         """Subscribe soon; `subscribed` is called once Redis has acknowledged it."""
@@ -80,9 +80,9 @@ class Subscriptions:
             await run_together(self._read(pubsub), self._subscribe(pubsub), self._sing())
 
     async def _read(self, pubsub: PubSub) -> None:
-        """Hear for ever, by way of the bare connection: what `PubSub` does a message costs more than all of ours."""
+        """Receive for ever, from the bare connection: `PubSub` costs more for each message than all of our code."""
         connection = cast("Connection", pubsub.connection)
-        reply_timeout, connection.socket_timeout = connection.socket_timeout, None  # The canary tells.
+        reply_timeout, connection.socket_timeout = connection.socket_timeout, None  # The canary finds a dead one.
         try:
             while True:
                 response = cast("list[Any]", await connection.read_response(disconnect_on_error=False))
@@ -102,14 +102,14 @@ class Subscriptions:
             connection.socket_timeout = reply_timeout
 
     def _hand_on(self, channel: str, data: bytes) -> None:
-        """Hand a message on; whatever it does to whoever hears it, the other channels go on."""
+        """Pass a message on; an error of its receiver does not affect the other channels."""
         try:
             self._heard(channel, data)
         except Exception as error:  # noqa: BLE001  (whatever was published there)
             refuse(BadInput.ANNOUNCEMENT, channel, error)
 
     async def _subscribe(self, pubsub: PubSub) -> None:
-        """Bring what is subscribed in line with what is wanted; the canary stays, so the reader always has one."""
+        """Subscribe and unsubscribe as wanted; the canary stays, so the reader always has one."""
         while await self._changed.wait():
             self._changed.clear()
             added, dropped = list(self._asked), list(self._sent - self._wanted)

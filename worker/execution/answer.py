@@ -274,7 +274,7 @@ class Answer:
         return Answered(text, self.whole(result.new_messages()), result.response.model_name)
 
     async def _drive(self, run: AgentRun[Any, Any], *, request_is_stored: bool) -> bool:
-        """Go from step to step; tell whether the run is left after one of them, before it has ended."""
+        """Go from step to step; return whether the run is left after one of them, before it has ended."""
         async for node in run:
             if Agent.is_model_request_node(node):
                 if self._said or self._before:
