@@ -33,43 +33,43 @@ from agent_relay.shared import VERSION
 from agent_relay.shared.settings import Settings
 
 DESCRIPTION = """
-Ask a [pydantic-ai](https://ai.pydantic.dev) agent over HTTP, watch its validated answer grow, keep the conversation.
+Ask a [pydantic-ai](https://ai.pydantic.dev) agent over HTTP, follow its validated answer, keep the conversation.
 
 Every call needs a key of your tenant, in `X-API-Key` or as `Authorization: Bearer`, and `X-User-ID`, your end user, whom
 threads and runs belong to: a UUID, or any text of 1 to 128 printable ASCII characters, such as `auth0|5f7c8ec7` or a mail
 address, which stands for one UUID of your tenant. A bearer key without `X-User-ID` acts as a user of its own. *Authorize*
-sends them for you here. What belongs to somebody else does not exist.
+sends them for you here. Another user's resource is answered like an unknown one.
 
-Errors are problem documents (RFC 9457): programs look at `code`, people read `detail`. A field or parameter that is not
-known is refused, and so is text with U+0000 or half a surrogate pair in it. Every response carries `X-Request-ID`, yours if you sent one. Lists are pages: go on with `next_cursor`.
+Errors are problem documents (RFC 9457): `code` is for programs, `detail` for people. An unknown field or parameter is refused, and
+so is text with U+0000 or half a surrogate pair in it. Every response carries `X-Request-ID`, yours if you sent one. Lists are pages: go on with `next_cursor`.
 
 ## The stream
 
-`POST /agent/stream` and `GET /runs/{id}/stream` tell a run's events, as SSE if you accept `text/event-stream`, else as
+`POST /agent/stream` and `GET /runs/{id}/stream` send a run's events, as SSE if you accept `text/event-stream`, else as
 NDJSON. Every event is an object `{"id", "event", …}`; ids are opaque and only grow.
 
 | event | fields | meaning |
 | --- | --- | --- |
 | `message_created` | `message: {id, role}`, `run_id` | the query is stored |
-| `message_started` | `message_id`, `attempt`, `reason`, `steps_kept` | a worker begins the answer; above attempt 1 forget the earlier partials: it goes on after so many finished steps (tool events stay valid), or with 0 begins again |
-| `reasoning_delta` | `message_id`, `part`, `token` | what the model has thought in this part of its reasoning so far; it replaces the same part before. On a new attempt, parts above its `reasoning_kept` (0 where it is not said) are void, unless the reason is `answered` |
-| `tool_call` | `message_id`, `tool_call_id`, `tool_name`, `args`, `native`, `parent_tool_call_id` | the agent calls a tool; `native` is true of the model provider's own, and only said there; `parent_tool_call_id` is only said of another agent's calls: the call in which it was asked |
-| `tool_result` | the same, with `content` instead of `args` | what it returned |
-| `progress` | `message_id`, `tool_call_id` (within a call), `name`, `data` | what the agent's own code tells of its work; `data` is any JSON |
+| `message_started` | `message_id`, `attempt`, `reason`, `steps_kept` | a worker begins the answer; above attempt 1 forget the earlier partials: it goes on after this number of finished steps (tool events stay valid), or with 0 begins again |
+| `reasoning_delta` | `message_id`, `part`, `token` | the whole text of this part of the model's reasoning so far; it replaces the same part before. On a new attempt, parts above its `reasoning_kept` (0 where it is absent) are void, unless the reason is `answered` |
+| `tool_call` | `message_id`, `tool_call_id`, `tool_name`, `args`, `native`, `parent_tool_call_id` | the agent calls a tool; `native` is true for the model provider's own tools, else absent; `parent_tool_call_id` is only there for another agent's calls: the call in which it was asked |
+| `tool_result` | the same, with `content` instead of `args` | the result of the tool |
+| `progress` | `message_id`, `tool_call_id` (within a call), `name`, `data` | progress that the agent's own code reports; `data` is any JSON |
 | `file` | `message_id`, `file_id`, `media_type`, `bytes` | a tool or the model made a file: `GET /files/{file_id}/content` has it |
 | `waiting` | `message_id`, `requests` | the run waits for answers to these, see `requests` of a run |
 | `answered` | `message_id`, `request_id`, `approve` (of an approval) | one of them was answered |
-| `message_enqueued` | `message: {id, role}` | the agent has got a message into the run; a later attempt may tell it again, under the same message id |
+| `message_enqueued` | `message: {id, role}` | the agent has received a message into the run; a later attempt may send the event again, with the same message id |
 | `text_delta` | `message_id`, `token` | the whole validated partial output so far, as JSON text (of a text agent: the text); it replaces the one before |
 | `message_complete` | `message_id`, `usage` | the answer is stored; the last `token` equals it |
 | `error` | `error: {code, message, retryable}` | the run failed (in SSE the event is named `run_failed`) |
 | `cancelled` | `message_id`, `partial` | the run was cancelled |
-| `gap` | | what came before is gone; the next `text_delta` is complete in itself |
-| `done` | `status` | the run has ended and everything was told |
+| `gap` | | some earlier events are gone; the next `text_delta` is complete in itself |
+| `done` | `status` | the run has ended and all events were sent |
 
 A stream that reached the run's end closes with `done`; one without it was cut: resume it with `Last-Event-ID` or `?after=`.
 
-With `?deltas=true`, `text_delta` says `drop` and `append` instead of `token` wherever it can: take `drop` characters, which
+With `?deltas=true`, `text_delta` has `drop` and `append` instead of `token` wherever it can: take `drop` characters, which
 are ASCII, off the end of the text that you have, then append. The first of a connection and of an attempt is always whole.
 `reasoning_delta` does the same; the first of each part, and one that follows another part, is always whole.
 
@@ -85,37 +85,37 @@ begins with the first run, or with the one of `?from_run=`: for a page that show
 
 ## Waiting
 
-A tool may need an approval, an answer or a result from outside. Its run is `waiting` then, and its `requests` say for what;
-`POST /runs/{id}/answers` answers. It holds no worker meanwhile, the clock of `deadline_s` stands still, and it goes on, ahead
-of all others, once nothing is open; after `wait_deadline_s` without that it fails as `answer_overdue`.
+A tool may need an approval, an answer or a result from outside. Its run is `waiting` then, with its `requests`;
+`POST /runs/{id}/answers` answers them. It holds no worker meanwhile, the clock of `deadline_s` stands still, and it goes on, ahead
+of all others, once no request is open; after `wait_deadline_s` without that it fails as `answer_overdue`.
 
 ## Later
 
 With `start_at` (a time with its zone) or `start_after_s`, up to 90 days away, a run or a batch is accepted now and starts
 then: it is `queued` with a `start_at`, no worker begins before that, and `deadline_s` counts from there. It can be read,
-followed and cancelled as any other. In a thread it takes its place when it starts: what is asked meanwhile does not wait for
+followed and cancelled as any other. In a thread it takes its place when it starts: queries that are asked before do not wait for
 it. A time that has passed is now.
 
-A schedule asks a query at each time that a cron expression says, in a time zone. Each tick makes one run, which carries
+A schedule asks a query at each time of a cron expression, in a time zone. Each tick makes one run, which carries
 `schedule_id`; ticks that were missed, because the service was away, make one run together. A schedule shows its next ticks,
-what became of its last run, and how many failed in a row.
+the status of its last run, and how many failed in a row.
 
 ## Asking again
 
 A call whose answer was lost can be sent again without asking twice: give every POST that creates something an
 `Idempotency-Key` of your own, a UUID for example, and send the same key and the same bytes again. Later copies are answered
-with what the first created and say `Idempotency-Replayed: true`; a blocking call waits with the first, a stream follows the
+with the result of the first, and `Idempotency-Replayed: true`; a blocking call waits with the first, a stream follows the
 same run from its beginning. The same key with another body is refused (422), and while the first call has not been stored
-yet, a copy is asked to come later (409). What was refused is not kept: that key is free. What was deleted since is a 404.
-Keys are yours alone, hold for one path, and are kept for 24 hours, unless the service says otherwise.
+yet, a copy is refused for now (409). The key of a refused call is free. If the result was deleted since, a copy is a 404.
+Keys are yours alone, hold for one path, and are kept for 24 hours, unless the service has another setting.
 
 ## Webhooks
 
 A run or a batch with a `webhook_url` is posted there once it has ended, or waits, as `{"type": "run.succeeded", "timestamp": …,
-"data": {the run}}`, signed as [Standard Webhooks](https://www.standardwebhooks.com) says: verify it with any library of
+"data": {the run}}`, signed as [Standard Webhooks](https://www.standardwebhooks.com) specifies: verify it with any library of
 that name and the secret of `GET /webhooks/secret`. Any 2xx is delivery. Everything else is tried again for hours, under the same `webhook-id`, except
 redirects, which are not followed and fail, and 410, after which nothing more is sent to that URL. `GET /webhooks/deliveries`
-tells how far each is. Only public https addresses are called.
+shows the status of each. Only public https addresses are called.
 
 ## Attempts
 

@@ -649,7 +649,7 @@ class WebhookDelivery(Resource):
     attempts: int
     """How often it was tried."""
     response_status: int | None
-    """The last response of the receiver."""
+    """The status of the last response of the receiver."""
     error: str | None
     """Why the last attempt had no response: `timeout`, `connection_failed`, `tls_failed`, `unknown_host`,
     `address_not_public`; or why there can be none: `resource_gone`."""

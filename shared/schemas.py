@@ -20,7 +20,7 @@ Metadata = dict[str, JsonValue]
 
 
 class Resource(BaseModel):
-    """What clients are shown."""
+    """A response for clients."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -31,13 +31,13 @@ class RunError(Resource):
     code: FailureCode
     """One of a closed list."""
     message: str
-    """What happened, for people."""
+    """A description for people."""
     retryable: bool
     """Whether asking the same again may help."""
 
 
 class Usage(Resource):
-    """What a run used, all attempts summed."""
+    """The usage of a run, all attempts summed."""
 
     requests: int = 0
     """Requests to the model."""
@@ -52,7 +52,7 @@ class Usage(Resource):
     tool_calls: int = 0
     """Calls of tools that returned."""
     cost_usd: float | None = None
-    """What the requests cost whose price is known, in US dollars; null where none is."""
+    """The cost of the requests whose price is known, in US dollars; null if there are none."""
 
 
 _NO_USAGE = Usage().model_dump()
@@ -64,13 +64,13 @@ class RunRequest(Resource):
     request_id: str
     """The tool call's id; `POST /runs/{id}/answers` takes it."""
     kind: RequestKind | str
-    """`approval`: may the call be made? `question`: what is the answer? `external`: what is the result?"""
+    """`approval`: whether to make the call. `question`: a question to answer. `external`: a result to send."""
     tool_name: str
     """The tool that is called."""
     args: JsonValue
     """The arguments of the call."""
     prompt: str | None = None
-    """What the tool says for people, if anything."""
+    """The tool's prompt for people, if any."""
     value_schema: dict[str, JsonValue] | None = Field(default=None, alias="schema")
     """JSON Schema: of an approval, of `args`; else of `result`. Null where any value will do."""
     created_at: datetime
@@ -97,7 +97,7 @@ class Run(Resource):
     agent_type: str
     """The agent that was asked."""
     query: str
-    """What was asked."""
+    """The query."""
     status: RunStatus | str
     """`queued`, `running`, `waiting` (for answers, see `requests`), or the end: `succeeded`, `failed`, `cancelled`. The
     end never changes. One that this version does not know, because a newer one wrote it, is shown as it is."""
@@ -110,7 +110,7 @@ class Run(Resource):
     error: RunError | None
     """Why it failed."""
     usage: Usage
-    """What it used, at most a heartbeat old while it runs."""
+    """Its usage, at most a heartbeat old while it runs."""
     requests: list[RunRequest]
     """All its requests, in the order in which it made them; those without an `answer` are open."""
     message_id: UUID
@@ -120,7 +120,7 @@ class Run(Resource):
     served: bool | None
     """While it is queued: whether a living worker serves its agent; if none does, it waits for one. Else null."""
     metadata: Metadata
-    """What you gave with the query."""
+    """The metadata of the query."""
     retry_of: UUID | None
     """The run that this one repeats."""
     batch_id: UUID | None
@@ -141,7 +141,7 @@ class Run(Resource):
 
 
 def usage_of(stored: object) -> dict[str, float]:
-    """Read what a run used; what is not as it should be counts as nothing."""
+    """Read the usage of a run; malformed values count as nothing."""
     found = cast("dict[str, object]", stored) if isinstance(stored, dict) else {}
     kinds = Usage.model_fields.keys() & found.keys()
     return {
@@ -152,12 +152,12 @@ def usage_of(stored: object) -> dict[str, float]:
 
 
 def whole_usage(stored: object) -> dict[str, float | None]:
-    """Read what a run used, with every kind of it."""
+    """Read the usage of a run, with all its fields."""
     return _NO_USAGE | usage_of(stored)
 
 
 def metadata_of(stored: object) -> Metadata:
-    """Read metadata; what is no object, as it should be, is an empty one."""
+    """Read metadata; anything but an object is an empty one."""
     return cast("Metadata", stored) if isinstance(stored, dict) else {}
 
 
@@ -171,7 +171,7 @@ def error_of(stored: object) -> RunError:
 
 
 def requests_in(run: str) -> str:
-    """Say in SQL what a run asks for and has asked for, as `requests_of` reads it; null where it never waited."""
+    """Return the SQL for the requests of a run, as `requests_of` reads them; null if it never waited."""
     return f"""CASE WHEN {run}.wait_attempt IS NOT NULL THEN (
         SELECT json_agg(json_build_object(
             'request_id', request_id, 'kind', kind, 'tool_name', tool_name, 'args', args, 'prompt', prompt,
@@ -183,7 +183,7 @@ def requests_in(run: str) -> str:
 
 
 def requests_of(stored: object) -> list[RunRequest]:
-    """Read what a run asks for, whose JSON values are text; what this version cannot read is left out."""
+    """Read the requests of a run, whose JSON values are text; those that this version cannot read are left out."""
     requests: list[RunRequest] = []
     for each in cast("list[dict[str, Any]]", stored or []):
         try:
@@ -248,13 +248,13 @@ class Counts(Resource):
     running: int
     """Being answered."""
     waiting: int
-    """Waiting for an answer to what they ask, see `POST /runs/{id}/answers`."""
+    """Waiting for an answer to their requests, see `POST /runs/{id}/answers`."""
     succeeded: int
     """Answered."""
     failed: int
     """Ended without an answer; `POST /batches/{id}/retry` asks them again."""
     cancelled: int
-    """Ended because somebody cancelled them or the batch."""
+    """Ended because they or the batch were cancelled."""
 
 
 class Batch(Resource):
@@ -273,7 +273,7 @@ class Batch(Resource):
     served: bool | None
     """Until it has ended: whether a living worker serves its agent; if none does, it waits for one. Then null."""
     metadata: Metadata
-    """What you gave with it."""
+    """The metadata of the batch."""
     retry_of: UUID | None
     """The batch whose failed items it repeats."""
     created_at: datetime
@@ -316,22 +316,22 @@ def batch_of(row: BatchRow) -> Batch:
 
 
 class RunEvent(Resource):
-    """What a webhook posts once a run has ended, or waits."""
+    """The body of a webhook when a run has ended, or waits."""
 
     type: str
-    """What happened: `run.succeeded`, `run.failed`, `run.cancelled` or `run.waiting`."""
+    """The type of the event: `run.succeeded`, `run.failed`, `run.cancelled` or `run.waiting`."""
     timestamp: datetime
     """When it happened."""
     data: Run
-    """What it happened to, as `GET` shows it."""
+    """The run, as `GET` shows it."""
 
 
 class BatchEvent(Resource):
-    """What a webhook posts once a batch has ended, or everything that is left of it waits."""
+    """The body of a webhook when a batch has ended, or all its unfinished runs wait."""
 
     type: str
-    """What happened: `batch.completed`, `batch.cancelled` or `batch.waiting`."""
+    """The type of the event: `batch.completed`, `batch.cancelled` or `batch.waiting`."""
     timestamp: datetime
     """When it happened."""
     data: Batch
-    """What it happened to, as `GET` shows it."""
+    """The batch, as `GET` shows it."""

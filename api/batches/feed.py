@@ -1,6 +1,6 @@
-"""What is new of the batches that are followed in this process: read once, and shared by all followers of a batch.
+"""New results of the batches that are followed in this process: read once, and shared by all readers of a batch.
 
-Who ends runs announces it over Redis, at most some times a second; without Redis, each batch is looked at all the same.
+Workers announce ends over Redis, at most some times a second; without Redis, each batch is polled all the same.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from agent_relay.shared.schemas import Counts, counts_of, whole_usage
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
-"""A batch without news is looked at so often."""
+"""A batch without an announcement is polled at this interval."""
 PAUSE_SECONDS = 0.2
-"""What comes within a pause is read together."""
+"""Announcements within this pause lead to one read."""
 PAGE_RESULTS = 200
 PAGE_BYTES = 256 << 10
 KEPT_BYTES = 1 << 20
@@ -64,7 +64,7 @@ class BatchProgress:
 
 
 class BatchFeed:
-    """One followed batch, as far as this process knows."""
+    """One followed batch, as far as this process has read it."""
 
     def __init__(self, standing: BatchProgress) -> None:
         self.standing = standing
@@ -93,7 +93,7 @@ class BatchFeed:
         return newest_first[::-1]
 
     def take(self, standing: BatchProgress, results: Sequence[ResultRow]) -> None:
-        """Take in what was read: all that follows the top."""
+        """Add what was read: all results after the top."""
         if standing == self.standing and not results:
             return
         self.standing = standing
@@ -105,14 +105,14 @@ class BatchFeed:
         self.wake()
 
     def wait(self) -> asyncio.Future[WakeReason]:
-        """Return a future that resolves at the next update; whoever waits for it may resolve it earlier."""
+        """Return a future that resolves at the next update; the waiting reader may resolve it earlier."""
         waiting: asyncio.Future[WakeReason] = asyncio.get_running_loop().create_future()
         self._waiting.add(waiting)
         waiting.add_done_callback(self._waiting.discard)
         return waiting
 
     def wake(self) -> None:
-        """Have every follower look."""
+        """Wake every reader."""
         for waiting in self._waiting:
             end_wait(waiting, WakeReason.FOR_NEWS)
 
@@ -132,14 +132,14 @@ class BatchFeeds:
         await self._hub.run()
 
     def close(self) -> None:
-        """Have every follower stop at the next line."""
+        """Stop every reader at the next line."""
         self.closing = True
         for feed in self._feeds.values():
             feed.wake()
 
     @asynccontextmanager
     async def follow(self, batch_id: UUID, standing: BatchProgress) -> AsyncGenerator[BatchFeed]:
-        """Share the feed of a batch for as long as somebody follows it."""
+        """Share the feed of a batch among its readers."""
         name = self._names.batch(batch_id)
         feed = self._feeds.get(name)
         if feed is None:
@@ -159,12 +159,12 @@ class BatchFeeds:
                     feed.reading.cancel()
 
     def _look(self, name: str) -> None:
-        """Have a batch looked at: there are news, or there may have been while nobody listened."""
+        """Read a batch again: there is an announcement, or there may have been one during a disconnection."""
         if (feed := self._feeds.get(name)) is not None:
             feed.news.set()
 
     async def _keep_reading(self, feed: BatchFeed, batch_id: UUID) -> None:
-        """Read what is new whenever there is something, and now and then, until the batch ends or nobody follows."""
+        """Read new results after each announcement, and now and then, until the batch ends or has no reader."""
         while feed.followers and not (feed.ended or feed.erased):
             with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):

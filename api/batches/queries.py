@@ -71,7 +71,7 @@ _RESULTS = text(f"""
 
 
 async def owned_batch(database: AsyncEngine, caller: Owner, batch_id: UUID) -> BatchRow:
-    """Read a batch, with how many of its runs are `running`.
+    """Read a batch, with the number of its runs that are `running`.
 
     Raises:
         NotFound: it is not there, or not this caller's.

@@ -20,7 +20,7 @@ from agent_relay.shared.rows import BatchRow
 log = logging.getLogger(__name__)
 
 COUNTS_SECONDS = 2.0
-"""While counts change, they are told so often."""
+"""While counts change, they are sent at this interval."""
 
 
 class Results:
@@ -61,7 +61,7 @@ class Results:
         self.lose()
 
     async def write(self, send: Send) -> None:
-        """Write; trouble of the service cuts what is followed, without the last counts."""
+        """Write; an error of the service cuts a followed stream, without the last counts."""
         try:
             if self._follow:
                 async with self._feeds.follow(self._batch_id, self._standing) as feed:
@@ -82,7 +82,7 @@ class Results:
         return self._lost or self._feeds.closing
 
     async def _tell(self, feed: BatchFeed, send: Send) -> None:
-        """Write what is new whenever the socket takes it, and the counts now and then and last."""
+        """Write new results whenever the socket takes them, and the counts now and then and last."""
         told: BatchProgress | None = None
         told_at = 0.0
         while not self._gone:
@@ -105,7 +105,7 @@ class Results:
 
     async def _wait(self, feed: BatchFeed) -> WakeReason:
         self._waiting = feed.wait()
-        if self._gone:  # It went while nobody waited.
+        if self._gone:  # It disconnected in between.
             return WakeReason.NO_LONGER
         timer = asyncio.get_running_loop().call_later(self._keepalive, end_wait, self._waiting, WakeReason.IN_VAIN)
         try:

@@ -42,7 +42,7 @@ class NewItem(Request):
     custom_id: str = Field(min_length=1, max_length=LONGEST_CUSTOM_ID)
     """Your own id of it, which no other item of the batch has."""
     query: str = Field(min_length=1)
-    """What is asked."""
+    """The query."""
     attachments: Attachments | None = None
     """Files that belong to it."""
     metadata: Metadata = Field(default_factory=dict)
@@ -50,14 +50,14 @@ class NewItem(Request):
 
 
 class BatchHead(Request):
-    """What a batch says of all its items."""
+    """The fields of a batch for all its items."""
 
     agent_type: AgentType
     """The agent to ask, each time without a memory; see `GET /agents`."""
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours, about the batch."""
     options: Options | None = None
-    """What you choose of the agent's options for all of its runs."""
+    """The chosen options of the agent for all of its runs."""
     max_running: Annotated[_MaxRunning, BeforeValidator(_whole)] | None = None
     """How many of its runs may run at once."""
     start_at: StartAt = None
@@ -67,8 +67,8 @@ class BatchHead(Request):
     deadline_s: DeadlineSeconds | None = None
     """Seconds from acceptance, or from its start, after which runs that have not ended fail as `deadline_exceeded`."""
     wait_deadline_s: WaitSeconds | None = None
-    """Seconds that each run may wait for answers; then it fails as `answer_overdue`. 7 days, unless the service says
-    otherwise."""
+    """Seconds that each run may wait for answers; then it fails as `answer_overdue`. 7 days, unless the service has
+    another default."""
     webhook_url: WebhookUrl | None = None
     """Where to post the batch once it has ended, or all that is left of it waits, see *Webhooks*: a public https
     address."""
@@ -103,7 +103,7 @@ class NewBatch(BatchHead):
 SCHEMAS: dict[str, Any] = models_json_schema([(NewBatch, "validation")], ref_template="#/components/schemas/{model}")[
     1
 ]["$defs"]
-"""What OpenAPI must be told of a body that FastAPI does not read."""
+"""The OpenAPI description of a body that FastAPI does not read."""
 
 BODY: dict[str, Any] = {
     "required": True,

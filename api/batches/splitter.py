@@ -1,6 +1,6 @@
-"""Cut the items out of a body as it comes, without reading what is in them: only where each begins and ends.
+"""Cut the items out of a body as it comes, without reading them: only where each begins and ends.
 
-Whoever feeds a cutter is given back control every so often, whatever the body says, if it feeds a little at a time.
+A cutter yields control at intervals, whatever the body holds, if it is fed a little at a time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Limits:
     item_bytes: int
 
     def check(self, index: int, size: int) -> None:
-        """Refuse an item of so many bytes."""
+        """Refuse an item of this size in bytes."""
         if size > self.item_bytes:
             raise invalid(f"/items/{index}", "item_too_long", f"An item has at most {self.item_bytes} bytes")
 
@@ -53,14 +53,14 @@ class Cutter(Protocol):
     """Cuts a body into items."""
 
     head: dict[str, Any]
-    """What the body says besides the items; where it names them, an empty array stands for them."""
+    """The body without its items; an empty array replaces them."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes | None]:
-        """Take in what has come, and yield the items that are whole by then; None now and then, for others to go on."""
+        """Take received bytes, and yield the items that are whole by then; None now and then, to let others run."""
         ...
 
     def end(self) -> Iterator[bytes | None]:
-        """Yield what is left when the body has ended."""
+        """Yield the rest when the body has ended."""
         ...
 
 
@@ -75,11 +75,11 @@ class Tokens:
         """Whether that is inside of a string."""
 
     def add(self, chunk: bytes) -> None:
-        """Take in what has come."""
+        """Take received bytes."""
         self.buffer += chunk
 
     def forget(self, size: int) -> None:
-        """Drop so many bytes that were looked at."""
+        """Drop this number of bytes, which were read."""
         self.buffer, self.at = self.buffer[size:], self.at - size
 
     def next(self) -> bytes | None:
@@ -167,7 +167,7 @@ _BEHIND = {
     (_Place.BEHIND_ITEMS, 1, b","): _Place.MEMBER,
     (_Place.BEHIND_ITEMS, 0, b"}"): _Place.AFTER,
 }
-"""What stands behind a piece that ends there: at so many open brackets, by this comma or bracket."""
+"""The kind of end of a piece: by the number of open brackets, and by its comma or bracket."""
 
 _FIRST_VALUE = (_Place.MEMBER, 2, b"[")
 """Where the array of items may begin."""
@@ -177,7 +177,7 @@ _DEPTHS = {_Place.BEFORE: 2, _Place.MEMBER: 1, _Place.ITEM: 2, _Place.BEHIND_ITE
 
 
 class Members:
-    """JSON: an object, one of whose members, `items`, is the array. What stands between two commas is a piece."""
+    """JSON: an object, one of whose members, `items`, is the array. The text between two commas is a piece."""
 
     def __init__(self, limits: Limits) -> None:
         self.head: dict[str, Any] = {}
@@ -210,7 +210,7 @@ class Members:
         self._limits.check(self._count, len(tokens.buffer))
 
     def end(self) -> Iterator[bytes | None]:
-        """Yield nothing: whatever came whole has been yielded."""
+        """Yield nothing: all whole items have been yielded."""
         if self._place is not _Place.AFTER or self._tokens.buffer.strip(_SPACE):
             raise malformed("The body is not one whole JSON object.")
         yield from ()

@@ -1,4 +1,4 @@
-"""Take a batch in while it arrives: cut, check and spool its items a moment at a time, so that nobody else waits.
+"""Take a batch in while it arrives: cut, check and spool its items a moment at a time, so that other tasks can run.
 
 All of an upload is on the disk or checked when its last byte has come, and until then it holds no connection.
 """
@@ -38,7 +38,7 @@ LONG_BYTES = 16 << 10
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What was taken in, besides the items."""
+    """The result of an upload, besides the items."""
 
     head: BatchHead
     digest: bytes
@@ -56,10 +56,10 @@ class BatchUpload:
         """Held by the one batch that is being stored: many at once would take all connections for seconds."""
 
     async def take(self, request: Request, caller: Owner, parameters: Mapping[str, Any] | None, items: Spool) -> Taken:
-        """Read the body into the manifest. With parameters, which say the rest, it is NDJSON.
+        """Read the body into the manifest. With query parameters for the other fields, it is NDJSON.
 
         Raises:
-            Refused: 422 with what is wrong, 400 where it is not JSON, 413 over the limit, 503 without room on the disk.
+            Refused: 422 with the errors, 400 if it is not JSON, 413 over the limit, 503 without room on the disk.
         """
         limits = Limits(self._settings.max_body_bytes)
         cutter = Members(limits) if parameters is None else Lines(limits)
@@ -77,7 +77,7 @@ class BatchUpload:
         return Taken(check.head(cutter.head if parameters is None else _read(parameters)), digest.digest())
 
     async def _look_at(self, cut: Iterator[bytes | None], check: _Check, items: Spool) -> None:
-        """Check what was cut, for a moment; let everybody else go first, and go on."""
+        """Check items for a moment; let all other tasks run first, and go on."""
         steps = _steps(cut, check)
         going_on = True
         while going_on:
@@ -122,7 +122,7 @@ def _slice(steps: Iterator[None]) -> bool:
 
 
 def _validated(kind: type[Valid], value: Any) -> tuple[Valid | None, list[FieldError]]:
-    """Make a value what it should be, or say what is wrong with it."""
+    """Convert a value to its type, or return its errors."""
     try:
         return kind.model_validate(value), []
     except ValidationError as invalid:
@@ -131,7 +131,7 @@ def _validated(kind: type[Valid], value: Any) -> tuple[Valid | None, list[FieldE
 
 
 class _Check:
-    """What is right is noted in the manifest, what is wrong here: the first hundred errors."""
+    """Valid items go to the manifest, and the first hundred errors are kept here."""
 
     def __init__(self, items: Spool, settings: Settings, caller: Owner, *, lines: bool) -> None:
         self._items = items
@@ -164,7 +164,7 @@ class _Check:
         yield from self._items.add_in_steps(item.custom_id, item.query, item.metadata, attachments)
 
     def _item(self, raw: bytes, index: int) -> Generator[None, None, tuple[NewItem | None, list[FieldError]]]:
-        """Read an item. A line that is not JSON is a bad item; of another body nobody knows what would follow."""
+        """Read an item. A line that is not JSON is a bad item; in any other body the rest could not be read."""
         try:
             yield
             value = read_json(raw, f"item {index}")
@@ -181,10 +181,10 @@ class _Check:
         return item, errors
 
     def head(self, given: Mapping[str, Any]) -> BatchHead:
-        """Check what is said besides the items, once all of them have come.
+        """Check the fields beside the items, once all items have come.
 
         Raises:
-            Refused: 422, something of it all is wrong.
+            Refused: 422, one of the fields or items is wrong.
         """
         stated = dict(given)
         items = stated.pop("items", [] if self._lines else None)

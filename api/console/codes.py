@@ -1,4 +1,4 @@
-"""Sign-in codes: a link that signs a browser in once, so that nobody has to paste a key. Kept in Redis, as a hash."""
+"""Sign-in codes: a link signs a browser in once, so that no key has to be pasted. Kept in Redis, as a hash."""
 
 from __future__ import annotations
 

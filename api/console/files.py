@@ -17,7 +17,7 @@ POLICY = (
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types"
     " 'none'"
 )
-"""What the pages may do: run and show their own files, and call this service."""
+"""The rights of the pages: run and show their own files, and call this service."""
 
 _MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",

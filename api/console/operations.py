@@ -26,7 +26,7 @@ LONGEST_SECRET = 512
 
 
 class _SignInRoute(StrictRoute):
-    """Signing in and out: from a page, by anybody."""
+    """Signing in and out: from a page, without a session."""
 
     async def identify(self, request: Request) -> None:
         """Refuse other sites: they must not sign a browser in or out."""
@@ -101,7 +101,7 @@ async def watch(board: OperationsBoard, sessions: BrowserSessions, _operator: Op
 
 @_operating.get("/console/operations/runs/{run_id}")
 async def read_story(run_id: RunId, database: Database, event_log: RunLog, _operator: Operator) -> Story:
-    """What happened to a run, whosever it is; not what was said."""
+    """The events of a run, of any user; without its query and answer."""
     return await story(database, event_log, run_id)
 
 

@@ -31,7 +31,7 @@ _USERS = UUID("5f0c6f0e-6f4b-4a39-9d0e-5b4c1f1f5f5a")
 
 
 class _SignInRoute(StrictRoute):
-    """Signing in and out: from a page, by anybody."""
+    """Signing in and out: from a page, without a session."""
 
     async def identify(self, request: Request) -> None:
         """Refuse other sites: they must not sign a browser in or out."""
@@ -47,7 +47,7 @@ class _AnyScopeRoute(StrictRoute):
 
 
 class SignIn(schemas.Request):
-    """How somebody signs in: with a key, or with a code."""
+    """The credentials to sign in with: a key, or a code."""
 
     key: str | None = Field(default=None, min_length=1, max_length=LONGEST_SECRET)
     """An API key."""
@@ -69,7 +69,7 @@ class SignedIn(schemas.Resource):
     tenant: str
     user_id: UUID
     scopes: list[Scope] | None
-    """What the key may be used for; null for everything."""
+    """The scopes of the key; null for everything."""
     expires_at: datetime | None
     """When the session ends; null where a key was shown."""
 

@@ -1,1 +1,1 @@
-"""What the operations page shows: the figures of each minute, the service as it is now, and the story of one run."""
+"""Data of the operations page: the figures of each minute, the service as it is now, and the timeline of one run."""

@@ -1,6 +1,6 @@
-"""The service as it is now, for all who watch from this process: one statement a tick, and none while nobody watches.
+"""The service as it is now, for all pages of this process: one statement a tick, and none while no page is open.
 
-A tick is paid for by the one before: after a statement that took long, the next comes later.
+A tick depends on the one before: after a statement that took long, the next comes later.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ _NOW = text(f"""
 
 
 class Board:
-    """What all watchers of a process are shown."""
+    """The shared data of all pages of a process."""
 
     def __init__(self, database: AsyncEngine, lease_seconds: float) -> None:
         self._database = database
@@ -95,12 +95,12 @@ class Board:
         self._watchers = 0
         self._watched = asyncio.Event()
         self._unseen = asyncio.Event()
-        """Somebody watches who can be shown nothing yet."""
+        """A page is open and there is no data to show yet."""
         self._waiting: set[asyncio.Future[WakeReason]] = set()
         self.tick = 0
-        """Counts what was seen."""
+        """Counts the frames."""
         self.now = b""
-        """The last frame of what is seen now, or of why that is not known."""
+        """The last frame, with the current data or the reason why there are none."""
         self.history: tuple[int, bytes] = (0, b"")
         """The frame of the plots, and the tick that it came with."""
         self.closing = False
@@ -166,7 +166,7 @@ class Board:
             self._unseen.set()
 
     def leave(self) -> None:
-        """Count one watcher less; the last forgets what was seen, so that the next is not shown what is old."""
+        """Count one page less; the last one drops the data, so that the next page does not show old ones."""
         self._watchers -= 1
         if not self._watchers:
             self._watched.clear()

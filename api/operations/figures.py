@@ -59,8 +59,8 @@ FLOW = f"""
             ) AS lanes), '{{{{}}}}')
     )
 """  # noqa: S608  (constants)
-"""What happened in a span: runs that ended and runs that a worker began. Of a run that was enqueued again after its
-first attempt, the pick-up is not known any more, and it is left out."""
+"""Events of a span: runs that ended and runs that a worker began. The pick-up of a run that was enqueued again after
+its first attempt is not known any more, and it is left out."""
 
 STATE = f"""
     jsonb_build_object(
@@ -128,7 +128,7 @@ class Sums:
             self._see(figures)
 
     def _see(self, figures: Mapping[str, Any]) -> None:
-        """Keep the most of what was there at a moment."""
+        """Keep the maximum of a gauge."""
         self.seen += 1
         queued, oldest = Counter[str](), Counter[str]()
         for _, lane, status, runs, age in figures["queues"]:
@@ -151,8 +151,8 @@ class Sums:
 def series(minutes: Sequence[Minute], window: Window, until: int) -> dict[str, Any]:
     """Make the columns of the plots of a window that ends at `until`, in seconds since 1970.
 
-    Each has a value for each point, null where nothing is known. Runs are told a minute, tokens a second, times in
-    seconds; queues, ages and streams are the most of each step.
+    Each has a value for each point, null if it is not known. Runs are per minute, tokens per second, times in seconds;
+    queues, ages and streams are the maximum of each step.
     """
     last = until - until % window.step
     first = last - window.seconds + window.step

@@ -1,7 +1,7 @@
-"""What an API process writes for the operations page: that it lives, and the figures of each minute.
+"""The writes of an API process for the operations page: its registration, and the figures of each minute.
 
-Every process records; whichever is first stores a minute, and the others find it stored. After a time in which none
-lived, the minutes of the last hour are made up from the rows; how much was queued in them is not known.
+Every process records; the first one stores a minute, and the others find it stored. After a time without a process, the
+minutes of the last hour are computed from the rows; the length of the queue in them is not known.
 """
 
 from __future__ import annotations

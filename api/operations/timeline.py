@@ -1,4 +1,4 @@
-"""The story of one run, for operators: what happened when, and nothing of what was said."""
+"""The timeline of one run, for operators: its events with their times, and no queries or answers."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Moment(Resource):
 
 
 class Story(Resource):
-    """What happened to a run, in order."""
+    """The events of a run, in order."""
 
     run_id: UUID
     tenant: str

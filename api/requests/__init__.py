@@ -1,1 +1,1 @@
-"""What is looked at before a route runs: who calls, whether the request is well-formed, and how much one may take."""
+"""The checks before a route runs: the caller's identity, a well-formed request, and the limits of one caller."""

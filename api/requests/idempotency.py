@@ -1,8 +1,8 @@
-"""`Idempotency-Key`: a POST that may be sent again, whatever became of the one before.
+"""`Idempotency-Key`: a POST that may be sent again, whatever the result of the one before.
 
-A route that creates something takes `IdempotencyKey`, hands it to `shared/idempotency.py: keep` in the transaction
-that creates, wraps that transaction in `once`, and where `Repeated` comes out shows what was created then, with the
-headers `REPLAYED`. A route that reads its body itself takes `KeyHeader` instead and makes the key with `key_of`.
+A route that creates something takes `IdempotencyKey`, hands it to `shared/idempotency.py: keep` in the transaction that
+creates, wraps that transaction in `once`, and on `Repeated` shows the earlier result, with the headers `REPLAYED`. A
+route that reads its body itself takes `KeyHeader` instead and makes the key with `key_of`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from agent_relay.shared.idempotency import Key
 
 REPLAYED_HEADER = "Idempotency-Replayed"
 REPLAYED = {REPLAYED_HEADER: "true"}
-"""The headers that say: this was created before, by the same call."""
+"""The headers of a result that the same call created before."""
 
 WAIT_SECONDS = 2.0
 FIRST_PAUSE_SECONDS = 0.02
@@ -80,7 +80,7 @@ async def _idempotency_key(request: Request, caller: Caller, header: KeyHeader) 
 
 
 IdempotencyKey = Annotated[Key | None, Depends(_idempotency_key)]
-"""The key of a call whose body is JSON; None where the caller gave none."""
+"""The key of a call whose body is JSON; None if the caller gave none."""
 
 
 async def once(create: Callable[[], Awaitable[Created]]) -> Created:

@@ -1,7 +1,7 @@
-"""Who calls: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
+"""Identity of the caller: a tenant, by the API key, and one of its users; or an operator, by a key of its own.
 
-A key comes in `X-API-Key` or as `Authorization: Bearer`; so does a token, which stands for one user. Nobody is believed
-without one of them, nor with two.
+A key comes in `X-API-Key` or as `Authorization: Bearer`; so does a token, which identifies one user. A request without
+one of them is refused, and so is one with two.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ SECURITY_SCHEMES = {
         " characters, which stands for one UUID of your tenant.",
     },
 }
-"""How OpenAPI says who calls."""
+"""OpenAPI's description of the ways to identify a caller."""
 WAYS_OF_USERS = (("ApiKey", "UserId"), ("Bearer", "UserId"), ("Bearer",))
 """The schemes that go together, on every call of a user's. A bearer key without a user acts as the key's own."""
 
@@ -71,8 +71,8 @@ class Owner:
     tenant: str
     user_id: UUID
     key: ApiKey | None = field(default=None, compare=False)
-    """The key that was shown, or that the token was made with, narrowed to what the token allows; None where none was
-    needed."""
+    """The key of the request, or the key with which its token was made, narrowed to the rights of the token; None if no
+    key was needed."""
     token: Token | None = field(default=None, compare=False)
     """The token that was shown."""
 
@@ -106,9 +106,9 @@ class Owner:
 
 
 async def identify(request: Request, scopes: Collection[Scope], *, needs_user: bool = True) -> None:
-    """Read who calls, with a key that has one of these scopes, or with a session or a token that was made with one.
+    """Identify the caller, by a key that has one of these scopes, or by a session or a token that was made with one.
 
-    Where no user is needed, a key that names none is its own, and a session does not do.
+    If no user is needed, a key without a user acts as its own, and a session is not accepted.
 
     Raises:
         Refused: 401 without a valid key or token, 403 with one that lacks the scope or with a session that another site
@@ -122,7 +122,7 @@ async def identify(request: Request, scopes: Collection[Scope], *, needs_user: b
 
 
 def _in_session(request: Request) -> Owner | None:
-    """Read who is signed in; the headers win over a session.
+    """Identify the user who is signed in; the headers win over a session.
 
     Raises:
         Refused: 403, another site uses the session; 503, the keys are not known yet.
@@ -137,7 +137,7 @@ def _in_session(request: Request) -> Owner | None:
 
 
 async def _by_headers(request: Request, *, needs_user: bool) -> Owner:
-    """Read who calls, from the headers.
+    """Identify the caller by the headers.
 
     Raises:
         Refused: 401, key or token is not valid; 400, there are two, or not exactly one user; 503, the keys are not
@@ -162,12 +162,12 @@ async def _by_headers(request: Request, *, needs_user: bool) -> Owner:
 
 
 async def _by_token(request: Request, shown: _Shown) -> Owner | None:
-    """Read whose token the request shows; None where it is not valid.
+    """Identify the user of the request's token; None if the token is not valid.
 
     Raises:
         Refused: 400, X-User-ID names another user; or two.
         KeysUnknown: the keys have not been read yet.
-        ProviderAway: it may be one of the identity provider, which cannot be asked.
+        ProviderAway: it may be one of the identity provider, which cannot be reached.
     """
     if not shown.as_bearer or len(shown.secret) > LONGEST_TOKEN or shown.secret.count(b".") != _DOTS_IN_TOKEN:
         return None
@@ -226,7 +226,7 @@ def identify_operator(request: Request) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What a request shows to say who calls."""
+    """The credentials of a request."""
 
     secret: bytes
     as_bearer: bool
@@ -259,7 +259,7 @@ def _no_key() -> Refused:
 
 
 async def identify_by_ticket(request: Request) -> None:
-    """Read whose run the ticket in the query string is for; it opens that run's stream and nothing else.
+    """Identify the user by the ticket in the query string; it opens that run's stream and nothing else.
 
     Raises:
         Refused: 401, the ticket is not valid for this run; 503, the keys are not known yet.
@@ -311,7 +311,7 @@ async def _identified_operator(request: Request) -> str:
 
 
 Caller = Annotated[Owner, Depends(_identified)]
-"""The caller, whom `StrictRoute` identified before anything else was looked at."""
+"""The caller, whom `StrictRoute` identified before all other checks."""
 
 Operator = Annotated[str, Depends(_identified_operator)]
-"""The name of the operator who calls, whom `OperatorRoute` identified."""
+"""The name of the operator, whom `OperatorRoute` identified."""

@@ -1,6 +1,6 @@
 """Tokens of an identity provider (OIDC): JWTs that it signs, read with the public keys that it publishes.
 
-The keys are fetched beside the requests and believed for a while. A token that names an unknown key has them fetched
+The keys are fetched apart from the requests and used for a while. After a token with an unknown key they are fetched
 again, but not more often than every `AGAIN_SECONDS`, whatever callers send.
 """
 
@@ -33,14 +33,14 @@ KEYS_SECONDS = 600.0
 AGAIN_SECONDS = 30.0
 """Between two fetches at least."""
 BELIEVED_SECONDS = 3600.0
-"""For how long keys are believed that were fetched last, while the provider is away."""
+"""How long the last fetched keys are used while the provider is away."""
 FETCH_SECONDS = 5.0
 SKEW_SECONDS = 60
 """By which the provider's clock and ours may differ."""
 LONGEST_SECONDS = 366 * 86_400
-"""After which what a token has opened ends, whatever the token says."""
+"""After this time a stream that was opened with a token ends, whatever the token's own time."""
 MOST_BYTES = 1 << 20
-"""Of what the provider answers."""
+"""The size limit of the provider's response."""
 _ALGORITHMS = {
     "RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     "EC": ("ES256", "ES384", "ES512"),
@@ -88,10 +88,10 @@ class IdentityProvider:
             await self._http.aclose()
 
     async def read(self, token: str) -> tuple[ApiKey, UUID, Token] | None:
-        """Say whose a token is; None if it is not valid.
+        """Identify the user of a token; None if it is not valid.
 
         Raises:
-            ProviderAway: the key that it names is not known, and the provider cannot be asked.
+            ProviderAway: the key that it names is not known, and the provider cannot be reached.
         """
         try:
             header = jwt.get_unverified_header(token)
@@ -145,7 +145,7 @@ class IdentityProvider:
             self._answered = True
 
     async def _fetch(self) -> dict[str | None, _Key]:
-        """Fetch the keys that sign. What it raises depends on what the provider answers."""
+        """Fetch the keys that sign. Its exceptions depend on the provider's response."""
         url = self._keys_url or await self._discover()
         keys: dict[str | None, _Key] = {}
         published: list[dict[str, Any]] = (await self._get(url))["keys"]

@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
 OVERLAP_SECONDS = 10.0
-"""A change may be committed so long after the time that it carries."""
+"""A change may be committed up to this time after the time in its row."""
 NOTE_USE_SECONDS = 30.0
 TICKETS = "stream tickets"
 MOST_REVOCATIONS = 100_000
-"""Users of a tenant whose tokens may be revoked at a time."""
+"""How many users of a tenant may have revoked tokens at a time."""
 
 
 class KeysUnknown(Exception):
@@ -67,7 +67,7 @@ class KeyCache:
         self._used: dict[UUID, datetime] = {}
 
     def find(self, key: bytes) -> ApiKey | None:
-        """Find a valid key. Its hash is looked up, so the time says nothing about how near a wrong key came.
+        """Find a valid key. Its hash is looked up, so the time does not show how close a wrong key is.
 
         Raises:
             KeysUnknown: it is not one of `API_KEYS`, and the database has not been read yet.
@@ -80,7 +80,7 @@ class KeyCache:
     def find_by_reference(self, reference: bytes, tenant: str | None = None) -> ApiKey | None:
         """Find a valid key by its reference, as tickets carry it; raises as `find` does.
 
-        With a tenant, also what stands for a key of the users that the identity provider knows of it.
+        With a tenant, also the stand-in for a key of users that come from the identity provider.
         """
         found = self._by_reference.get(reference)
         if found is None and tenant is not None and self._issuer is not None:
@@ -114,7 +114,7 @@ class KeyCache:
 
     @property
     def ticket_secret(self) -> bytes:
-        """What stream tickets are signed with, the same in all processes.
+        """The secret that signs stream tickets, the same in all processes.
 
         Raises:
             KeysUnknown: it has not been read yet.
@@ -137,7 +137,7 @@ class KeyCache:
             await asyncio.sleep(POLL_SECONDS)
 
     async def read(self) -> None:
-        """Read what has changed since the last time."""
+        """Read the changes since the last time."""
         if self._ticket_secret is None:
             self._ticket_secret = await secret_of_service(self._database, TICKETS, secrets.token_bytes(32))
         rows = await changed(self._database, self._read_until, OVERLAP_SECONDS)

@@ -1,6 +1,6 @@
-"""Lists are pages: `{items, next_cursor}`. A cursor says where the page before ended.
+"""Lists are pages: `{items, next_cursor}`. A cursor is the place where the page before ended.
 
-It is signed for the list and the user that it was made for: a cursor that this list never gave out is refused.
+It is signed for the list and the user that it was made for: a cursor of another list is refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Page(BaseModel, Generic[Item]):
 def bounded(select: str, size: str, order: str) -> str:
     """Write the query of a page that ends early where its rows are large: after `MOST_BYTES`, and at least one row.
 
-    `select` selects the rows in this `order`, with a limit; `size` says how many bytes a row has. The column `selected`
+    `select` selects the rows in this `order`, with a limit; `size` is the size of a row in bytes. The column `selected`
     counts the rows that were selected, so that `read_bounded` sees whether it ended early.
     """
     return f"""
@@ -63,7 +63,7 @@ def bounded(select: str, size: str, order: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Bounded:
-    """What a `bounded` query counts beside each row."""
+    """The counts of a `bounded` query beside each row."""
 
     selected: int
     bytes_before: Decimal

@@ -1,4 +1,4 @@
-"""What one user and one tenant may take of an API process, so that room is left for the others.
+"""The limits of one user and one tenant in an API process, so that room is left for the others.
 
 Two things are limited: requests a second, and calls that stay open (streams, waits, uploads). Both are counted in this
 process alone: with N processes behind a load balancer a caller may have N times as much.
@@ -28,7 +28,7 @@ BURST_SECONDS = 5
 SLOW_DOWN_SECONDS = 0.25
 """A refusal of a caller that sends too much is held back, so that the next request of its connection comes later."""
 REMEMBERED = 10_000
-"""Callers whose rate is known; of more, the one that was silent longest is forgotten."""
+"""Callers whose rate is kept in memory; above it, the one that was silent longest is dropped."""
 FULL_RETRY_AFTER_SECONDS = 5
 
 
@@ -42,14 +42,14 @@ class OpenCall:
         self._caller = caller
         self._open = True
         self.revoked: Callable[[], None] | None = None
-        """What ends the call once the key or the token is void that it was made with."""
+        """Ends the call once its key or its token is void."""
         self._timer: asyncio.TimerHandle | None = None
         if caller.token is not None:
             self._timer = asyncio.get_running_loop().call_later(caller.token.seconds_left, self.end)
 
     @contextmanager
     def kept(self) -> Generator[OpenCall]:
-        """Keep it open beyond this context, unless what is done in the context fails."""
+        """Keep it open beyond this context, unless the context raises."""
         try:
             yield self
         except BaseException:
@@ -65,7 +65,7 @@ class OpenCall:
             self._calls.closed(self, self._caller)
 
     def end(self) -> None:
-        """End what is followed; a call that only waits goes on."""
+        """End streams; a call that only waits goes on."""
         if self.revoked is not None:
             self.revoked()
 
@@ -78,7 +78,7 @@ class OpenCalls:
     """The calls of this process that stay open."""
 
     def __init__(self, most: int, per_tenant: int, per_user: int, what: str) -> None:
-        """Allow so many in all, for a tenant and for a user; 0 is no limit. `what` names them in refusals."""
+        """Allow this number in all, for a tenant and for a user; 0 is no limit. `what` names them in refusals."""
         self._limits = (
             (per_user, 429, f"user_{what}_full", f"The limit of open {what} of this user"),
             (per_tenant, 429, f"tenant_{what}_full", f"The limit of open {what} of this tenant"),
@@ -152,13 +152,13 @@ def _discard(calls: dict[Name, set[OpenCall]], name: Name, call: OpenCall) -> No
 
 
 def _names(caller: Owner) -> tuple[str, str, str]:
-    """Name what is counted: a user, a tenant and all."""
+    """The counters of a call: of its user, of its tenant and of all."""
     return f"{caller.tenant} {caller.user_id}", caller.tenant, ""
 
 
 @dataclass(slots=True)
 class _Bucket:
-    """What a caller may still send at once, as of a moment."""
+    """How much a caller may still send at once, as of a moment."""
 
     left: float
     at: float
@@ -168,7 +168,7 @@ class RequestRate:
     """Requests a second, of each user and each tenant."""
 
     def __init__(self, per_user: float, per_tenant: float) -> None:
-        """Allow so many a second on average; 0 is no limit."""
+        """Allow this number a second on average; 0 is no limit."""
         self._limits = (("user", per_user), ("tenant", per_tenant))
         self._buckets = OrderedDict[str, _Bucket]()
 
@@ -227,7 +227,7 @@ class Limits:
 
     @classmethod
     def of(cls, settings: Settings, connections: int) -> Limits:
-        """Read the limits that are set; of the others, take a share of what the process has room for."""
+        """Read the limits that are set; the others are shares of the process's limit."""
         whole = settings.max_open_calls or connections
         return cls(
             RequestRate(settings.max_requests_per_second_per_user, settings.max_requests_per_second_per_tenant),

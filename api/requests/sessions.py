@@ -76,11 +76,11 @@ class Sessions:
         self._set(response, request, cookie, value, int((expires_at - now()).total_seconds()))
 
     def end(self, response: Response, request: Request) -> None:
-        """Have the browser forget the cookie."""
+        """Remove the cookie from the browser."""
         self._set(response, request, COOKIE, "", 0)
 
     def end_operator(self, response: Response, request: Request) -> None:
-        """Have the browser forget the cookie of an operator."""
+        """Remove the cookie of an operator from the browser."""
         self._set(response, request, OPERATOR_COOKIE, "", 0)
 
     def read(self, request: Request) -> Session | None:
@@ -127,7 +127,7 @@ class Sessions:
 
     @staticmethod
     def _set(response: Response, request: Request, cookie: str, value: str, seconds: int) -> None:
-        """Set the cookie. Behind a proxy that ends TLS, only the browser knows the scheme; it says so as `Origin`."""
+        """Set the cookie. Behind a proxy that terminates TLS, only the browser's `Origin` has the scheme."""
         response.set_cookie(
             cookie,
             value,

@@ -3,7 +3,7 @@
 A ticket is 53 bytes: the reference of the key it was made with, when it expires, and a signature over both and the run.
 One that was made with a token of a user has 8 bytes more, the time at which the token was made: it is void once the
 tokens of the user are.
-A ticket says nothing about its user, and it is valid for no longer than its key.
+A ticket does not reveal its user, and it is valid for no longer than its key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Tickets:
         return ticket, expires_at
 
     def read(self, ticket: str, run_id: UUID) -> tuple[bytes, Token | None]:
-        """Read the reference of the key that a ticket for this run was made with; and of a token what is known.
+        """Read the reference of the key that a ticket for this run was made with; and the data of its token, if any.
 
         Raises:
             Refused: 401; it is not ours, has expired, or is for another run.

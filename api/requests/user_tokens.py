@@ -41,7 +41,7 @@ _ABOUT_THREADS = {
     ),
     *(("POST", path) for path in ("/runs", "/agent/query", "/agent/stream", _CHAT)),
 }
-"""Calls whose path names neither thread nor run, and that look at the threads of a token themselves."""
+"""Calls whose path has neither thread nor run, and that check the threads of a token themselves."""
 _PREFIX = "/api/v1"
 
 _THREAD_OF_RUN = text("SELECT thread_id FROM runs WHERE id = :id")
@@ -49,7 +49,7 @@ _THREAD_OF_RUN = text("SELECT thread_id FROM runs WHERE id = :id")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token says of its use, beside its key and its user."""
+    """The rights in a token, beside its key and its user."""
 
     issued_at: float
     """Seconds since 1970, by the clock of the database."""
@@ -66,7 +66,7 @@ class Token:
 
 
 class _Claims(BaseModel):
-    """What stands in a token."""
+    """The content of a token."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -113,7 +113,7 @@ class UserTokens:
         return jwt.encode(claims, self._secret, _ALGORITHM, {"typ": _TYPE})
 
     def read(self, token: str) -> tuple[ApiKey, UUID, Token] | None:
-        """Say whose a token is, with the key narrowed to what the token allows; None if it is not valid.
+        """Identify the user of a token, with the key narrowed to the rights of the token; None if it is not valid.
 
         Raises:
             KeysUnknown: the keys have not been read yet.
@@ -144,7 +144,7 @@ class UserTokens:
 
 
 async def check_token(request: Request, token: Token, path: str, *, reads: bool) -> None:
-    """See that a token allows a call, as far as its path says what it is about.
+    """Check that a token allows a call, as far as its path shows.
 
     Raises:
         Refused: 403, it does not.

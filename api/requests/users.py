@@ -10,7 +10,7 @@ from agent_relay.api.schemas import USER_NAME
 _NAME = re.compile(USER_NAME, re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _NAMED = UUID("9f4f0f0b-58a3-4d0c-9a52-1f0b9d6c7e11")
-"""Namespace of users, never to be changed: who is who depends on it."""
+"""Namespace of users. Never change it: the ids of users depend on it."""
 
 
 def user_of(tenant: str, name: str) -> UUID:

@@ -1,4 +1,4 @@
-"""What a request must be before a route sees it: from somebody known, well-formed, and with nothing that is ignored."""
+"""Checks before a route: the caller is identified, the request is well-formed, and no part of it would be ignored."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MAX_DEPTH = 64
 MOST_VALUES = 2_000
 """Values that a body, or an item of a batch, may hold. Text, however long, is one."""
 MOST_BITS = 1024
-"""Of a number: those of double precision, which hardly anybody reads more of, end there."""
+"""The limit of a number: that of double precision, which few JSON readers exceed."""
 _SURELY_READ_DIGITS = 310
 """A number of more, its sign included, has more bits than `MOST_BITS`."""
 _MOST_DIGITS = 4_300
@@ -68,7 +68,7 @@ async def chunks_of(request: Request, limit: int) -> AsyncIterator[bytes]:
     """Read a body as it comes.
 
     Raises:
-        Refused: 413, it is longer than so many bytes; 400, its sender has gone.
+        Refused: 413, it is longer than the limit; 400, its sender has gone.
     """
     if int(request.headers.get("content-length") or 0) > limit:
         raise _too_large(limit)
@@ -94,7 +94,7 @@ class StrictRoute(APIRoute):
     """That a body may hold."""
 
     async def identify(self, request: Request) -> None:
-        """Find out who calls, or refuse."""
+        """Identify the caller, or refuse."""
         await identify(request, self._scopes(request.method))
 
     async def _check_token(self, request: Request) -> None:
@@ -134,7 +134,7 @@ class StrictRoute(APIRoute):
             strict.most_values = self.most_values
             if takes_body:
                 media_type_of(request, "application/json")
-                await strict.json()  # FastAPI would take whatever goes wrong here for a 400 of its own.
+                await strict.json()  # FastAPI would answer any exception here with a 400 of its own.
             response = await handle(strict)
             response.headers.update(rate)
             return response
@@ -154,7 +154,7 @@ class TicketedRoute(StrictRoute):
     """A route that a ticket opens as well as the headers do."""
 
     async def identify(self, request: Request) -> None:
-        """Find out who calls, or whose ticket it is, or refuse."""
+        """Identify the caller, or the user of the ticket, or refuse."""
         if "ticket" in request.query_params:
             await identify_by_ticket(request)
         else:
@@ -162,10 +162,10 @@ class TicketedRoute(StrictRoute):
 
 
 class TenantRoute(StrictRoute):
-    """A route for the holder of a key, who need not say a user."""
+    """A route for the holder of a key, without a user."""
 
     async def identify(self, request: Request) -> None:
-        """Find out whose key it is, or refuse."""
+        """Identify the key, or refuse."""
         await identify(request, self._scopes(request.method), needs_user=False)
 
 
@@ -178,7 +178,7 @@ class OperatorRoute(StrictRoute):
 
 
 def _name_lines(path_params: dict[str, str]) -> None:
-    """Have the lines of the log about this request say which run or batch it is about."""
+    """Add the run or batch of this request to its lines in the log."""
     for name, about in (("run_id", logs.RUN_ID), ("batch_id", logs.BATCH_ID)):
         if _UUID.fullmatch(path_params.get(name, "")):
             about.set(path_params[name])
@@ -372,12 +372,12 @@ def _invalid(errors: list[FieldError]) -> Refused:
 
 
 def malformed(detail: str) -> Refused:
-    """Refuse what is not JSON as JSON means it."""
+    """Refuse text that is not strict JSON."""
     return Refused(400, detail, code="malformed_json")
 
 
 def too_deep() -> Refused:
-    """Refuse what is nested deeper than anybody needs."""
+    """Refuse values that are nested too deep."""
     return malformed(f"The body is nested deeper than {MAX_DEPTH} levels.")
 
 

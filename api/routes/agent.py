@@ -69,7 +69,7 @@ async def query(
         str | None, Header(alias="Prefer", description="`wait=N`: seconds to wait, 60 by default, at most 300.")
     ] = None,
 ) -> Response:
-    """Ask and block until the answer is stored. If the run fails, the problem says why, with `run_id`."""
+    """Ask and block until the answer is stored. If the run fails, the problem has the reason, and `run_id`."""
     wanted = _WAIT.search(prefer or "")
     seconds = min(int(wanted[1]), LONGEST_WAIT_SECONDS) if wanted else DEFAULT_WAIT_SECONDS
     with calls.opened(caller):

@@ -21,7 +21,7 @@ _AGENTS = text(f"""
 
 @router.get("", summary="List the agents", response_description="The agents.", responses=responses())
 async def list_agents(database: Database, caller: Caller) -> list[Agent]:
-    """The agents that your key may ask: what each is for, how to begin, what it answers, and whether it is served."""
+    """The agents that your key may ask, with descriptions, examples, output schemas, and whether they are served."""
     async with database.connect() as connection:
         rows = (await connection.execute(_AGENTS)).all()
     return [

@@ -126,7 +126,7 @@ async def create_batch(
         WebhookUrl | None, Query(description=f"{_OF_LINES}where to post the batch once it has ended.")
     ] = None,
 ) -> Batch:
-    """All items are accepted, or none: a bad one, or a `custom_id` that stands there twice, is 422 and says where.
+    """All items are accepted, or none: a bad one, or a second one of a `custom_id`, is 422, with its place.
 
     As JSON, or as NDJSON with an item a line and the rest in the query string. Each item becomes a stateless run.
     """

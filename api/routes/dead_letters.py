@@ -38,7 +38,7 @@ async def list_dead_letters(
     code: Annotated[FailureCode | None, Query(description="Only those that failed for this reason.")] = None,
     limit: Limit = 20,
 ) -> Page[DeadLetter]:
-    """Runs that failed for a reason that may have gone, and that nobody has had asked again; the last first."""
+    """Runs that failed for a reason that may be gone, and that were not requeued; the last first."""
     at, run_id = cursor.read(datetime.fromisoformat, UUID)
     rows = await dead_letters(database, code=code, before=(at, run_id), limit=limit + 1)
     return cursor.page(Rows(rows), limit, _dead_letter, lambda row: [row.finished_at.isoformat(), row.id])

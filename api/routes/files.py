@@ -65,7 +65,7 @@ async def create_file(
 ) -> File:
     """The body is the file, with its type in `Content-Type`; or `multipart/form-data` with the file as its one part.
 
-    A file that no query uses is deleted 30 days later, unless the service says otherwise.
+    A file that no query uses is deleted 30 days later, unless the service has another setting.
     """
     with FileSpool(uploads.room, lambda: upload_limits.opened(caller)) as spool:
         arrived = await arrive(request, settings.max_file_bytes, spool)
@@ -89,7 +89,7 @@ async def list_files(database: Database, caller: Caller, cursor: Cursor, limit: 
 
 @router.get("/{file_id}", summary="Read about a file", response_description="The file.", responses=responses(404))
 async def read_file(file_id: FileId, database: Database, caller: Caller) -> File:
-    """What it is; its content has an address of its own."""
+    """Its type, name and size; its content has an address of its own."""
     return file_of(await owned_file(database, caller, file_id))
 
 
@@ -100,7 +100,7 @@ async def read_file(file_id: FileId, database: Database, caller: Caller) -> File
     responses={**responses(404), 200: _CONTENT},
 )
 async def read_content(file_id: FileId, database: Database, calls: CallLimits, caller: Caller) -> Response:
-    """The bytes as they were uploaded. `Content-Disposition` says that they are to be saved, not shown."""
+    """The bytes as they were uploaded. `Content-Disposition` lets browsers save them, not show them."""
     file = await owned_file(database, caller, file_id)
     with calls.open(caller).kept() as call:
         return await download(database, file, call)
@@ -114,5 +114,5 @@ async def read_content(file_id: FileId, database: Database, calls: CallLimits, c
     responses=responses(404),
 )
 async def remove_file(file_id: FileId, database: Database, caller: Caller) -> None:
-    """Queries that it is attached to have it no longer; an agent that reads them again is told so."""
+    """It is removed from the queries that it is attached to; an agent that reads them again gets a sentence instead."""
     await delete_file(database, caller.tenant, caller.user_id, file_id)

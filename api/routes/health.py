@@ -30,7 +30,7 @@ class Readiness(Resource):
     status: Literal["ok", "degraded"]
     """`degraded` while something is away, or takes no writes, that it can do without."""
     degraded: list[str]
-    """What is away."""
+    """The servers that are away."""
     reasons: dict[str, str] | None = None
     """Why, in a word each."""
 

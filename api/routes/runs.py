@@ -150,7 +150,7 @@ async def read_run(
 async def list_steps(
     run_id: RunId, database: Database, caller: Caller, cursor: Cursor, limit: Limit = 20
 ) -> Page[Step]:
-    """What the model said, thought and called, and what its tools returned, in order; of a run of any age.
+    """The model's text, reasoning and calls, and the results of its tools, in order; of a run of any age.
 
     While the run is under way, the steps that are stored so far: ask again for more.
     """
@@ -261,11 +261,11 @@ async def send_message(
     key: IdempotencyKey,
     response: Response,
 ) -> SentMessage:
-    """The agent gets it before its next request to the model, and the stream tells that: `message_enqueued`.
+    """The agent gets it before its next request to the model; then the stream has `message_enqueued`.
 
-    A run in a thread that ends first makes it the thread's next run. Without a thread, 409 `run_ended` says that the
-    run has ended; a message that came just before its end is lost with it, as its `status` says when the call is
-    repeated with the same `Idempotency-Key`.
+    If a run in a thread ends first, the message is the thread's next run. Without a thread, 409 `run_ended` means that
+    the run has ended; a message that came just before its end is lost with it, and its `status` shows that when the
+    call is repeated with the same `Idempotency-Key`.
     """
     sent, headers = await submitter.send(caller, run_id, new, key)
     response.headers.update({**headers, "Location": url_of("runs", sent.run_id)})

@@ -47,7 +47,7 @@ async def create_schedule(
     key: IdempotencyKey,
     response: Response,
 ) -> Schedule:
-    """From now on, each time that `cron` says makes one run of this query, with the rights of the key of this call."""
+    """From now on, each time of `cron` makes one run of this query, with the rights of the key of this call."""
     times = _times(new.cron, new.timezone)
     check_deadline(settings, new.deadline_s or settings.run_deadline_seconds)
     if new.webhook_url is not None:

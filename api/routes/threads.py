@@ -197,7 +197,7 @@ async def _metadata_filter(
 
 
 MetadataFilter = Annotated[dict[str, str], Depends(_metadata_filter)]
-"""What `metadata.<key>=<value>` in the query string says."""
+"""The conditions `metadata.<key>=<value>` of the query string."""
 
 
 @router.post(
@@ -243,7 +243,7 @@ async def list_threads(
     ] = None,
     limit: Limit = 20,
 ) -> Page[Thread]:
-    """The user's threads, newest first. `metadata.<key>=<value>` selects those whose metadata has that value there."""
+    """The user's threads, newest first. `metadata.<key>=<value>` selects those whose metadata has that value."""
     at, thread_id = cursor.read(datetime.fromisoformat, UUID)
     found = await read_page(
         database,
@@ -383,7 +383,7 @@ async def fork_thread(
     key: IdempotencyKey,
     response: Response,
 ) -> Thread:
-    """Begin a thread with copies of another's messages, up to one of them; the model knows what it knew there."""
+    """Begin a thread with copies of another's messages, up to one of them, and with the model's history there."""
     asked = fork.Fork(
         tenant=caller.tenant,
         user_id=caller.user_id,

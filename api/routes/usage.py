@@ -1,4 +1,4 @@
-"""Routes: what the runs of a tenant used and cost, by agent, user, model or day."""
+"""Routes: usage and cost of the runs of a tenant, by agent, user, model or day."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Day = Annotated[date, BeforeValidator(_written)]
 
 
 class By(StrEnum):
-    """What usage is summed by."""
+    """The groups of a sum."""
 
     AGENT = "agent"
     USER = "user"
@@ -47,7 +47,7 @@ class By(StrEnum):
 
 
 class UsageOf(Resource):
-    """What some runs used."""
+    """The usage of some runs."""
 
     key: str | None
     """The agent, the user, the model (null where none answered) or the day (UTC), as was asked."""
@@ -59,7 +59,7 @@ class UsageOf(Resource):
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What some runs used, as it is read."""
+    """The usage of some runs, as it is read."""
 
     key: str
     runs: int
@@ -114,7 +114,7 @@ async def sum_usage(
     last: Annotated[Day | None, Query(alias="to", description="The last day (UTC); today unless it is given.")] = None,
     limit: Limit = 100,
 ) -> Page[UsageOf]:
-    """What all runs of your tenant used that ended on some days: of every user, those that have been erased, too.
+    """The usage of all runs of your tenant that ended on some days: of every user, and of erased runs, too.
 
     A run counts on the day it ended, with all its attempts; one that never reached a model is left out.
     """

@@ -23,7 +23,7 @@ from agent_relay.shared.webhooks import DeliveryRow, DeliveryStatus, Secret, cur
 router = APIRouter(prefix="/webhooks", tags=["webhooks"], route_class=StrictRoute)
 
 events = APIRouter(tags=["webhooks"])
-"""What receivers are called with; it is documented here and served by them."""
+"""The requests that receivers get; they are documented here, and receivers answer them."""
 
 _ANSWERS: dict[int | str, dict[str, Any]] = {
     204: {"description": "It is delivered, as it is with any 2xx that comes in time."},
@@ -43,12 +43,12 @@ WebhookSignature = Annotated[
 
 @events.post("run.ended", status_code=204, summary="A run has ended", responses=_ANSWERS)
 async def run_ended(event: RunEvent, _id: WebhookId, _at: WebhookTimestamp, _signature: WebhookSignature) -> None:
-    """What is posted to the `webhook_url` of a run once it has ended."""
+    """The request to the `webhook_url` of a run once it has ended."""
 
 
 @events.post("batch.ended", status_code=204, summary="A batch has ended", responses=_ANSWERS)
 async def batch_ended(event: BatchEvent, _id: WebhookId, _at: WebhookTimestamp, _signature: WebhookSignature) -> None:
-    """What is posted to the `webhook_url` of a batch once it has ended."""
+    """The request to the `webhook_url` of a batch once it has ended."""
 
 
 @router.get(
@@ -93,7 +93,7 @@ async def list_deliveries(
     status: Annotated[DeliveryStatus | None, Query(description="Only those in this status.")] = None,
     limit: Limit = 20,
 ) -> Page[WebhookDelivery]:
-    """What was sent to the URLs that the user's runs and batches named, or is to be, newest first."""
+    """The deliveries to the URLs of the user's runs and batches, made and pending ones, newest first."""
     at, delivery_id = cursor.read(datetime.fromisoformat, UUID)
     found = await owned_deliveries(database, caller, status=status, before=(at, delivery_id), limit=limit)
     return cursor.page(found, limit, _delivery, lambda row: [row.created_at.isoformat(), row.id])
@@ -107,7 +107,7 @@ async def list_deliveries(
     responses=responses(404),
 )
 async def deliver_again(delivery_id: DeliveryId, database: Database, caller: Caller) -> WebhookDelivery:
-    """Send the event once more, under the same `webhook-id`, whatever became of it; its schedule begins anew."""
+    """Send the event once more, under the same `webhook-id`, whatever its status; its schedule begins again."""
     async with database.begin() as connection:
         row = await redeliver(connection, delivery_id, caller.tenant, caller.user_id)
     if row is None:

@@ -1,1 +1,1 @@
-"""Schedules: queries that are asked again and again, at the times that a cron expression says."""
+"""Schedules: queries that are asked at the times of a cron expression."""

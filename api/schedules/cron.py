@@ -1,4 +1,4 @@
-"""The times that a cron expression says, in a time zone. Daylight saving is met as Debian's cron meets it.
+"""The times of a cron expression, in a time zone. Daylight saving time is treated as in Debian's cron.
 
 A job at certain hours and minutes whose time is left out when clocks go forward comes right after the gap; one whose
 time exists twice when they go back comes the first time only. One with `*` in its minutes or hours goes by real time.
@@ -34,7 +34,7 @@ _NAMES = {
 
 
 class WrongCron(ValueError):
-    """It is no cron expression, or it says no time that ever comes."""
+    """It is no cron expression, or it has no time that ever comes."""
 
 
 @cache
@@ -66,7 +66,7 @@ def next_times(cron: str, timezone: str, after: datetime) -> list[datetime]:
 
 
 def _later(times: Iterator[datetime], after: datetime) -> Iterator[datetime]:
-    """Leave out what is not later than the one before: clocks that go back or forward make such."""
+    """Leave out times that are not later than the one before: clocks that go back or forward make such."""
     end = after + HORIZON
     for local in times:
         time = local.astimezone(UTC)

@@ -137,7 +137,7 @@ async def insert(connection: AsyncConnection, values: Mapping[str, Any], most: i
     Raises:
         NotFound: the thread is not there, or not this user's.
         UnknownAgent: no worker has registered the agent.
-        QueueFull: the user has as many as one may have.
+        QueueFull: the limit of schedules of the user is reached.
     """
     if most:
         owner = {"tenant": values["tenant"], "user_id": str(values["user_id"])}

@@ -78,7 +78,7 @@ class NewSchedule(Request):
     metadata: Metadata = Field(default_factory=dict)
     """Anything of yours: that of each run."""
     options: Options | None = None
-    """What you choose of the agent's options, for each run; see `POST /runs`."""
+    """The chosen options of the agent, for each run; see `POST /runs`."""
     deadline_s: DeadlineSeconds | None = None
     """As of `POST /runs`, for each run."""
     wait_deadline_s: WaitSeconds | None = None
@@ -113,9 +113,9 @@ class ScheduleChanges(Request):
     options: Options | None = None
     """All of the options; null chooses none."""
     deadline_s: DeadlineSeconds | None = None
-    """As of `POST /runs`; null for what the service says."""
+    """As of `POST /runs`; null for the service's default."""
     wait_deadline_s: WaitSeconds | None = None
-    """As of `POST /runs`; null for what the service says."""
+    """As of `POST /runs`; null for the service's default."""
     webhook_url: WebhookUrl | None = None
     """As of `POST /runs`; null for none."""
     paused: Annotated[bool, Field(strict=True)] = False
@@ -155,17 +155,17 @@ class Schedule(Resource):
     multitask_strategy: str | None
     """The rule for a thread that has unfinished runs."""
     metadata: Metadata
-    """What each run gets."""
+    """The metadata of each run."""
     options: dict[str, Any] | None
-    """What each run chooses of the agent's options."""
+    """The chosen options of the agent for each run."""
     deadline_s: float | None
-    """Of each run; null for what the service says."""
+    """Of each run; null for the service's default."""
     wait_deadline_s: float | None
-    """Of each run; null for what the service says."""
+    """Of each run; null for the service's default."""
     webhook_url: str | None
     """Of each run."""
     paused: bool
-    """Whether it makes no runs. The service pauses one that cannot make any, and says why in `last_error`."""
+    """Whether it makes no runs. The service pauses one that cannot make any; `last_error` has the reason."""
     next_at: datetime | None
     """The next tick; null while it is paused."""
     next_times: list[datetime]

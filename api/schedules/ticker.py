@@ -53,7 +53,7 @@ ASIDE_SECONDS = 60.0
 
 @dataclass(frozen=True, slots=True)
 class _Due(ScheduleRow):
-    """A schedule whose tick has come."""
+    """A schedule that is due."""
 
     now: datetime
 
@@ -155,7 +155,7 @@ class Ticker:
         return True
 
     async def _ask(self, connection: AsyncConnection, schedule: _Due) -> Accepted | _Refused:
-        """Store the run of a tick, or say why there is none."""
+        """Store the run of a tick, or return why there is none."""
         key = self._key_of(schedule)
         if key is None:
             is_new = schedule.now - schedule.updated_at < timedelta(seconds=NEW_SECONDS)
@@ -213,7 +213,7 @@ def _refused(refusal: Refusal) -> _Refused:
 
 
 def _ticked(schedule: _Due, outcome: Accepted | _Refused) -> dict[str, Any]:
-    """Say what is written of a tick."""
+    """Return the values to store for a tick."""
     values: dict[str, Any] = {"id": schedule.id, "run_id": None, "paused": False, "error": None, "failed_ticks": 0}
     times: list[datetime] = schedule.next_times
     due_at: datetime | None = schedule.now + timedelta(seconds=AGAIN_SECONDS)
