@@ -252,7 +252,7 @@ class Relay:
         await asyncio.sleep(READ_AGAIN_SECONDS)
 
     async def _read_some(self, some: Sequence[_Followed]) -> list[UUID]:
-        """Read some logs; return the runs whose end differs from the rows."""
+        """Read some logs; return the runs whose end in the log cannot be used, so that their rows are read."""
         logs = await self._event_log.read_many([(followed.feed.run_id, followed.feed.top) for followed in some])
         unknown: list[UUID] = []
         for followed, entries in zip(some, logs, strict=True):

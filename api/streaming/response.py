@@ -160,7 +160,7 @@ class RunTeller:
     async def tell(self, send: Send) -> bool:
         """Write new events whenever the socket takes them, until the run ends, the service stops or the reader is gone.
 
-        An error of the service ends it early. Returns whether the reader has received the end of the run, or that it waits.
+        An error of the service ends it early. Returns whether the reader has received the end of the run, or its wait.
         """
         async with self._following as feed:
             frames = [self._renderer.opening] if self._renderer.opening else []

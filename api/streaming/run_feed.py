@@ -124,7 +124,7 @@ class RunFeed(Wakeups):
         """A gap with nothing but `message_created` before it; a reader from the start is not missing anything."""
 
     def take_log(self, entries: Iterable[Entry]) -> bool:
-        """Add the entries of the log; a missing one stays missing. False if the end is not the row's: read the row."""
+        """Add the entries of the log; a missing one stays missing. False if its end cannot be used: read the row."""
         known = self._take(entries, holes=True)
         self.wake()
         return known

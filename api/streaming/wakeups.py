@@ -1,4 +1,4 @@
-"""Waiting for news: futures that whoever has news resolves, and one clock for all that have waited in vain."""
+"""Waiting for entries: futures that new entries resolve, and one timer for all waits that were too long."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from enum import Enum, auto
 
 
 class WakeReason(Enum):
-    """What a wait was for, seen from its end."""
+    """Why a wait ended."""
 
     FOR_NEWS = auto()
-    """Something has come."""
+    """There is a new entry."""
     NO_LONGER = auto()
-    """Who waited has gone."""
+    """The reader has gone."""
     IN_VAIN = auto()
-    """There were no news for so long."""
+    """There was no entry for this time."""
 
 
 class Wakeups:
-    """Those that wait for the same news."""
+    """The readers that wait for the same entries."""
 
     __slots__ = ("_waiting",)
 
@@ -26,21 +26,21 @@ class Wakeups:
         self._waiting: dict[asyncio.Future[WakeReason], float] = {}
 
     def wait(self) -> asyncio.Future[WakeReason]:
-        """Return a future that resolves at the next update; whoever waits for it may resolve it earlier."""
+        """Return a future that resolves at the next update; the waiting reader may resolve it earlier."""
         loop = asyncio.get_running_loop()
         waiting: asyncio.Future[WakeReason] = loop.create_future()
         self._waiting[waiting] = loop.time()
         return waiting
 
     def tire(self, before: float) -> None:
-        """Have those look who began to wait before that time; forget who waits no longer."""
+        """Wake the readers that began to wait before that time; drop those that wait no longer."""
         for waiting, since in list(self._waiting.items()):
             if since < before or waiting.done():
                 del self._waiting[waiting]
                 end_wait(waiting, WakeReason.IN_VAIN)
 
     def wake(self) -> None:
-        """Have every follower look."""
+        """Wake every reader."""
         for waiting in self._waiting:
             end_wait(waiting, WakeReason.FOR_NEWS)
         self._waiting.clear()

@@ -1,4 +1,4 @@
-r"""The tables. What a row means over time is told in `shared/runs`; how it got its shape, in `shared/migrations`.
+r"""The tables. `shared/runs` describes the life of a row; `shared/migrations`, the changes of its columns.
 
 JSON that a model wrote is kept as text, never as `jsonb`: it may hold `\u0000`, and it goes out as it came in.
 """

@@ -1,12 +1,12 @@
 """Bring the database of `DATABASE_URL` up to date; run it before the first start and after every upgrade.
 
-Several at once are safe: they take turns. One that is told to stop changes nothing, and ends with status 1.
+Several at once are safe: they take turns. After a stop signal it changes nothing, and ends with status 1.
 """
 
 from agent_relay.shared.early_stop import exit_when_told
 
 if __name__ == "__main__":
-    exit_when_told(1)  # With 0, whoever waits for the tables would take them for made.
+    exit_when_told(1)  # After a 0, a process that waits for the tables would go on.
 
 import argparse
 from collections.abc import Sequence

@@ -64,7 +64,7 @@ GRANTS: Mapping[str, Mapping[str, str]] = {
     "api_processes": {API: "SELECT, INSERT, UPDATE, DELETE"},
     "bank_customers": {AGENTS: "SELECT"},
 }
-"""By table and role. Who locks rows needs UPDATE of one column; who returns what it wrote needs SELECT."""
+"""By table and role. To lock rows needs UPDATE of one column; to return written rows needs SELECT."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from agent_relay.shared.migrations.grants import Roles
 from agent_relay.shared.minimum_versions import OLDEST_POSTGRES
 from agent_relay.shared.server_urls import Postgres
 
-_LOCK = 7_270_201  # Any constant: whoever upgrades this database takes the same advisory lock.
+_LOCK = 7_270_201  # Any constant: all upgrades of this database take the same advisory lock.
 
 
 def upgrade(database_url: str, revision: str = "head", roles: Roles = Roles({})) -> str:  # noqa: B008  (frozen)
