@@ -123,3 +123,20 @@ def program(script: str) -> Generator[Program]:
         process.kill()
         running.reading.join()
     assert not running.warnings, running.warnings
+
+
+def bundle(source: str) -> Path:
+    """Make one script for browsers of a source in `tests/javascript`, unless it is there already; returns its path."""
+    install()
+    wanted = hashlib.sha256((FOLDER / source).read_bytes()).hexdigest()[:16]
+    built = FOLDER / "node_modules" / ".built" / f"{wanted}.js"
+    with (FOLDER / source).open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not built.exists():
+            # React says what is wrong with a page only where it is built for development.
+            options = ("--bundle", "--format=esm", "--jsx=automatic", '--define:process.env.NODE_ENV="development"')
+            made = built.with_suffix(".new.js")
+            command = [NODE, "node_modules/esbuild/bin/esbuild", source, *options, f"--outfile={made}"]
+            subprocess.run([*command, "--log-level=warning"], cwd=FOLDER, check=True)
+            made.rename(built)
+    return built
