@@ -107,8 +107,8 @@ _MEANINGS = {
     401: "No valid API key or token; absent, wrong, expired and revoked look the same.",
     403: "The key lacks the scope that this call needs (`scope_missing`), or a token of a user does not do for it"
     " (`key_needed`), may only read (`token_read_only`) or is restricted to other threads (`token_restricted`).",
-    404: "It is not there, or it is not yours, which looks the same. So is what was created with an"
-    " `Idempotency-Key` and deleted since.",
+    404: "It does not exist, or it belongs to another user, with the same response. So does the result of an"
+    " `Idempotency-Key` that was deleted since.",
     406: "You accept neither of the two framings of a stream.",
     408: "The request arrived too slowly: send it again over a new connection.",
     409: "The thread has an unfinished run (`thread_busy`), the run was cancelled while you waited (`cancelled`), a"
@@ -118,19 +118,19 @@ _MEANINGS = {
     413: "The body is over the limit.",
     415: "The body is not plain `application/json`, or of a batch `application/x-ndjson`; or a file may not be of this"
     " type.",
-    422: "Well-formed but not valid: `errors` says what is wrong and where.",
+    422: "Well-formed but not valid: `errors` lists the errors with their places.",
     429: "A limit of this user or your tenant is reached: of requests a second (`too_many_requests`), of runs that wait"
     " (`user_queue_full`, `tenant_queue_full`), of unfinished runs of batches (`tenant_batches_full`), of streams and"
     " waiting calls (`user_calls_full`, `tenant_calls_full`), of batches and files that arrive (`user_uploads_full`,"
-    " `tenant_uploads_full`), of the bytes of files (`user_files_full`, `tenant_files_full`), of what your tenant may"
-    " spend a day (`budget_exhausted`), or of rotations of the webhook secret (`secret_rotated_lately`)."
+    " `tenant_uploads_full`), of the bytes of files (`user_files_full`, `tenant_files_full`), of the cost of your"
+    " tenant's runs a day (`budget_exhausted`), or of rotations of the webhook secret (`secret_rotated_lately`)."
     " Try again after `Retry-After` seconds.",
     431: "The head of the request, or its trailers, are longer than 64 KiB.",
-    502: "The run failed: `code` says how, `run_id` which.",
+    502: "The run failed: `code` is its failure code, `run_id` its id.",
     503: "A dependency is down (`service_unavailable`), the service is full (`queue_full`, `queue_slow`,"
     " `batches_full`, `calls_full`, `uploads_full`, `too_many_connections`), or no living worker has served the agent"
     " for a while (`agent_not_served`): try again after `Retry-After` seconds.",
-    504: "The run did not end before its deadline (`deadline_exceeded`), or what it waited for was not answered"
+    504: "The run did not end before its deadline (`deadline_exceeded`), or its requests were not answered"
     " in time (`answer_overdue`).",
 }
 
@@ -372,7 +372,7 @@ async def _known_agents(database: AsyncEngine, allowed: frozenset[str] | None) -
         names = [name for name in await connection.scalars(_AGENTS) if allowed is None or name in allowed]
     if not names:
         if allowed is not None:
-            return "No agent is known that this key may ask."
+            return "This key may ask none of the known agents."
         return "No agent is known: no worker has started on this database yet."
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     return f"Known agents: {', '.join(names[:MOST_NAMED])}{more}."

@@ -195,7 +195,7 @@ class BatchUnfinished(Refusal):
     """The batch has runs that have not ended; it is not known yet which of them fail."""
 
     def __init__(self) -> None:
-        super().__init__("The batch has not ended; what fails can be retried then.")
+        super().__init__("The batch has not ended; retry its failed items after its end.")
 
 
 class NothingFailed(Refusal):

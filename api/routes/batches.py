@@ -64,7 +64,7 @@ _OF_LINES = "With `application/x-ndjson` only: "
     "",
     status_code=202,
     summary="Submit a batch",
-    response_description="The batch, accepted; `Location` says where it is.",
+    response_description="The batch, accepted; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
     openapi_extra={"requestBody": BODY},
 )
@@ -278,8 +278,8 @@ async def cancel_batch(
 @router.post(
     "/{batch_id}/retry",
     status_code=202,
-    summary="Retry what failed of a batch",
-    response_description="A new batch, of the failed items; `Location` says where it is.",
+    summary="Retry the failed items of a batch",
+    response_description="A new batch, of the failed items; `Location` is its address.",
     responses=responses(404, 409),
 )
 async def retry_batch(

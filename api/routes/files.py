@@ -44,7 +44,7 @@ _CONTENT: dict[str, Any] = {
     "",
     status_code=201,
     summary="Upload a file",
-    response_description="The file; `Location` says where it is.",
+    response_description="The file; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
     openapi_extra={"requestBody": _BODY},
 )

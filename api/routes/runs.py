@@ -58,7 +58,7 @@ Wait = Annotated[
     "",
     status_code=202,
     summary="Ask, and do not wait",
-    response_description="The run, accepted; `Location` says where it is.",
+    response_description="The run, accepted; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
 )
 async def create_run(
@@ -111,7 +111,7 @@ async def list_runs(
     summary="Read a run",
     response_description="The run; `ETag` changes whenever it does.",
     response_model=Run,
-    responses={**responses(404), 304: {"description": "It is still as `If-None-Match` says."}},
+    responses={**responses(404), 304: {"description": "It has not changed since the version in `If-None-Match`."}},
 )
 async def read_run(
     run_id: RunId,
@@ -142,7 +142,7 @@ async def read_run(
 
 @router.get(
     "/{run_id}/steps",
-    summary="Read what a run has done",
+    summary="Read the steps of a run",
     response_description="A page of steps.",
     response_model_exclude_unset=True,
     responses=responses(404),
@@ -217,7 +217,7 @@ async def create_ticket(
 
 @router.post(
     "/{run_id}/answers",
-    summary="Answer what a run waits for",
+    summary="Answer the requests of a run that waits",
     response_description="The run; nothing was answered that was not before.",
     response_model=Run,
     responses={
@@ -249,7 +249,7 @@ async def answer(
     "/{run_id}/messages",
     status_code=202,
     summary="Send a message into a run",
-    response_description="The message, and what has become of it; `Location` says where its run is.",
+    response_description="The message, with its status; `Location` is the address of its run.",
     responses=responses(404, 409, 413, 415),
 )
 async def send_message(
@@ -277,7 +277,7 @@ async def send_message(
     summary="Cancel a run",
     response_description="The run, which has ended.",
     response_model=Run,
-    responses={**responses(404), 202: {"model": Run, "description": "It still runs; its worker has been told."}},
+    responses={**responses(404), 202: {"model": Run, "description": "It still runs; its worker was notified."}},
 )
 async def cancel(
     run_id: RunId,

@@ -34,7 +34,7 @@ router = APIRouter(prefix="/schedules", tags=["schedules"], route_class=StrictRo
     "",
     status_code=201,
     summary="Ask again and again",
-    response_description="The schedule; `Location` says where it is.",
+    response_description="The schedule; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
 )
 async def create_schedule(

@@ -204,7 +204,7 @@ MetadataFilter = Annotated[dict[str, str], Depends(_metadata_filter)]
     "",
     status_code=201,
     summary="Begin a thread",
-    response_description="The thread; `Location` says where it is.",
+    response_description="The thread; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
 )
 async def create_thread(
@@ -328,7 +328,7 @@ async def stream_thread(
     cursor: LastSeenInThread,
     from_run: Annotated[
         UUID | None,
-        Query(description="Begin with this run, instead of the first; with a cursor, it says nothing."),
+        Query(description="Begin with this run, instead of the first; with a cursor, it has no effect."),
     ] = None,
     deltas: Deltas = False,  # noqa: FBT002  (a query parameter)
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
@@ -371,7 +371,7 @@ async def change_thread(thread_id: ThreadId, changes: ThreadChanges, database: D
     "/{thread_id}/fork",
     status_code=201,
     summary="Fork a thread",
-    response_description="The new thread; `Location` says where it is.",
+    response_description="The new thread; `Location` is its address.",
     responses=responses(404, 409, 413, 415),
 )
 async def fork_thread(

@@ -102,7 +102,7 @@ _SUMMED = {
 }
 
 
-@router.get("", summary="Sum what was used", response_description="A page of sums.", responses=responses(400, 422))
+@router.get("", summary="Sum the usage", response_description="A page of sums.", responses=responses(400, 422))
 async def sum_usage(
     database: Database,
     caller: Caller,

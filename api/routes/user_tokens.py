@@ -69,7 +69,7 @@ async def revoke_user_tokens(
             alias="user_id",
             pattern=f"^{USER_NAME}$",
             max_length=LONGEST_USER_NAME,
-            description="The user, as `X-User-ID` says it.",
+            description="The user, in the form of `X-User-ID`.",
         ),
     ],
 ) -> None:

@@ -37,7 +37,7 @@ WebhookTimestamp = Annotated[
     str, Header(alias="webhook-timestamp", description="When it was sent, in seconds since 1970.")
 ]
 WebhookSignature = Annotated[
-    str, Header(alias="webhook-signature", description="One or two signatures, as Standard Webhooks says.")
+    str, Header(alias="webhook-signature", description="One or two signatures, as Standard Webhooks specifies.")
 ]
 
 
