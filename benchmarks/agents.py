@@ -1,16 +1,19 @@
 """Agents of known length and pace: they answer `<tokens> at <tokens a second>` with so many tokens, 0 not paced.
 
-Those with tools are asked `<calls> of <seconds>`, and make so many calls, one a response, that take so long each.
+Those with tools are asked `<calls> of <seconds>`, and make so many calls, one a response, that take so long each. Each
+call adds a line to the file that `LEDGER` names, if it is set.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from itertools import cycle, islice
+from pathlib import Path
 
-from pydantic_ai import Agent, ModelMessage, ModelResponse
+from pydantic_ai import Agent, ModelMessage, ModelResponse, RunContext
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from typing_extensions import TypedDict
 
@@ -19,6 +22,7 @@ from tests.support.agents import query_of
 
 _SENTENCE = "the bank will look at your card and call you back on Monday because it cannot say more today"
 _WORDS = _SENTENCE.split()
+LEDGER = "LEDGER"
 
 
 class Advice(TypedDict, total=False):
@@ -96,13 +100,20 @@ async def _call(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[
         yield "done"
 
 
-async def _work(seconds: float) -> str:
+def _note(line: str) -> None:
+    if ledger := os.environ.get(LEDGER):
+        with Path(ledger).open("a") as file:
+            file.write(f"{line}\n")
+
+
+async def _work(ctx: RunContext[object], seconds: float) -> str:
+    _note(f"{ctx.run_id} {ctx.tool_call_id}")
     await asyncio.sleep(seconds)
     return _SENTENCE
 
 
 _steps = Agent(FunctionModel(stream_function=_call, model_name="steps"), name="steps")
-_steps.tool_plain(name="work")(_work)
+_steps.tool(name="work")(_work)
 steps = ServedAgent(agent=_steps)
 forgetful = ServedAgent(agent=_steps, checkpoints=False)
 """The same, of which no step is stored."""

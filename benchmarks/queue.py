@@ -2,7 +2,7 @@
 
 from benchmarks.__main__ import run
 
-ALL = ("pick_up", "crowded", "throughput", "submissions", "recovery")
+ALL = ("pick_up", "crowded", "throughput", "submissions", "recovery", "step_cost", "rolling", "waiting")
 
 
 if __name__ == "__main__":
