@@ -6,14 +6,14 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from functools import partial
 from typing import Any, cast
 from weakref import WeakSet
 
 from redis._parsers import _AsyncHiredisParser  # pyright: ignore[reportPrivateUsage]
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
@@ -170,8 +170,19 @@ class _Renewal:
             await connection.disconnect(nowait=True)  # At once: no caller gets one that is being closed.
 
 
+class _GivenUp(AbstractConnection):
+    """A connection that may be given up between the library's look whether it is connected and its write."""
+
+    async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        if self._writer is None:
+            raise Unreachable("The connection was given up.")
+        await super()._send_packed_command(command)
+
+
 def _heard(pool: ConnectionPool) -> ConnectionPool:
     """Count each error that this pool's connections read, and renew the pool if that may help."""
+    kind = pool.connection_class
+    pool.connection_class = type(kind.__name__, (_GivenUp, kind), {})
     pool.connection_kwargs["parser_class"] = partial(_Parser, _Renewal(pool))
     return pool
 

@@ -7,6 +7,14 @@ ROLES = "tests/acceptance/test_database_roles.py::"
 
 MUTATIONS = [
     Mutation(
+        "a connection to Redis that is written to after it was given up",
+        "shared/redis.py",
+        "        if self._writer is None:\n            raise Unreachable",
+        "        if False:\n            raise Unreachable",
+        "tests/integration/shared/test_redis.py"
+        "::test_a_command_that_is_about_to_be_sent_as_all_connections_are_given_up_fails_as_on_a_closed_one",
+    ),
+    Mutation(
         "a right that nothing needs",
         "shared/migrations/grants.py",
         '"messages": {API: "SELECT, INSERT, DELETE", WORKER: "INSERT"}',

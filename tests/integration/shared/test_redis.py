@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -53,3 +54,21 @@ async def test_all_connections_come_back_however_a_call_ends(redis: Redis) -> No
         assert await redis.get("text") == b"x"
     async with asyncio.timeout(5):
         await asyncio.gather(*(redis.get("text") for _ in range(20)))
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_command_that_is_about_to_be_sent_as_all_connections_are_given_up_fails_as_on_a_closed_one(
+    redis: Redis, turns: int
+) -> None:
+    pool: Any = redis.connection_pool
+    renewal = pool.connection_kwargs["parser_class"].args[0]
+    connection = await pool.get_connection()
+    sending = asyncio.create_task(connection.send_command("PING"))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await renewal._renew()
+    with suppress(RedisError):
+        await sending
+    await pool.release(connection)
+
+    assert await redis.get("nothing") is None
