@@ -35,8 +35,9 @@ def test_the_built_pages_come_from_this_source() -> None:
     assert built_from == source_hash(ROOT / "web"), "web/ has changed since the pages were built; run `make web`"
 
 
-def test_no_address_of_a_registry_is_in_the_source() -> None:
-    lock = (ROOT / "web" / "package-lock.json").read_text()
+@pytest.mark.parametrize("folder", ["web", "tests/javascript"])
+def test_no_address_of_a_registry_is_in_the_source(folder: str) -> None:
+    lock = (ROOT / folder / "package-lock.json").read_text()
 
     assert '"resolved"' not in lock
     assert lock.count('"integrity"') > 10
