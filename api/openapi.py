@@ -29,6 +29,7 @@ from agent_relay.api.requests.identity import (
     WAYS_OF_TENANTS,
     WAYS_OF_USERS,
 )
+from agent_relay.api.streaming.event_schemas import SCHEMAS as EVENTS
 from agent_relay.shared import VERSION
 from agent_relay.shared.settings import Settings
 
@@ -180,7 +181,7 @@ STREAM: dict[str, Any] = {
     "content": {
         "application/x-ndjson": {
             "schema": {
-                "type": "object",
+                "$ref": "#/components/schemas/StreamEvent",
                 "description": "An event. There is one a line; an empty line is a keep-alive.",
             },
             "examples": {event["event"]: {"value": event} for event in _EVENTS},
@@ -202,7 +203,10 @@ THREAD_STREAM: dict[str, Any] = {
     "description": "The events of the thread's runs, see *The stream of a thread* above.",
     "content": {
         "application/x-ndjson": {
-            "schema": STREAM["content"]["application/x-ndjson"]["schema"],
+            "schema": {
+                "$ref": "#/components/schemas/ThreadStreamEvent",
+                "description": "An event. There is one a line; an empty line is a keep-alive.",
+            },
             "examples": {event["event"]: {"value": event} for event in _OF_THREAD},
         },
         "text/event-stream": {
@@ -268,7 +272,8 @@ class Documented(FastAPI):
         """Describe the API, and correct what FastAPI generates."""
         if self.openapi_schema is None:
             document = super().openapi()
-            document["components"]["schemas"] |= deepcopy(SCHEMAS)
+            schemas = document["components"]["schemas"]
+            document["components"]["schemas"] = deepcopy(EVENTS) | schemas | deepcopy(SCHEMAS)
             document["components"]["securitySchemes"] = {**SECURITY_SCHEMES, **OPERATOR_SCHEMES}
             document["components"]["headers"] = {name: header(*said) for name, said in HEADERS.items()}
             for path, operations in document["paths"].items():
@@ -286,6 +291,7 @@ class Documented(FastAPI):
                         names = _headers_of(operation["operationId"], int(status), operation["tags"])
                         response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}
             _set_limits(document, self.state.settings)
+            _share_problems(document)
         return super().openapi()
 
 
@@ -402,6 +408,20 @@ def _as_problem(status: str, response: dict[str, Any]) -> dict[str, Any]:
     if [content.get("schema") for content in contents] != [{"$ref": f"#/components/schemas/{Problem.__name__}"}]:
         return response
     return {**response, "content": {MEDIA_TYPE: {**contents[0], "example": example(int(status))}}}
+
+
+def _share_problems(document: dict[str, Any]) -> None:
+    """Say each problem once, and refer to it: what is generated from the document would repeat it for every call."""
+    shared: dict[str, dict[str, Any]] = {}
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= HTTPStatus.BAD_REQUEST:
+                    counted = int(status) in _BEFORE_A_TURN or "RateLimit" in response["headers"]
+                    name = f"Problem{status}" if counted else f"Problem{status}Uncounted"
+                    shared[name] = response
+                    operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
+    document["components"]["responses"] = dict(sorted(shared.items()))
 
 
 _SCRIPT = """

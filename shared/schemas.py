@@ -8,6 +8,7 @@ from typing import Any, cast
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import from_json
 
@@ -58,8 +59,13 @@ class Usage(Resource):
 _NO_USAGE = Usage().model_dump()
 
 
-class RunRequest(Resource):
-    """Something that a run waits for, or has waited for: a person's approval or answer, or a result from outside."""
+def _require_all(schema: JsonDict) -> None:
+    """Say that every field is shown, also those with a default."""
+    schema["required"] = list(cast("JsonDict", schema.get("properties", {})))
+
+
+class OpenRequest(Resource):
+    """Something that a run waits for: a person's approval or answer, or a result from outside."""
 
     request_id: str
     """The tool call's id; `POST /runs/{id}/answers` takes it."""
@@ -75,6 +81,13 @@ class RunRequest(Resource):
     """JSON Schema: of an approval, of `args`; else of `result`. Null where any value will do."""
     created_at: datetime
     """Since when it waits."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True, json_schema_extra=_require_all)
+
+
+class RunRequest(OpenRequest):
+    """Something that a run waits for, or has waited for, and what was answered."""
+
     answer: dict[str, JsonValue] | None = None
     """The answer; null while the request is open."""
     answered_by: str | None = None
@@ -83,8 +96,6 @@ class RunRequest(Resource):
     """When."""
     attempt: SkipJsonSchema[int] = Field(default=0, exclude=True)
     answer_entry: SkipJsonSchema[int | None] = Field(default=None, exclude=True)
-
-    model_config = ConfigDict(use_attribute_docstrings=True, populate_by_name=True, serialize_by_alias=True)
 
 
 class Run(Resource):

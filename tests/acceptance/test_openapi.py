@@ -11,7 +11,7 @@ import httpx
 import pytest
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from jsonschema_rs import is_valid
+from jsonschema_rs import Validator, is_valid, validator_for
 
 from agent_relay.api.app import create_app
 from agent_relay.api.openapi import HEADERS as HEADER_NAMES
@@ -19,32 +19,49 @@ from agent_relay.api.problems import Problem
 from agent_relay.api.requests.validation import IDEMPOTENCY_KEY
 from agent_relay.api.routes import agent, agents, api_keys, batches, dead_letters, runs, threads, webhooks
 from agent_relay.shared.settings import Settings
-from tests.support.client import Client
+from tests.support.client import Client, read_events
+from tests.support.openapi import openapi_document
 from tests.support.service import OPERATOR_KEY, Running
 
 Json = dict[str, Any]
 
+SCHEMAS = "#/components/schemas/"
 PROBLEM = "#/components/schemas/Problem"
 HEADERS = "#/components/headers/"
+RESPONSES = "#/components/responses/"
 STREAMS = {
-    "/api/v1/agent/stream": "post",
-    "/api/v1/runs/{run_id}/stream": "get",
-    "/api/v1/threads/{thread_id}/stream": "get",
+    "/api/v1/agent/stream": ("post", "StreamEvent"),
+    "/api/v1/runs/{run_id}/stream": ("get", "StreamEvent"),
+    "/api/v1/threads/{thread_id}/stream": ("get", "ThreadStreamEvent"),
 }
 
 
 @pytest.fixture(scope="module")
 def document() -> Json:
     """The document, as every process serves it."""
-    settings = Settings(database_url="postgresql://nowhere/none", redis_url="redis://nowhere")
-    return create_app(settings, 0).openapi()
+    return openapi_document()
 
 
 def operations(document: Json) -> Iterator[tuple[str, Json]]:
-    """Walk over what can be called."""
+    """Walk over what can be called; problems stand where they are referred to."""
+    shared = {f"{RESPONSES}{name}": response for name, response in document["components"]["responses"].items()}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
-            yield f"{method} {path}", operation
+            responses = operation["responses"].items()
+            whole = {status: shared.get(response.get("$ref"), response) for status, response in responses}
+            yield f"{method} {path}", {**operation, "responses": whole}
+
+
+def event_validator(document: Json, kind: str = "StreamEvent") -> Validator:
+    """Validate events of a stream as the document describes them."""
+    return validator_for({"$ref": f"{SCHEMAS}{kind}", "components": document["components"]})
+
+
+def fields_of_events(document: Json) -> dict[str, set[str]]:
+    """List the fields that the document knows of each event."""
+    schemas = document["components"]["schemas"]
+    kinds = [schemas[kind["$ref"].removeprefix(SCHEMAS)]["properties"] for kind in schemas["StreamEvent"]["anyOf"]]
+    return {properties["event"]["const"]: set(properties) for properties in kinds}
 
 
 def properties(document: Json) -> Iterator[tuple[str, Json]]:
@@ -116,6 +133,21 @@ def test_problems_have_their_media_type_and_results_have_theirs(document: Json) 
                 assert PROBLEM not in str(content), (name, status)
 
 
+def test_each_problem_is_said_once(document: Json) -> None:
+    shared = document["components"]["responses"]
+    used = {
+        response["$ref"].removeprefix(RESPONSES)
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        for response in operation["responses"].values()
+        if "$ref" in response
+    }
+
+    assert used == shared.keys()
+    assert "application/problem+json" not in str(document["paths"])
+    assert len({str(response) for response in shared.values()}) == len(shared)
+
+
 def test_every_call_of_the_api_tells_of_the_refusals_that_any_may_meet(document: Json) -> None:
     for name, operation in operations(document):
         if "/api/" in name:
@@ -146,15 +178,52 @@ def test_every_call_of_the_api_says_who_may_call(document: Json) -> None:
 
 
 def test_streams_are_documented_in_both_framings(document: Json) -> None:
-    for path, method in STREAMS.items():
+    for path, (method, kind) in STREAMS.items():
         content = document["paths"][path][method]["responses"]["200"]["content"]
         assert content.keys() == {"application/x-ndjson", "text/event-stream"}
         assert all(framing["schema"]["description"] for framing in content.values())
+        assert content["application/x-ndjson"]["schema"]["$ref"] == f"{SCHEMAS}{kind}"
         examples = content["application/x-ndjson"]["examples"]
         assert all(name == example["value"]["event"] for name, example in examples.items())
+        for example in examples.values():
+            event_validator(document, kind).validate(example["value"])
         assert content["text/event-stream"]["example"].endswith("\n\n")
-    for event in ("message_created", "message_started", "text_delta", "message_complete", "gap", "done"):
-        assert f"| `{event}` |" in document["info"]["description"]
+    told = set(re.findall(r"^\| `(\w+)` \|", document["info"]["description"], re.MULTILINE))
+    assert told == fields_of_events(document).keys()
+
+
+@pytest.mark.parametrize(
+    ("agent_type", "query", "deltas"),
+    [
+        ("bank_support", "What is my balance?", False),
+        ("bank_support", "What is my balance?", True),
+        ("second_thoughts", "hello", True),
+        ("breaks", "hello", False),
+    ],
+)
+async def test_events_are_as_documented(
+    client: Client, document: Json, agent_type: str, query: str, deltas: bool
+) -> None:
+    run = await client.run(query, agent_type=agent_type)
+    events = await client.events(run["id"], **({"deltas": "true"} if deltas else {}))
+
+    assert events[-1]["event"] == "done"
+    fields = fields_of_events(document)
+    for event in events:
+        event_validator(document).validate(event)
+        assert event.keys() <= fields[event["event"]]
+
+
+async def test_events_of_a_thread_are_as_documented(client: Client, document: Json) -> None:
+    thread_id = await client.thread()
+    await client.http.post("/runs", json={"thread_id": thread_id, "query": "hello"})
+    async with client.http.stream("GET", f"/threads/{thread_id}/stream") as response:
+        async for event in read_events(response):
+            event_validator(document, "ThreadStreamEvent").validate(event)
+            if event["event"] == "done":
+                break
+
+    assert not event_validator(document, "ThreadStreamEvent").is_valid({"id": "0-1", "event": "gap"})
 
 
 def bodies(document: Json) -> Iterator[tuple[str, str, Json]]:
