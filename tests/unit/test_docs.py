@@ -8,7 +8,13 @@ import pytest
 from agent_relay.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(ROOT.glob("clients/*/README.md")),
+    *sorted(ROOT.glob("examples/README.md")),
+    *sorted(ROOT.glob("examples/*/README.md")),
+]
 FOLDERS = tuple(f"{path.name}/" for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith("."))
 """A path in backticks that begins so is one of this repository's."""
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -19,7 +25,17 @@ IN_FILE = re.compile(r"`([A-Za-z_.]+)` in `([\w/]+\.py)`")
 FILE_NAME = re.compile(r"\w+\.py")
 OF_READERS = {"my_agents.py", "shop_agents.py"}
 """Files that a page lets its reader write."""
-FOLDERS_OF_CODE = ("api", "benchmarks", "client", "embedded", "shared", "src/agent_relay", "tests", "worker")
+FOLDERS_OF_CODE = (
+    "api",
+    "benchmarks",
+    "client",
+    "embedded",
+    "examples",
+    "shared",
+    "src/agent_relay",
+    "tests",
+    "worker",
+)
 SOURCES = {path: path.read_text() for folder in FOLDERS_OF_CODE for path in (ROOT / folder).rglob("*.py")}
 VERBS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
