@@ -49,6 +49,7 @@ from agent_relay.api.routes import (
     threads,
     usage,
     user_tokens,
+    users,
     webhooks,
 )
 from agent_relay.api.schedules.ticker import Ticker
@@ -174,8 +175,8 @@ def create_app(settings: Settings, connections: int) -> FastAPI:
     app.state.connections = connections
     problems.install(app, openai.ERRORS)
     v1 = APIRouter(prefix="/api/v1")
-    users = (agents, threads, agent, runs, batches, files, schedules, usage, webhooks, user_tokens)
-    routers = (*users, dead_letters, api_keys)
+    of_users = (agents, threads, agent, runs, batches, files, schedules, users, usage, webhooks, user_tokens)
+    routers = (*of_users, dead_letters, api_keys)
     for router in (*(routes.router for routes in routers), runs.streams, ag_ui.router, ai_sdk.router):
         v1.include_router(router)
     app.include_router(v1)

@@ -134,6 +134,7 @@ TAGS = [
     {"name": "schedules", "description": "Queries that are asked again and again, at the times that you say."},
     {"name": "files", "description": "What is attached to queries: images, documents, recordings."},
     {"name": "threads", "description": "Conversations: the next query is answered knowing the ones before."},
+    {"name": "users", "description": "Everything that the service keeps for a user."},
     {"name": "usage", "description": "What the runs of your tenant used and cost."},
     {
         "name": "webhooks",
@@ -242,6 +243,23 @@ RESULTS: dict[str, Any] = {
     },
 }
 """OpenAPI's description of a response with the results of a batch."""
+
+EXPORT: dict[str, Any] = {
+    "description": "An object a line, each with a `type`. The last is `end`, with how many there were of each type:"
+    " without it, the export was cut.",
+    "content": {
+        "application/x-ndjson": {
+            "schema": {
+                "type": "object",
+                "description": "`user`, then each `thread` with its `message`s, each `run` with its `step`s, each `batch`,"
+                " `schedule` and `webhook_delivery`, and each `file` with its bytes in `file_content`: `data` is what the"
+                " resource's own call shows.",
+            },
+            "examples": {"end": {"value": {"type": "end", "counts": {"user": 1, "thread": 1, "message": 2, "run": 1}}}},
+        },
+    },
+}
+"""How a route says that it answers with everything of a user."""
 
 router = APIRouter(include_in_schema=False)
 

@@ -83,7 +83,7 @@ async def chunks_of(request: Request, limit: int) -> AsyncIterator[bytes]:
         raise Refused(400, "The body ended before its end.") from None
 
 
-_AREAS = {"/batches": Scope.BATCHES, "/webhooks": Scope.WEBHOOKS}
+_AREAS = {"/batches": Scope.BATCHES, "/webhooks": Scope.WEBHOOKS, "/users/": Scope.READ}
 """The scope that the calls of a path need, and no other; all others need `ask`."""
 
 

@@ -17,10 +17,10 @@ from agent_relay.api.dependencies import CallLimits, Cancel, Database, RunRelay,
 from agent_relay.api.openapi import THREAD_STREAM
 from agent_relay.api.options import check_options
 from agent_relay.api.problems import invalid, pointer_step, responses
-from agent_relay.api.queries import read_owned, read_page
+from agent_relay.api.queries import Place, read_owned, read_page
 from agent_relay.api.requests.idempotency import REPLAYED, IdempotencyKey, once
 from agent_relay.api.requests.identity import Caller, Owner
-from agent_relay.api.requests.pagination import Bounded, Cursor, Limit, Page, bounded, read_bounded
+from agent_relay.api.requests.pagination import Bounded, Cursor, Limit, Page, Rows, bounded, read_bounded
 from agent_relay.api.requests.validation import StrictRoute
 from agent_relay.api.schemas import (
     AgentType,
@@ -217,7 +217,7 @@ async def create_thread(
         row = await owned_thread(database, caller, repeated.created)
         response.headers.update(REPLAYED)
     response.headers["Location"] = url_of("threads", row.id)
-    return _thread(row)
+    return thread_of(row)
 
 
 @router.get("", summary="List your threads", response_description="A page of threads.", responses=responses())
@@ -245,20 +245,17 @@ async def list_threads(
 ) -> Page[Thread]:
     """The user's threads, newest first. `metadata.<key>=<value>` selects those whose metadata has that value."""
     at, thread_id = cursor.read(datetime.fromisoformat, UUID)
-    found = await read_page(
+    found = await owned_threads(
         database,
         caller,
-        _PAGE,
-        ThreadRow,
         before=(at, thread_id),
         limit=limit,
-        threads=caller.threads,
         agent_type=agent_type,
         q=q,
         has_unfinished=has_unfinished,
-        metadata=to_json(metadata).decode() if metadata else None,
+        metadata=metadata,
     )
-    return cursor.page(found, limit, _thread, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(found, limit, thread_of, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.get(
@@ -273,7 +270,9 @@ async def read_thread(thread_id: ThreadId, database: Database, caller: Caller) -
     row = await owned_thread(database, caller, thread_id)
     async with database.connect() as connection:
         messages = read_bounded(await connection.execute(_LAST_MESSAGES, {"id": thread_id}), MessageRow)
-    return ThreadWithMessages(**_thread(row).model_dump(), messages=[_message(message) for message in messages.rows])
+    return ThreadWithMessages(
+        **thread_of(row).model_dump(), messages=[message_of(message) for message in messages.rows]
+    )
 
 
 @router.get(
@@ -297,14 +296,13 @@ async def list_messages(
     (last,) = cursor.read(str)
     position, _, place = (last or "").partition(".")
     await owned_thread(database, caller, thread_id)
-    values = {"id": thread_id, "position": position or None, "place": place or None, "limit": limit + 1}
-    async with database.connect() as connection:
-        found = read_bounded(await connection.execute(_MESSAGES[include is not None], values), MessageOfRun)
+    after = (int(position), int(place or 0)) if position else None
+    found = await page_of_messages(database, thread_id, after, limit, with_steps=include is not None)
     run_ids = [row.steps_of for row in found.rows[:limit] if row.steps_of is not None]
     steps, have_more = await steps_of_runs(database, run_ids)
 
     def shown(row: MessageOfRun) -> MessageWithSteps:
-        message = MessageWithSteps(**_message(row).model_dump())
+        message = MessageWithSteps(**message_of(row).model_dump())
         if include is None:
             return message
         of_run = {} if row.steps_of is None else {"more_steps": row.steps_of in have_more}
@@ -364,7 +362,7 @@ async def change_thread(thread_id: ThreadId, changes: ThreadChanges, database: D
         await check_options(database, caller, changes.options, thread_id=thread_id)
     async with database.begin() as connection:
         await connection.execute(_CHANGE, values)
-    return _thread(await owned_thread(database, caller, thread_id))
+    return thread_of(await owned_thread(database, caller, thread_id))
 
 
 @router.post(
@@ -399,7 +397,7 @@ async def fork_thread(
         response.headers.update(REPLAYED)
     row = await owned_thread(database, caller, new_thread_id)
     response.headers["Location"] = url_of("threads", row.id)
-    return _thread(row)
+    return thread_of(row)
 
 
 @router.delete(
@@ -417,6 +415,43 @@ async def delete_thread(thread_id: ThreadId, database: Database, canceller: Canc
             raise NotFound("thread")
         cancellations = await supersede(connection, thread_id, roll_back=False, also_later=True)
     await canceller.announce(cancellations)
+
+
+async def owned_threads(
+    database: AsyncEngine,
+    caller: Owner,
+    *,
+    before: Place,
+    limit: int,
+    agent_type: str | None = None,
+    q: str | None = None,
+    has_unfinished: bool | None = None,
+    metadata: dict[str, str] | None = None,
+) -> Rows[ThreadRow]:
+    """Read the caller's threads, newest first, from a place on."""
+    return await read_page(
+        database,
+        caller,
+        _PAGE,
+        ThreadRow,
+        before=before,
+        limit=limit,
+        threads=caller.threads,
+        agent_type=agent_type,
+        q=q,
+        has_unfinished=has_unfinished,
+        metadata=to_json(metadata).decode() if metadata else None,
+    )
+
+
+async def page_of_messages(
+    database: AsyncEngine, thread_id: UUID, after: tuple[int, int] | None, limit: int, *, with_steps: bool = False
+) -> Rows[MessageOfRun]:
+    """Read the messages of a thread in order, after a position and a place there; whose it is was looked at before."""
+    position, place = after or (None, None)
+    values = {"id": thread_id, "position": position, "place": place, "limit": limit + 1}
+    async with database.connect() as connection:
+        return read_bounded(await connection.execute(_MESSAGES[with_steps], values), MessageOfRun)
 
 
 async def owned_thread(database: AsyncEngine, caller: Owner, thread_id: UUID) -> ThreadRow:
@@ -469,7 +504,8 @@ async def _fork(database: AsyncEngine, asked: fork.Fork, key: Key | None) -> UUI
     return forked
 
 
-def _thread(row: ThreadRow) -> Thread:
+def thread_of(row: ThreadRow) -> Thread:
+    """Show a thread."""
     return Thread(
         id=row.id,
         user_id=row.user_id,
@@ -484,7 +520,8 @@ def _thread(row: ThreadRow) -> Thread:
     )
 
 
-def _message(row: MessageRow) -> Message:
+def message_of(row: MessageRow) -> Message:
+    """Show a message."""
     return Message(
         id=row.id,
         role=row.role,

@@ -96,7 +96,7 @@ async def list_deliveries(
     """The deliveries to the URLs of the user's runs and batches, made and pending ones, newest first."""
     at, delivery_id = cursor.read(datetime.fromisoformat, UUID)
     found = await owned_deliveries(database, caller, status=status, before=(at, delivery_id), limit=limit)
-    return cursor.page(found, limit, _delivery, lambda row: [row.created_at.isoformat(), row.id])
+    return cursor.page(found, limit, delivery_of, lambda row: [row.created_at.isoformat(), row.id])
 
 
 @router.post(
@@ -112,7 +112,7 @@ async def deliver_again(delivery_id: DeliveryId, database: Database, caller: Cal
         row = await redeliver(connection, delivery_id, caller.tenant, caller.user_id)
     if row is None:
         raise NotFound("delivery")
-    return _delivery(row)
+    return delivery_of(row)
 
 
 def _overlap_seconds(settings: Settings) -> float:
@@ -124,7 +124,8 @@ def _secret(secret: Secret, response: Response) -> WebhookSecret:
     return WebhookSecret(secret=secret.secret, created_at=secret.created_at, former_until=secret.former_until)
 
 
-def _delivery(row: DeliveryRow) -> WebhookDelivery:
+def delivery_of(row: DeliveryRow) -> WebhookDelivery:
+    """Show a delivery."""
     return WebhookDelivery(
         id=row.id,
         type=row.type,

@@ -161,7 +161,7 @@ SCOPES = {
     "ask": {"threads", "runs", "cancel", "query", "list", "ticket"},
     "batches": {"batches", "list batches"},
     "webhooks": {"secret"},
-    "read": {"list", "list batches", "secret", "ticket"},
+    "read": {"list", "list batches", "secret", "ticket", "export"},
 }
 CALLS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "threads": ("POST", "/threads", {"agent_type": "echo"}),
@@ -173,6 +173,7 @@ CALLS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "batches": ("POST", "/batches", {"agent_type": "echo", "items": [{"custom_id": "1", "query": "?"}]}),
     "list batches": ("GET", "/batches", {}),
     "secret": ("GET", "/webhooks/secret", {}),
+    "export": ("GET", "/users/me/export", {}),
 }
 
 
