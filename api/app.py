@@ -20,6 +20,7 @@ from agent_relay.api.batches.upload import BatchUpload
 from agent_relay.api.cancellation import Canceller
 from agent_relay.api.console import operations
 from agent_relay.api.console import routes as console
+from agent_relay.api.erasing import Eraser
 from agent_relay.api.files import FileUploads
 from agent_relay.api.operations.board import Board
 from agent_relay.api.operations.recorder import Recorder
@@ -126,13 +127,21 @@ async def _lifespan(app: FastAPI) -> AsyncGenerator[None]:
     recorder = Recorder(engine, limits.calls.__len__)
     sweeper = Sweeper(settings, engine, lanes, event_log)
     ticker = Ticker(settings, engine, lanes, admission, keys, canceller)
+    eraser = Eraser(engine, event_log, canceller)
 
     async def work() -> None:
         await until_ready(engine)
         of_pages = [board.run(), recorder.run()] if settings.pages else []
         of_provider = [] if provider is None else [provider.run()]
         await run_together(
-            relay.run(), batch_feeds.run(), sweeper.run(), ticker.run(), keys.run(), *of_provider, *of_pages
+            relay.run(),
+            batch_feeds.run(),
+            sweeper.run(),
+            ticker.run(),
+            eraser.run(),
+            keys.run(),
+            *of_provider,
+            *of_pages,
         )
 
     background = asyncio.create_task(work())

@@ -596,6 +596,19 @@ class StreamTicket(Resource):
     """Until when it opens the stream."""
 
 
+class DataDeletion(Resource):
+    """The deletion of everything of a user."""
+
+    id: UUID
+    """Its id."""
+    status: Literal["in_progress", "completed"]
+    """`completed` once nothing is left."""
+    created_at: datetime
+    """When it was asked for; what was there then goes."""
+    finished_at: datetime | None
+    """When all of it was gone."""
+
+
 class NewUserToken(Request):
     """A token to be made."""
 

@@ -371,9 +371,9 @@ class EventLog:
         logs: list[Any] = await pipeline.execute(raise_on_error=False)
         return [_read(self.names.log(run_id), log) for (run_id, _), log in zip(reads, logs, strict=True)]
 
-    async def remove(self, run_id: UUID) -> None:
-        """Remove a log that holds what no attempt of its run can have written."""
-        await self._redis.unlink(self.names.log(run_id))
+    async def remove(self, *run_ids: UUID) -> None:
+        """Remove logs: of runs that are erased, or one that holds what no attempt of its run can have written."""
+        await self._redis.unlink(*map(self.names.log, run_ids))
 
     async def tell_ends(self, runs: Sequence[RunEnd], ttl_seconds: int) -> None:
         """Append the ends of these runs, from their rows; ends that are in the log already stay as they are.

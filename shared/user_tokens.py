@@ -11,7 +11,7 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from agent_relay.shared.database.typed_rows import columns, read
 from agent_relay.shared.errors import NotFound
@@ -72,8 +72,13 @@ async def time_to_begin(database: AsyncEngine, tenant: str, user_id: UUID, threa
 async def revoke(database: AsyncEngine, tenant: str, user_id: UUID) -> None:
     """Make all tokens of a user void that were made until now, in all processes within a second."""
     async with database.begin() as connection:
-        await connection.execute(_REVOKE, {"tenant": tenant, "user_id": user_id})
-        await connection.execute(_FORGET, {"kept_seconds": KEPT_SECONDS})
+        await revoke_in(connection, tenant, user_id)
+
+
+async def revoke_in(connection: AsyncConnection, tenant: str, user_id: UUID) -> None:
+    """Do the same within a transaction."""
+    await connection.execute(_REVOKE, {"tenant": tenant, "user_id": user_id})
+    await connection.execute(_FORGET, {"kept_seconds": KEPT_SECONDS})
 
 
 async def revoked_since(database: AsyncEngine, since: datetime | None, overlap_seconds: float) -> list[Revocation]:

@@ -117,7 +117,8 @@ async def identify(request: Request, scopes: Collection[Scope], *, needs_user: b
     owner = (_in_session(request) if needs_user else None) or await _by_headers(request, needs_user=needs_user)
     if not shown_key(owner).allows(scopes):
         wanted = " or ".join(f"`{scope}`" for scope in scopes)
-        raise Refused(403, f"This key lacks the scope {wanted}.", code="scope_missing")
+        sentence = f"This key lacks the scope {wanted}." if wanted else "This call needs a key without scopes."
+        raise Refused(403, sentence, code="scope_missing")
     _note(request, owner)
 
 

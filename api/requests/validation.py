@@ -109,6 +109,8 @@ class StrictRoute(APIRoute):
         area = next((scope for path, scope in _AREAS.items() if path in self.path_format), Scope.ASK)
         if self.path_format.endswith("/agents"):
             return tuple(Scope)
+        if self.path_format.endswith("/users/me/data"):
+            return ()  # It takes the rights of all scopes.
         return (
             (area, Scope.READ) if method in {"GET", "HEAD"} or self.path_format.endswith("/stream-ticket") else (area,)
         )

@@ -6,16 +6,17 @@ import base64
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Path, Response
 from pydantic_core import to_json
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Send
 
 from agent_relay.api.batches.queries import owned_batches
-from agent_relay.api.dependencies import CallLimits, Database, RunRelay
+from agent_relay.api.dependencies import CallLimits, Database, RunRelay, UrlOf
+from agent_relay.api.erasing import DeletionRow, begin, owned_deletion
 from agent_relay.api.files import owned_files
 from agent_relay.api.openapi import EXPORT
 from agent_relay.api.problems import responses
@@ -27,7 +28,7 @@ from agent_relay.api.requests.validation import StrictRoute
 from agent_relay.api.routes.threads import message_of, owned_threads, page_of_messages, thread_of
 from agent_relay.api.routes.webhooks import delivery_of
 from agent_relay.api.schedules.rows import owned_schedules, schedule_of
-from agent_relay.api.schemas import file_of
+from agent_relay.api.schemas import DataDeletion, file_of
 from agent_relay.api.server.http_protocol import BREAK_OFF
 from agent_relay.api.steps import page_of_steps, steps_of_runs
 from agent_relay.api.streaming.relay import Relay
@@ -66,6 +67,43 @@ async def export(database: Database, relay: RunRelay, calls: CallLimits, caller:
     with calls.open(caller).kept() as call:
         headers = {"Content-Disposition": 'attachment; filename="export.jsonl"'}
         return Stream(Export(database, relay, call, caller), headers)
+
+
+@router.delete(
+    "/me/data",
+    status_code=202,
+    summary="Delete everything of a user",
+    response_description="The deletion, which has begun; `Location` says where it tells when it is done.",
+    responses=responses(),
+)
+async def delete_data(database: Database, url_of: UrlOf, caller: Caller, response: Response) -> DataDeletion:
+    """Erase all that the service keeps for you: threads, runs, batches, schedules, files, deliveries of webhooks.
+
+    Threads, batches and schedules are gone at once, and your tokens are void; runs that are under way are cancelled.
+    The rest follows, and `completed` says that nothing is left. What you make after this call stays. What your runs
+    used stays in the sums of your tenant.
+    """
+    row = await begin(database, caller)
+    response.headers["Location"] = url_of("users/me/deletions", row.id)
+    return _deletion(row)
+
+
+@router.get(
+    "/me/deletions/{deletion_id}",
+    summary="Read how far a deletion is",
+    response_description="The deletion.",
+    responses=responses(404),
+)
+async def read_deletion(
+    deletion_id: Annotated[UUID, Path(description="The deletion's id.")], database: Database, caller: Caller
+) -> DataDeletion:
+    """Whether everything is gone; for 30 days after it was."""
+    return _deletion(await owned_deletion(database, caller, deletion_id))
+
+
+def _deletion(row: DeletionRow) -> DataDeletion:
+    status = "in_progress" if row.finished_at is None else "completed"
+    return DataDeletion(id=row.id, status=status, created_at=row.created_at, finished_at=row.finished_at)
 
 
 class Export:

@@ -37,7 +37,7 @@ from agent_relay.shared.server_urls import Postgres
 from agent_relay.shared.settings import Settings
 from agent_relay.shared.unavailable import Trouble
 
-SCHEMA = "0031"
+SCHEMA = "0032"
 """The revision of the tables that this code works with."""
 
 PLACE = "(coalesce(CAST(:at AS timestamptz), 'infinity'), CAST(:id AS uuid))"

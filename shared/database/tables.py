@@ -717,6 +717,22 @@ class UserTokenRevocation(Base):
     __table_args__ = (Index("user_token_revocations_since", "revoked_before"),)
 
 
+class UserDeletion(Base):
+    """That everything of a user is to be erased; see `api/erasing.py`."""
+
+    __tablename__ = "user_deletions"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    tenant: Mapped[str]
+    user_id: Mapped[UUID]
+    created_at: Mapped[datetime] = mapped_column(server_default=text("clock_timestamp()"))
+    """What is older is erased."""
+    finished_at: Mapped[datetime | None]
+    """When all of it was gone."""
+
+    __table_args__ = (Index("user_deletions_unfinished", "created_at", postgresql_where=text("finished_at IS NULL")),)
+
+
 class ServiceSecret(Base):
     """A secret that all processes of the service share, made by the first that needs it."""
 

@@ -45,7 +45,8 @@ GRANTS: Mapping[str, Mapping[str, str]] = {
     "file_contents": {API: "SELECT, INSERT, UPDATE", WORKER: "SELECT, INSERT, UPDATE"},
     "file_chunks": {API: "SELECT, INSERT", WORKER: "SELECT, INSERT"},
     # Triggers note what is attached; a worker notes what an agent returns.
-    "file_uses": {WORKER: "SELECT, INSERT"},
+    # Whoever erases all of a user erases what the user's runs used.
+    "file_uses": {API: "SELECT", WORKER: "SELECT, INSERT"},
     # A trigger writes it. Both look at what a tenant has spent today.
     "past_usage": {API: "SELECT", WORKER: "SELECT"},
     # A worker only erases what has expired, and locks it for that.
@@ -57,6 +58,7 @@ GRANTS: Mapping[str, Mapping[str, str]] = {
     # Whoever needs the secret of a tenant first makes it.
     "webhook_secrets": {API: "SELECT, INSERT, DELETE", WORKER: "SELECT, INSERT"},
     "api_keys": {API: "SELECT, INSERT, UPDATE"},
+    "user_deletions": {API: "SELECT, INSERT, UPDATE, DELETE"},
     "user_token_revocations": {API: "SELECT, INSERT, UPDATE, DELETE"},
     "service_secrets": {API: "SELECT, INSERT, UPDATE"},
     # The figures of each minute, for the operations page.

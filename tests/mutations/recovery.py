@@ -160,7 +160,7 @@ MUTATIONS = [
     Mutation(
         "an API process that sees to nothing",
         "api/app.py",
-        "sweeper.run(), ",
+        "            sweeper.run(),\n",
         "",
         CRASHES + "test_where_no_worker_lives_an_api_process_sees_to_what_the_dead_have_left",
     ),

@@ -60,6 +60,7 @@ def before_load_schema(_context: Any, raw_schema: dict[str, Any]) -> None:
     of_files["content"] = {"text/plain": of_files["content"]["text/plain"]}  # Others must be what they say.
     del raw_schema["paths"]["/api/v1/threads/{thread_id}/stream"]  # It goes on for as long as there is the thread.
     del raw_schema["paths"]["/api/v1/users/me/export"]  # It reads all that was made before, each time.
+    del raw_schema["paths"]["/api/v1/users/me/data"]  # It takes away what other cases are about.
     for method, operation in [each for path in raw_schema["paths"].values() for each in path.items()]:
         operation["security"] = operation.get("security", [])[:1]  # The key comes in `X-API-Key`, and not twice.
         for parameter in operation.get("parameters", ()):
