@@ -271,6 +271,7 @@ async def test_the_whole_service_works_with_these_rights_and_with_none_less(
         worker.terminate()
         service.worker("--processes", "2")
         assert (await client.ended((await client.run("hello", agent_type="echo"))["id"]))["status"] == "succeeded"
+        await everything_of_a_user(client)
 
     service.stop()
     for running in service.processes:
@@ -409,6 +410,17 @@ async def batches_and_webhooks(client: Client, receiver: Receiver) -> None:
     delivery = (await http.get("/webhooks/deliveries")).json()["items"][0]
     assert (await http.post(f"/webhooks/deliveries/{delivery['id']}/redeliver")).is_success
     assert (await http.post("/webhooks/secret/rotate")).is_success
+
+
+async def everything_of_a_user(client: Client) -> None:
+    """Export it, and erase it."""
+    assert (await client.http.get("/users/me/export")).status_code == httpx.codes.OK
+    deletion = (await client.http.delete("/users/me/data")).json()
+
+    async def is_done() -> bool:
+        return (await client.http.get(f"/users/me/deletions/{deletion['id']}")).json()["status"] == "completed"
+
+    await soon(is_done)
 
 
 async def schedules(client: Client) -> None:
