@@ -74,9 +74,9 @@ _RUN = columns(
     served="CAST(NULL AS boolean)",
     requests="CAST(NULL AS json)",
     after_run_id="""(
-        SELECT earlier.id FROM runs AS earlier
-        WHERE earlier.thread_id = runs.thread_id AND earlier.seq < runs.seq AND NOT earlier.rolled_back
-        ORDER BY earlier.seq DESC LIMIT 1
+        SELECT previous.id FROM runs AS previous
+        WHERE previous.thread_id = runs.thread_id AND previous.seq < runs.seq AND NOT previous.rolled_back
+        ORDER BY previous.seq DESC LIMIT 1
     )""",
 )
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from agent_relay.api.app import create_app
 from agent_relay.api.console import operations
 from agent_relay.api.console import routes as console
-from agent_relay.api.protocols.openai import chat, conversations, models, responses
+from agent_relay.api.protocols.openai import chat, conversations, files, models, responses
 from agent_relay.api.protocols.openai.router import PREFIX
 from agent_relay.api.server.root_path import FIRST_STEPS, FIRST_TWO_STEPS
 from agent_relay.shared.settings import Settings
@@ -215,7 +215,7 @@ def test_the_first_steps_of_all_paths_are_known() -> None:
     pages = [route.path for route in routes if isinstance(route, APIRoute)]
     paths = [*app.openapi()["paths"], "/openapi.json", "/docs", *pages]
     assert {path.split("/")[1] for path in paths} == FIRST_STEPS
-    of_openai = [routes.router.prefix for routes in (chat, conversations, models, responses)]
+    of_openai = [routes.router.prefix for routes in (chat, conversations, files, models, responses)]
     assert {"/".join(f"{PREFIX}{path}".split("/")[1:3]) for path in of_openai} == FIRST_TWO_STEPS
 
 
