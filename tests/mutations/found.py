@@ -6,8 +6,15 @@ MUTATIONS = [
     Mutation(
         "a row that shows a text as an entry that says another",
         "worker/execution/publisher.py",
-        "return (self.text, self.last_entry) if self.stuck else self._entered",
+        "return self._entered",
         "return self.text, self.last_entry",
+        "tests/unit/worker/execution/test_publisher.py::test_no_entry_ever_has_two_texts_whatever_becomes_of_redis",
+    ),
+    Mutation(
+        "a text that waits for Redis and is in no row",
+        "worker/execution/publisher.py",
+        "        for telling in tellings:\n            telling.postpone()\n",
+        "",
         "tests/unit/worker/execution/test_publisher.py::test_a_row_shows_a_text_as_the_entry_that_says_it_and_without_redis_the_newest",
     ),
     Mutation(

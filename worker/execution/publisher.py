@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -80,8 +80,6 @@ class EventWriter:
         """When the first text was published, by the monotonic clock."""
         self.last_entry = 0
         """The `n` of the last entry made, whether it stands in the log yet or not."""
-        self.stuck = False
-        """Whether Redis was away when this was sent last."""
         self._entered: tuple[str | None, int] = (None, 0)
         """The newest text that is an entry, and `last_entry`."""
         self._closed = False
@@ -93,6 +91,9 @@ class EventWriter:
         self._numbered: list[_Told] = []
         """The events from which the entries in flight were made."""
         self._sending: Append | None = None
+        self._numbered_after: list[_Told] = []
+        self._after: Append | None = None
+        """Numbered while Redis was away, and not yet sent: nobody knows whether the entries in flight were stored."""
         self._wrote = BEFORE_ALL
         self._base: str | None = None
         """The text that readers of the log have, if they have read it all."""
@@ -140,38 +141,49 @@ class EventWriter:
 
     @property
     def known(self) -> tuple[str | None, int]:
-        """Return the text that the row may show and its entry: the text of that entry in the log, if there is Redis.
-
-        Without Redis it is the newest text. Read from the heartbeat's thread.
-        """
-        return (self.text, self.last_entry) if self.stuck else self._entered
+        """Return the text that the row may show, and the entry that has this text. Read from the heartbeat's thread."""
+        return self._entered
 
     @property
     def waits(self) -> bool:
         """Whether there is more to send."""
-        return bool(self._waiting)
+        return bool(self._waiting or self._after)
 
     def next(self) -> Append | None:
         """Return what is to be sent now: entries without a reply, or the waiting ones."""
+        if self._sending is None and self._after is not None:
+            self._sending, self._after = replace(self._after, wrote=self._wrote), None
+            self._numbered, self._numbered_after = self._numbered_after, []
         if self._sending is None and self._waiting and not self._closed:
             self._sending = self._number()
         return self._sending
 
+    def postpone(self) -> None:
+        """Redis was away: number what waits, too, so that the row has the newest text under an id of its own."""
+        if self._sending is None or not self._waiting or self._closed:
+            return
+        in_flight = self._numbered
+        if (more := self._number()) is not None:
+            before: Sequence[Entry] = () if self._after is None else self._after.entries
+            self._after = replace(more, entries=[*before, *more.entries])
+            self._numbered_after += self._numbered
+        self._numbered = in_flight
+
     def sent(self, outcome: Outcome) -> None:
         """Process the outcome of what was sent."""
-        self.stuck = False
         if outcome is Outcome.FENCED:
+            self._after = None
             self._close()
             self._on_fenced()
         elif self._sending is not None:
             self._wrote = self._sending.entries[-1].id
         self._sending = None
-        if not self._waiting:
+        if not self.waits:
             self._quiet.set()
 
     def set_aside(self) -> None:
         """Write nothing more: this log cannot be written. The end is read from the row."""
-        self._sending = None
+        self._sending = self._after = None
         self._close()
         self._quiet.set()
 
@@ -182,8 +194,9 @@ class EventWriter:
         """
         if self._sending is None:
             return
-        events = [told for told in self._numbered if not isinstance(told, str)]
+        events = [told for told in (*self._numbered, *self._numbered_after) if not isinstance(told, str)]
         later = [waiting for waiting in self._waiting if not isinstance(waiting, str)]
+        self._after, self._numbered_after = None, []
         self._base = self._thought = None
         self._wrote = BEFORE_ALL
         self._waiting = [*events, *([] if self.text is None else [self.text]), *later]
@@ -313,7 +326,7 @@ class Publisher:
         for end in ends:
             _answer(end, away)
         for telling in tellings:
-            telling.stuck = True
+            telling.postpone()
         await asyncio.sleep(BACK_OFF_SECONDS)
         for telling in tellings:
             self._note(telling)
@@ -396,7 +409,7 @@ class Publisher:
                 if isinstance(error, SQLAlchemyError) and not is_away(error):
                     raise
                 log.warning("publisher.undecided run_id=%s error=%r", telling.run_id, error)
-                telling.stuck = True
+                telling.postpone()
             else:
                 return is_mine
             await asyncio.sleep(BACK_OFF_SECONDS)

@@ -135,16 +135,45 @@ async def test_a_row_shows_a_text_as_the_entry_that_says_it_and_without_redis_th
 
     desk.log.away = True
     telling.show("abcd")
-
-    async def is_told_that_redis_is_away() -> bool:
-        return telling.stuck
-
-    await soon(is_told_that_redis_is_away)
+    await soon(lambda: is_known(telling, "abcd", 4))
     telling.show("abcde")
-    assert telling.known == ("abcde", 4)
+    await soon(lambda: is_known(telling, "abcde", 5))
     desk.log.away = False
     await telling.flushed()
     assert telling.known == ("abcde", 5)
+    assert story(await desk.read(telling))[-2:] == ["1-4 abcd", "1-5 abcde"]
+
+
+async def is_known(telling: EventWriter, text: str, entry: int) -> bool:
+    """Tell whether a row may show this text as this entry."""
+    return telling.known == (text, entry)
+
+
+async def test_no_entry_ever_has_two_texts_whatever_becomes_of_redis(desk: Desk) -> None:
+    """A row keeps what it shows after the worker has died, and after its log has expired."""
+    telling = desk.telling()
+    said: dict[int, str] = {}
+    for number in range(100):
+        telling.show("and so " * (number + 1))
+        if number % 9 == 0:
+            telling.tell(CALL)
+        desk.log.away = number % 10 in range(3, 8)
+        desk.log.replies_to_lose += number % 5 == 0
+        for _ in range(3):
+            await asyncio.sleep(0.002)
+            text, entry = telling.known
+            assert text is None or said.setdefault(entry, text) == text
+    desk.log.away, desk.log.replies_to_lose = False, 0
+    await telling.flushed()
+
+    entries = await desk.read(telling)
+    assert [entry.id.n for entry in entries] == list(range(1, telling.last_entry + 1))
+    text = ""
+    for entry in entries:
+        text = entry.growth.of(text) if entry.growth else entry.text or text
+        assert said.setdefault(entry.id.n, text) == text
+    assert text == telling.text
+    assert sum(entry.event == "tool_call" for entry in entries) == 12
 
 
 async def test_the_first_text_is_whole_and_the_next_are_growth(desk: Desk) -> None:
