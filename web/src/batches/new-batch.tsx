@@ -1,4 +1,4 @@
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 
 import { messageOf } from "../shared/api.ts";
 import { counted } from "../shared/format.ts";
@@ -29,7 +29,8 @@ export function NewBatch({ store }: { store: Store }) {
         setReading({ header: true });
         setFile({ name: chosen.name, bytes: new Uint8Array(await chosen.arrayBuffer()) });
     };
-    useEffect(() => {
+    useLayoutEffect(() => {
+        // At once: it guesses the columns, and a column that is chosen before the next frame is to stay.
         if (!file) return;
         try {
             const found = readTable(file.name, file.bytes, reading);
