@@ -11,6 +11,7 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Response
 from pydantic_core import to_json
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import Send
 
@@ -36,7 +37,7 @@ from agent_relay.api.streaming.response import Stream, send_frames
 from agent_relay.api.streaming.sse_and_ndjson import Framing, one_line
 from agent_relay.shared.away import DATABASE_ERRORS
 from agent_relay.shared.clock import now
-from agent_relay.shared.database import is_away
+from agent_relay.shared.database import is_away, transact
 from agent_relay.shared.database.typed_rows import Kind
 from agent_relay.shared.errors import NotFound
 from agent_relay.shared.files import FileRow, read_pieces
@@ -48,6 +49,9 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/users", tags=["users"], route_class=StrictRoute)
 
 ROWS_AT_ONCE = 100
+
+_LOOK = text("SELECT 1")
+"""Read before the response begins: a database that is away is answered with 503, not with a connection that breaks."""
 
 Line = tuple[str, dict[str, Any]]
 """The type of a line, and its other fields."""
@@ -65,6 +69,7 @@ async def export(database: Database, relay: RunRelay, calls: CallLimits, caller:
     It is read while it is sent, so what changes meanwhile may be there as it was or as it is.
     """
     with calls.open(caller).kept() as call:
+        await transact(database, _LOOK)
         headers = {"Content-Disposition": 'attachment; filename="export.jsonl"'}
         return Stream(Export(database, relay, call, caller), headers)
 
