@@ -54,9 +54,12 @@ _MEDIA_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,60}/[a-z0-9][a-z0-9!#$&^_
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
 _USE = text("""
-    INSERT INTO file_uses (file_id, run_id)
-    SELECT :file_id, id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'
-    ON CONFLICT DO NOTHING
+    WITH ours AS (
+        SELECT id FROM runs WHERE id = :run_id AND attempt = :attempt AND status = 'running'
+    ), used AS (
+        INSERT INTO file_uses (file_id, run_id) SELECT :file_id, id FROM ours ON CONFLICT DO NOTHING
+    )
+    SELECT id FROM ours
 """)
 _TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id() AS text)")
 
@@ -64,6 +67,10 @@ _TRANSACTION_ID = text("SELECT CAST(pg_current_xact_id() AS text)")
 @dataclass(frozen=True, slots=True)
 class _Stored:
     transaction_id: str
+
+
+class _NotOurs(Exception):
+    """The run was erased, or is another attempt's: nothing would use the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +270,8 @@ class RunFiles:
             await check_room(connection, self._limits, new.tenant, new.user_id, new.size)
             await store_file(connection, new, pieces_of(data), self._limits.kept_seconds)
             use = {"file_id": file_id, "run_id": claimed.run_id, "attempt": claimed.attempt}
-            await connection.execute(_USE, use)
+            if (await connection.execute(_USE, use)).one_or_none() is None:
+                raise _NotOurs
             return _Stored((await connection.execute(_TRANSACTION_ID)).scalar_one())
 
         if not data or new.size > self._most_of_one:
@@ -271,6 +279,8 @@ class RunFiles:
             return
         try:
             await self._patiently(lambda: store(self._database, write))
+        except _NotOurs:
+            log.warning("files.not_stored run_id=%s bytes=%d: the run is not this attempt's", claimed.run_id, new.size)
         except QueueFull as full:
             log.warning("files.not_stored run_id=%s bytes=%d: %s", claimed.run_id, new.size, full)
 
